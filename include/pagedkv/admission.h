@@ -1,0 +1,33 @@
+/* pagedkv: admission. A sequence that is admitted declares the most tokens it will ever hold (its
+ * claim). The rule: a state is safe if the admitted sequences can be ordered so that each can grow
+ * to its claim using free pages plus what the ones before it release when they end (Dijkstra's
+ * banker). Admitting keeps the state safe or is refused, so two half-admitted sequences can never
+ * wait for each other. */
+#ifndef PAGEDKV_ADMISSION_H
+#define PAGEDKV_ADMISSION_H
+
+#include "types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Would admitting a new sequence of max_tokens, of which shared_tokens come from a prefix match,
+ * be safe now? *safe = 1 or 0; missing[0..n_groups) (may be NULL) = pages missing per group.
+ * Read-only. O(admitted sequences) per changed state, see docs/architecture.md. */
+PKV_API pkv_status pkv_admit_probe(pkv_cache *cache, uint64_t max_tokens, uint64_t shared_tokens,
+                                   uint32_t *safe, uint32_t *missing, uint32_t n_groups);
+
+/* Admits a sequence with a claim: PKV_EUNSAFE if the state would not stay safe, PKV_ESTATE if it
+ * has a ticket already. The ticket is dropped by pkv_admit_release or with the sequence. */
+PKV_API pkv_status pkv_admit(pkv_seq seq, uint64_t max_tokens);
+PKV_API pkv_status pkv_admit_release(pkv_seq seq);
+
+/* May this batch be reserved with the state staying safe (growing some sequence now could strand
+ * another)? PKV_OK, or PKV_EUNSAFE with *blocked = index of the first entry to leave out. */
+PKV_API pkv_status pkv_admit_check_batch(pkv_batch batch, uint32_t *blocked);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

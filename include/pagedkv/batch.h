@@ -1,0 +1,64 @@
+/* pagedkv: batches. begin → add … → reserve → (plan, write, attend) → commit or abort.
+ * Reserve is all-or-nothing over all sequences and groups. */
+#ifndef PAGEDKV_BATCH_H
+#define PAGEDKV_BATCH_H
+
+#include "types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Opens a batch. PKV_ERANGE when max_batches are open. MT-safe. */
+PKV_API pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *batch);
+
+/* Adds n_tokens new tokens (>= 1) of `seq`. `tokens` are the token ids, copied; NULL when the host
+ * does not want prefix publication for them (the sequence then publishes nothing further). A
+ * sequence may be added once per batch. Amortised O(1) plus the copy. */
+PKV_API pkv_status pkv_batch_add(pkv_batch batch, pkv_seq seq, const int32_t *tokens,
+                                 uint32_t n_tokens);
+
+/* Reserves pages for every new token, reclaiming unreferenced cached pages if needed. On
+ * PKV_ENOPAGES nothing changed and pkv_batch_shortfall tells how many pages are missing; the
+ * batch stays open and may be aborted, or reserved again after something was freed.
+ * O(sequences + new pages). */
+PKV_API pkv_status pkv_batch_reserve(pkv_batch batch);
+
+/* Pages missing per group after the last failed reserve (zeros after a success).
+ * missing[0..n_groups). */
+PKV_API pkv_status pkv_batch_shortfall(pkv_batch batch, uint32_t *missing, uint32_t n_groups);
+
+/* Ends a reserved batch: lengths advance, full pages are sealed and published, pages that left
+ * their window are released, the eviction policy runs. PKV_ESTATE without reserve. The handle is
+ * stale afterwards. O(sequences + sealed pages). */
+PKV_API pkv_status pkv_batch_commit(pkv_batch batch);
+
+/* As commit, but entry i keeps only its first accepted[i] (0..n_tokens) new tokens: the verified
+ * part of a speculative step. The rest is rolled back before anything is sealed or published.
+ * `n` must equal the number of entries. */
+PKV_API pkv_status pkv_batch_commit_partial(pkv_batch batch, const uint32_t *accepted, uint32_t n);
+
+/* Ends a batch in any state as if it had never begun. The handle is stale afterwards. */
+PKV_API pkv_status pkv_batch_abort(pkv_batch batch);
+
+/* Number of entries and of new tokens over all entries. O(1). */
+PKV_API pkv_status pkv_batch_size(pkv_batch batch, uint32_t *n_entries, uint64_t *n_tokens);
+
+/* A page to copy before the step: copy-on-write of a shared partial tail. Executed by the library
+ * for PKV_STORAGE_HOST; with other storages by the host between reserve and the step. */
+typedef struct pkv_copy {
+    uint32_t group;
+    uint32_t n_tokens; /* token slots in use: [0, n_tokens) need copying */
+    pkv_page src, dst;
+} pkv_copy;
+
+/* The copies of a reserved batch, in (entry, group) order, hence deterministic. Writes at most
+ * `capacity` entries and the total to *n; PKV_ERANGE if capacity is too small (nothing written but
+ * *n). copies may be NULL with capacity 0. */
+PKV_API pkv_status pkv_batch_copies(pkv_batch batch, pkv_copy *copies, uint32_t capacity,
+                                    uint32_t *n);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,119 @@
+/* pagedkv: how a cache is described.
+ *
+ *     pkv_config config;
+ *     pkv_config_init(&config, sizeof config);      // defaults
+ *     config.groups[0] = (pkv_group_config){.n_layers = 32, .kv_heads = 8, .q_heads = 32, ...};
+ *     config.n_groups = 1;
+ *     pkv_cache_create(&config, &cache);
+ */
+#ifndef PAGEDKV_CONFIG_H
+#define PAGEDKV_CONFIG_H
+
+#include "types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Layers with the same geometry and attention span. */
+typedef struct pkv_group_config {
+    uint32_t n_layers;   /* layers in this group, >= 1 */
+    uint32_t kv_heads;   /* KV heads per layer, 1..PKV_MAX_HEADS */
+    uint32_t q_heads;    /* query heads per layer, a multiple of kv_heads; 0 = kv_heads */
+    uint32_t head_dim_k; /* elements of a key, multiple of 8, 8..PKV_MAX_HEAD_DIM */
+    uint32_t head_dim_v; /* elements of a value, same bounds; 0 = head_dim_k */
+    uint32_t window;     /* sliding window in tokens (a query at p sees keys > p - window);
+                          * 0 = full attention */
+    pkv_dtype dtype;     /* format of the pages; 0 = PKV_DTYPE_F16 */
+    uint32_t max_pages;  /* most pages this group may hold; 0 = bounded by memory_limit only */
+    /* Model layer numbers of this group, n_layers entries, read during pkv_cache_create only.
+     * NULL = the next n_layers numbers after those of the previous group. Over all groups every
+     * layer number 0..total-1 must occur exactly once. */
+    const uint32_t *layers;
+    /* PKV_STORAGE_EXTERNAL: the group's buffer, and its size in bytes. Must stay valid until the
+     * cache is destroyed. A device address is fine: the library never dereferences it. */
+    void *external_base;
+    size_t external_bytes;
+    uint64_t reserved[4]; /* zero */
+} pkv_group_config;
+
+/* Where metadata comes from. All three are called with `user`; `size` in free is the size given to
+ * alloc. Must be MT-safe if the cache is used from several threads. Alignment is a power of two. */
+typedef struct pkv_allocator {
+    void *user;
+    void *(*alloc)(void *user, size_t size, size_t alignment);
+    void (*free)(void *user, void *ptr, size_t size);
+} pkv_allocator;
+
+/* Log levels: the library itself only emits DEBUG; a message is one line without newline. */
+enum { PKV_LOG_DEBUG = 0, PKV_LOG_INFO = 1, PKV_LOG_WARN = 2, PKV_LOG_ERROR = 3 };
+typedef void (*pkv_log_fn)(void *user, int level, const char *message);
+
+/* Monotonic clock in nanoseconds (TTL, statistics); NULL in the config = CLOCK_MONOTONIC. */
+typedef uint64_t (*pkv_clock_fn)(void *user);
+
+/* Rotary embedding the model applies to queries and keys before they reach the cache. Needed by
+ * PKV_POSITION_COMPACT only (evict.h). Scaling: frequencies may be given explicitly. */
+typedef struct pkv_rope_config {
+    uint32_t rotary_dims;     /* leading dims that rotate, even; 0 = the group has no RoPE info */
+    uint32_t interleaved;     /* 1: pairs (2i, 2i+1); 0: half-split pairs (i, i + rotary_dims/2) */
+    double theta;             /* base; used when frequencies == NULL */
+    double position_scale;    /* linear scaling: angle = position * position_scale * freq; 0 = 1 */
+    const double *frequencies;/* rotary_dims/2 angular frequencies in rad/token, or NULL; copied */
+} pkv_rope_config;
+
+/* Debug aids, or-ed into pkv_config.debug. Cost: each touches whole pages. */
+enum {
+    PKV_DEBUG_POISON = 1u,   /* fill freed pages with NaN patterns (HOST storage) */
+    PKV_DEBUG_CHECKSUM = 2u  /* checksum sealed pages; pkv_cache_verify compares (HOST storage) */
+};
+
+typedef struct pkv_config {
+    size_t struct_size;       /* set by pkv_config_init */
+    uint32_t page_tokens;     /* tokens per page: 8, 16, 32, 64 or 128; default 16 */
+    uint32_t n_groups;        /* 1..PKV_MAX_GROUPS */
+    pkv_group_config *groups; /* n_groups entries, the caller's array, read during create only */
+    pkv_storage storage;      /* default PKV_STORAGE_HOST */
+    uint32_t debug;           /* PKV_DEBUG_* */
+    uint64_t memory_limit;    /* bytes of pages and metadata together; 0 = 1 GiB default */
+    uint64_t region_bytes;    /* multiple of 2 MiB; 0 = chosen from the page sizes */
+    uint32_t max_sequences;   /* most live sequences; default 65536 */
+    uint32_t max_batches;     /* most open batches; default 64 */
+    uint32_t event_capacity;  /* entries of the event ring, power of two; 0 = no events */
+    uint32_t prefix;          /* 1 = keep a prefix index (prefix.h); default 1 */
+    uint32_t huge_pages;      /* 1 = advise huge pages for regions; default 1 */
+    int32_t numa_node;        /* preferred node of regions, -1 = none (default) */
+    uint32_t watermark_pages; /* pages per group that admission keeps free; default 0 */
+    uint32_t fork_policy;     /* 1 = MADV_DONTFORK on regions; default 0 */
+    const pkv_allocator *allocator; /* copied; NULL = jemalloc with a private arena if the
+                                     * process has jemalloc, else libc */
+    pkv_log_fn log;           /* NULL = silent */
+    void *log_user;
+    pkv_clock_fn clock;       /* NULL = CLOCK_MONOTONIC */
+    void *clock_user;
+    const char *isa;          /* kernel override: "generic", "avx2", "avx512", "avx512bf16",
+                               * "neon", …; NULL = best of this CPU */
+    const pkv_rope_config *rope; /* n_groups entries or NULL; copied */
+    const char *prefix_policy;   /* replacement policy of cached prefixes by name (prefix.h);
+                                  * NULL = "lru-leaf" */
+    uint64_t prefix_key[2];   /* test override of the index's hash key; {0,0} = random per cache */
+    uint64_t reserved[8];     /* zero */
+} pkv_config;
+
+/* Fills defaults. `size` is sizeof(pkv_config) as the caller was compiled; PKV_EVERSION for a size
+ * this library does not know. Not thread-relevant. O(1). */
+PKV_API pkv_status pkv_config_init(pkv_config *config, size_t size);
+
+/* Bounds of a numeric parameter by field name ("page_tokens", "head_dim_k", ...): PKV_EINVAL for an
+ * unknown name. For page_tokens every power of two between the bounds is allowed. MT-safe, O(1). */
+PKV_API pkv_status pkv_config_bounds(const char *field, uint64_t *min, uint64_t *max);
+
+/* Checks a whole config without creating anything; on failure writes a text naming the field and
+ * the reason ("groups[1].kv_heads: 0 is not in 1..512") to text[0..capacity), truncated and
+ * NUL-terminated; text may be NULL. MT-safe, O(groups + layers). */
+PKV_API pkv_status pkv_config_check(const pkv_config *config, char *text, size_t capacity);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,1 @@
+#include <pagedkv/cache.h>
