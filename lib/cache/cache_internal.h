@@ -1,0 +1,279 @@
+/* What the files of lib/cache share: the cache, its sequences and its batches.
+ *
+ * lib/cache is the top of the library: it implements the public API by orchestrating the modules
+ * below it. Files and owners of a subject:
+ *
+ *     config.c    defaults, bounds, checks             sequence.c  create, fork, truncate, destroy
+ *     geometry.c  groups, layers, bytes per page       pins.c      pinned ranges
+ *     cache.c     create, destroy, limit, reclaim      batch.c     begin, add, commit, abort
+ *     verify.c    every invariant                      reserve.c   pages for a batch, or nothing
+ *     error.c     last error                           export.c    CSR, block table, slot mapping
+ *     slots.c     handles                              admission.c claims and the safe-state rule
+ *     attention.c plans (lib/attn)   prefix.c (lib/prefix)   evict.c (lib/evict)
+ *
+ * Locks, in the order in which they may be taken:
+ *     cache->lock      slot tables, free objects, admission
+ *     the prefix index's lock (lib/prefix)
+ *     pool locks, budget, allocator
+ * cache->error_lock is a leaf. Nothing calls hooks or host callbacks with cache->lock held, except
+ * the log callback.
+ *
+ * A sequence has one writer at a time (the host's promise); `busy` makes a sequence in an open batch
+ * refuse every other change. */
+#ifndef PKVI_CACHE_INTERNAL_H
+#define PKVI_CACHE_INTERNAL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <pagedkv/admission.h>
+#include <pagedkv/batch.h>
+#include <pagedkv/cache.h>
+#include <pagedkv/config.h>
+#include <pagedkv/sequence.h>
+
+#include "base/mutex.h"
+#include "cache/hooks.h"
+#include "cache/slots.h"
+#include "mem/mem.h"
+#include "os/os.h"
+#include "pool/pool.h"
+#include "stats/stats.h"
+#include "table/table.h"
+
+#define PKVI_MAX_PINS 64u
+
+/* One layer group. Immutable after create, apart from the pool and the counters. */
+struct pkvi_group {
+    struct pkvi_pool pool;
+    uint32_t index;
+    uint32_t n_layers;
+    uint32_t kv_heads, q_heads;
+    uint32_t head_dim_k, head_dim_v;
+    uint32_t window;      /* 0 = full attention */
+    pkv_dtype dtype;
+    uint64_t token_bytes; /* K and V of one token in all layers */
+    uint64_t layer_bytes; /* one layer's part of a page */
+    uint64_t page_bytes;  /* n_layers * layer_bytes */
+    _Atomic uint64_t live_tokens; /* token slots in use over all tables, shared ones once each */
+};
+
+/* Where a model layer lives. */
+struct pkvi_layer {
+    uint16_t group;
+    uint16_t index; /* layer number inside the group */
+};
+
+struct pkvi_attention; /* attention.c: kernel row, per-cache constants */
+
+struct pkv_cache {
+    struct pkvi_os os;
+    struct pkvi_mem mem;
+    struct pkvi_budget budget;
+    struct pkvi_stats stats;
+
+    uint32_t page_tokens; /* P, a power of two */
+    uint32_t page_shift;  /* log2 P */
+    uint32_t n_groups;
+    uint32_t n_layers;
+    struct pkvi_group *groups; /* [n_groups] */
+    struct pkvi_layer *layers; /* [n_layers], by model layer number */
+    pkv_storage storage;
+    uint32_t debug;            /* PKV_DEBUG_* */
+    uint32_t watermark_pages;
+
+    pkv_log_fn log;
+    void *log_user;
+    pkv_clock_fn clock; /* NULL = os clock */
+    void *clock_user;
+
+    struct pkvi_mutex lock;   /* sequences, batches, admission */
+    struct pkvi_slots sequences;
+    struct pkvi_slots batches;
+    struct pkvi_batch *free_batches; /* ended batches whose arrays are reused */
+    struct pkvi_admission *admission;
+
+    const struct pkvi_hooks *hooks[PKVI_HOOK_SLOTS]; /* NULL = module absent */
+    void *hook_context[PKVI_HOOK_SLOTS];
+    struct pkvi_attention *attention;
+
+    struct pkvi_mutex error_lock;
+    pkv_status error_status;
+    char error_text[256];
+};
+
+/* A half-open range of token positions. */
+struct pkvi_range {
+    uint64_t begin, end;
+};
+
+struct pkvi_seq {
+    struct pkv_cache *cache;
+    uint64_t id;
+    uint64_t length;          /* committed tokens */
+    atomic_uint busy;         /* 1 while in an open batch */
+    uint32_t n_pins;
+    struct pkvi_range *pins;  /* [PKVI_MAX_PINS] or NULL, unordered, may overlap */
+    uint64_t claim;           /* admission: most tokens it will hold; 0 = no ticket */
+    uint32_t claim_index;     /* admission: place in the list of claims */
+    void *state[PKVI_HOOK_SLOTS]; /* the modules' own, see hooks.h */
+    struct pkvi_table tables[];   /* [n_groups] */
+};
+
+/* One (sequence, new tokens) pair of a batch. */
+struct pkvi_entry {
+    struct pkvi_seq *seq;
+    uint64_t first_row;    /* rows (new tokens) of the entries before it */
+    uint32_t n_tokens;     /* new tokens, >= 1 */
+    uint32_t accepted;     /* set by commit before the hooks run: 0..n_tokens */
+    uint64_t tokens;       /* offset into batch->tokens, or PKVI_NO_TOKENS */
+};
+#define PKVI_NO_TOKENS UINT64_MAX
+
+/* Copy-on-write of one partial tail. The batch holds src's former reference until it ends. */
+struct pkvi_copy {
+    uint32_t entry, group;
+    uint32_t logical;
+    uint32_t n_tokens; /* token slots [0, n_tokens) are valid in src */
+    uint32_t src, dst; /* page indices in the group's pool */
+};
+
+enum pkvi_batch_phase { PKVI_BATCH_OPEN = 0, PKVI_BATCH_RESERVED = 1 };
+
+struct pkvi_batch {
+    struct pkv_cache *cache;
+    uint64_t id;
+    uint32_t phase;
+    uint32_t n_entries, entry_capacity;
+    struct pkvi_entry *entries;
+    uint64_t n_rows;            /* new tokens over all entries */
+    uint32_t n_with_tokens;     /* entries that carry token ids */
+    int32_t *tokens;            /* ids of all entries that gave them, back to back */
+    uint64_t n_token_ids, token_capacity;
+    struct pkvi_copy *copies;   /* in (entry, group) order */
+    uint32_t n_copies, copy_capacity;
+    uint32_t *shortfall;        /* [n_groups] */
+    uint32_t *needed;           /* [n_groups] scratch of reserve */
+    uint32_t *pages;            /* scratch of reserve: pages being handed out */
+    uint32_t page_capacity;
+    void *state[PKVI_HOOK_SLOTS];
+    struct pkvi_batch *next_free;
+};
+
+/* ---- handles ------------------------------------------------------------------------------- */
+
+/* Resolves a handle: PKV_EINVAL for a NULL cache or a zero id, PKV_ESTALE. Records the failure as
+ * the cache's last error under the name of the calling function. Lock-free, O(1). */
+pkv_status pkvi_seq_get(pkv_seq handle, const char *caller, struct pkvi_seq **seq);
+pkv_status pkvi_batch_get(pkv_batch handle, const char *caller, struct pkvi_batch **batch);
+
+/* As pkvi_seq_get, and PKV_EBUSY while the sequence is in an open batch. */
+pkv_status pkvi_seq_get_idle(pkv_seq handle, const char *caller, struct pkvi_seq **seq);
+
+/* As pkvi_batch_get, and PKV_ESTATE unless the batch is reserved. */
+pkv_status pkvi_batch_get_reserved(pkv_batch handle, const char *caller, struct pkvi_batch **batch);
+
+static inline pkv_seq pkvi_seq_handle(const struct pkvi_seq *seq)
+{
+    return (pkv_seq){seq->cache, seq->id};
+}
+
+/* ---- errors, log, clock -------------------------------------------------------------------- */
+
+/* Records `status` with a printf-style text ("batch_add: sequence 7 is listed twice") as the
+ * cache's last error and returns `status`. cache may be NULL: then it only returns. MT-safe. */
+pkv_status pkvi_fail(struct pkv_cache *cache, pkv_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Sends one formatted line to the host's log callback, if there is one. */
+void pkvi_log(struct pkv_cache *cache, int level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* The host's clock, or the OS's, in nanoseconds. */
+uint64_t pkvi_now(struct pkv_cache *cache);
+
+/* ---- arithmetic of pages and tokens -------------------------------------------------------- */
+
+/* Pages that n tokens need: ceil(n / P). */
+static inline uint64_t pkvi_pages_for(const struct pkv_cache *cache, uint64_t tokens)
+{
+    return (tokens >> cache->page_shift) + ((tokens & (cache->page_tokens - 1u)) != 0);
+}
+
+/* First logical page that a query at position `length` can still see in a group: 0 for full
+ * attention; a page has left the window w when its last position is below length - w + 1. */
+static inline uint32_t pkvi_window_first(const struct pkv_cache *cache,
+                                         const struct pkvi_group *group, uint64_t length)
+{
+    if (group->window == 0 || length < group->window) return 0;
+    return (uint32_t)((length - group->window + 1) >> cache->page_shift);
+}
+
+/* Tokens of one group's table that are resident, for a sequence of `length` tokens. O(1). */
+uint64_t pkvi_resident_tokens(const struct pkv_cache *cache, const struct pkvi_table *table,
+                              uint64_t length);
+
+/* ---- services for the modules' bindings (prefix.c, evict.c) --------------------------------- */
+
+/* Drops one resident page of a sequence (an eviction): takes it out of the table, gives its
+ * reference back, counts and reports PKV_EVENT_PAGE_EVICT. PKV_EDROPPED if not held, PKV_EBUSY if a
+ * pin covers it, PKV_EINVAL if it holds the position the next token goes to. Call from the commit
+ * hook, or while nothing else uses the sequence. Amortised O(1). */
+pkv_status pkvi_seq_drop(struct pkvi_seq *seq, uint32_t group, uint32_t logical);
+
+/* Does a pinned range touch this logical page? O(pins). */
+bool pkvi_seq_pinned(const struct pkvi_seq *seq, uint32_t logical);
+
+/* What an attach puts into one group's table. */
+struct pkvi_attach {
+    uint32_t first;        /* logical number of pages[0]; pages before it left the window */
+    uint32_t n;            /* first + n must be ceil(n_tokens / P) */
+    const uint32_t *pages; /* the caller has one reference of each, which the table takes over */
+};
+
+/* Fills an empty, idle sequence with n_tokens tokens whose pages exist already (prefix match):
+ * tables, length, counters, share events. n_tokens may end inside a page: the last page is then a
+ * partially valid shared page, and the first write into it copies it (reserve does that for any
+ * tail page that has other references or an owner). `from` is the hook slot of the caller, whose
+ * own seq_attach is not called. On failure (PKV_ESTATE not empty, PKV_EBUSY, PKV_ENOMEM) nothing
+ * changed and the caller keeps the references. O(pages). */
+pkv_status pkvi_seq_attach(struct pkvi_seq *seq, uint64_t n_tokens,
+                           const struct pkvi_attach *groups, int from);
+
+/* Gets pages back so that a pool can hand out n more of `group`: prefix index, then eviction.
+ * Returns whether another attempt makes sense. Used by reserve and by pkv_page_alloc. No locks may
+ * be held. */
+bool pkvi_cache_reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
+                        struct pkvi_batch *requester);
+
+/* ---- between the files of lib/cache --------------------------------------------------------- */
+
+/* geometry.c */
+pkv_status pkvi_geometry_init(struct pkv_cache *cache, const pkv_config *config);
+
+/* reserve.c: pages, tables and copies of a batch; all or nothing. */
+pkv_status pkvi_batch_reserve(struct pkvi_batch *batch);
+/* Gives back what the reserve took: tables, copies. */
+void pkvi_batch_unreserve(struct pkvi_batch *batch);
+
+/* sequence.c: frees an object whose hooks and tables are done with. */
+void pkvi_seq_free(struct pkvi_seq *seq);
+
+/* batch.c: frees the arrays of all batches, open ones included (cache destroy). */
+void pkvi_batches_destroy(struct pkv_cache *cache);
+
+/* admission.c */
+pkv_status pkvi_admission_init(struct pkv_cache *cache);
+void pkvi_admission_destroy(struct pkv_cache *cache);
+void pkvi_admission_forget(struct pkvi_seq *seq); /* sequence destroyed: cache->lock not held */
+
+/* attention.c, prefix.c, evict.c: bind the modules at create. A module that is absent leaves its
+ * pointers NULL. On failure nothing is left behind. */
+pkv_status pkvi_attention_bind(struct pkv_cache *cache, const pkv_config *config);
+void pkvi_attention_unbind(struct pkv_cache *cache);
+pkv_status pkvi_prefix_bind(struct pkv_cache *cache, const pkv_config *config);
+pkv_status pkvi_evict_bind(struct pkv_cache *cache, const pkv_config *config);
+
+#endif

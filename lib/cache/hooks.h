@@ -1,0 +1,76 @@
+/* The fixed points at which the cache calls the prefix index and the eviction module.
+ *
+ * Each of the two modules is bound to the cache by a file of this directory (prefix.c, evict.c)
+ * that fills one `struct pkvi_hooks` and keeps a context; the modules themselves (lib/prefix,
+ * lib/evict) never see a cache, a sequence or a batch. Every pointer may be NULL: the point is then
+ * skipped. The cache calls the hooks of slot 0 (prefix) before those of slot 1 (evict), and undoes
+ * in the opposite order.
+ *
+ * Rules: a hook that returns a status may refuse, and has then changed nothing; the cache rolls
+ * back what came before it. A hook that returns void cannot fail: whatever it needs was allocated
+ * at an earlier point, or it does less (publication silently skipped). No cache lock is held while
+ * a hook runs, except where said. */
+#ifndef PKVI_CACHE_HOOKS_H
+#define PKVI_CACHE_HOOKS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <pagedkv/status.h>
+
+struct pkvi_seq;
+struct pkvi_batch;
+
+enum { PKVI_HOOK_PREFIX = 0, PKVI_HOOK_EVICT = 1, PKVI_HOOK_SLOTS = 2 };
+
+struct pkvi_hooks {
+    /* A sequence was created: seq->state[slot] is NULL and may be set. */
+    pkv_status (*seq_create)(void *context, struct pkvi_seq *seq);
+
+    /* `child` was forked from `parent`: length, tables, pins are in place already. */
+    pkv_status (*seq_fork)(void *context, const struct pkvi_seq *parent, struct pkvi_seq *child);
+
+    /* `seq` is going away; its tables still hold its pages. Frees seq->state[slot]. Also called to
+     * undo a seq_create or seq_fork whose later steps failed. */
+    void (*seq_destroy)(void *context, struct pkvi_seq *seq);
+
+    /* `seq` is being shortened from seq->length to n_tokens; length and tables are still the old
+     * ones. */
+    void (*seq_truncate)(void *context, struct pkvi_seq *seq, uint64_t n_tokens);
+
+    /* pkvi_seq_attach filled the empty `seq` with n_tokens (length is set already). Not for the
+     * slot that called it: see pkvi_seq_attach. */
+    void (*seq_attach)(void *context, struct pkvi_seq *seq, uint64_t n_tokens);
+
+    /* The last step of a reserve: pages of all new tokens are in the tables. Allocate everything
+     * that commit will need. A refusal makes the whole reserve fail. batch->state[slot] is the
+     * module's own, kept until commit or abort. */
+    pkv_status (*reserve)(void *context, struct pkvi_batch *batch);
+
+    /* The batch is aborted, or a later hook refused the reserve: undo `reserve`. Tables still hold
+     * the reserved pages. Frees batch->state[slot]. */
+    void (*rollback)(void *context, struct pkvi_batch *batch);
+
+    /* The batch is committed: lengths have advanced by entry.accepted tokens each, surplus pages of
+     * a partial commit are gone, window pages are still there. Publish full pages, observe, drop
+     * pages with pkvi_seq_drop. Frees batch->state[slot]. Window release follows. */
+    void (*commit)(void *context, struct pkvi_batch *batch);
+
+    /* Pages are short: free at least n pages of `group` if that is possible without touching a
+     * sequence in a batch. Returns how many pages of the group became free. `requester` is the batch
+     * in need, or NULL. */
+    uint32_t (*reclaim)(void *context, uint32_t group, uint32_t n, struct pkvi_batch *requester);
+
+    /* Bytes are short: free at least `bytes` of pages over all groups (smaller limit, or another
+     * group's region is needed). Returns the page bytes freed. */
+    uint64_t (*reclaim_bytes)(void *context, uint64_t bytes);
+
+    /* pkv_cache_verify: NULL-safe text of the first broken invariant, PKV_ECORRUPT. The cache is
+     * quiescent. */
+    pkv_status (*verify)(void *context, char *text, size_t capacity);
+
+    /* The cache is being destroyed: all sequences are gone, pools still exist. */
+    void (*destroy)(void *context);
+};
+
+#endif
