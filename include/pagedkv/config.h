@@ -62,6 +62,14 @@ typedef struct pkv_rope_config {
     const double *frequencies;/* rotary_dims/2 angular frequencies in rad/token, or NULL; copied */
 } pkv_rope_config;
 
+/* Signals about keys that each page carries, or-ed into pkv_config.signals; computed when a page is
+ * full, stored in the page (every layer's part grows by it), used by eviction (evict.h). HOST and
+ * EXTERNAL storage. */
+enum {
+    PKV_SIGNAL_BOUNDS = 1u, /* minimum and maximum of every key element: TOPK and the regret meter */
+    PKV_SIGNAL_KEYSUM = 2u  /* sum of the normalised keys: KEYDIFF */
+};
+
 /* Debug aids, or-ed into pkv_config.debug. Cost: each touches whole pages. */
 enum {
     PKV_DEBUG_POISON = 1u,   /* fill freed pages with NaN patterns (HOST storage) */
@@ -94,6 +102,7 @@ typedef struct pkv_config {
     const char *isa;          /* kernel override: "generic", "avx2", "avx512", "avx512bf16",
                                * "neon", …; NULL = best of this CPU */
     const pkv_rope_config *rope; /* n_groups entries or NULL; copied */
+    uint32_t signals;            /* PKV_SIGNAL_*; default 0 */
     const char *prefix_policy;   /* replacement policy of cached prefixes by name (prefix.h);
                                   * NULL = "lru-leaf" */
     uint64_t prefix_key[2];   /* test override of the index's hash key; {0,0} = random per cache */
