@@ -1,0 +1,47 @@
+/* os: everything the library asks of the operating system, behind one table of hooks, so that tests
+ * can refuse each call in turn and ports have one thing to write. */
+#ifndef PKVI_OS_OS_H
+#define PKVI_OS_OS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* The contract. Every function gets `user` and is MT-safe. Those that return bool say whether they
+ * succeeded; advice that is refused is not an error for the caller. Sizes and addresses of mapping
+ * calls are multiples of PKVI_OS_GRANULE. */
+struct pkvi_os {
+    void *user;
+    /* Reserves `size` bytes of zeroed, readable and writable private memory at a multiple of
+     * `alignment` (a power of two); NULL if refused. Physical memory appears on first touch. */
+    void *(*map)(void *user, size_t size, size_t alignment);
+    /* Gives back exactly what one map call returned. Contents are lost. */
+    bool (*unmap)(void *user, void *address, size_t size);
+    /* Drops the contents but keeps the range: it reads as zeros afterwards and uses no memory until
+     * touched again. */
+    bool (*decommit)(void *user, void *address, size_t size);
+    /* Makes the range usable without page faults later (populates it). */
+    bool (*commit)(void *user, void *address, size_t size);
+    /* Advice: back the range with huge pages. */
+    bool (*advise_huge)(void *user, void *address, size_t size);
+    /* Advice: children of fork() do not inherit the range. */
+    bool (*advise_dont_fork)(void *user, void *address, size_t size);
+    /* Advice: prefer memory of this NUMA node. */
+    bool (*advise_numa)(void *user, void *address, size_t size, int node);
+    /* Monotonic nanoseconds. */
+    uint64_t (*clock_ns)(void *user);
+    /* Fills the buffer with unpredictable bytes. */
+    bool (*random)(void *user, void *buffer, size_t size);
+    /* Positional I/O of exactly `size` bytes: retries short transfers and EINTR; false on an error
+     * or end of file before `size`. */
+    bool (*read_at)(void *user, int fd, void *buffer, size_t size, uint64_t offset);
+    bool (*write_at)(void *user, int fd, const void *buffer, size_t size, uint64_t offset);
+};
+
+/* Smallest unit of mappings the library asks for: one x86-64 or AArch64 huge page. */
+#define PKVI_OS_GRANULE ((size_t)2 << 20)
+
+/* The hooks of this operating system (Linux). Static storage, constant. MT-safe. */
+const struct pkvi_os *pkvi_os_default(void);
+
+#endif

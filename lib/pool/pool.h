@@ -1,0 +1,274 @@
+/* pool: the pages of one layer group.
+ *
+ * Regions (huge-page-sized mappings charged to the budget) are carved into pages. Region slot r
+ * holds the page indices r * pages_per_region + k, so indices are dense. Per page there is one
+ * 64-bit state word: generation, flags and reference count, read without a lock.
+ *
+ *   FREE    refs == 0, no owner             in its region's free stack (or parked in a magazine)
+ *   USED    refs > 0                        held by tables, batches or the host
+ *   CACHED  refs == 0, owner set            only the prefix index knows it; reclaimable
+ *
+ * Who may change a word: everything happens under the pool's lock with plain stores, except that a
+ * page that left through a magazine carries the MAGAZINE flag, and words with that flag are changed
+ * by compare-and-swap only; so a magazine needs no lock and forks pay a plain increment per page.
+ *
+ * Inside the library pages are u32 indices: whoever holds one holds a reference, so it cannot be
+ * stale. The host's pkv_page ids carry the generation and are checked (…_ids functions).
+ *
+ * Lock order: prefix index → pool. Nothing is allocated, mapped or called back under the pool's
+ * lock. */
+#ifndef PKVI_POOL_POOL_H
+#define PKVI_POOL_POOL_H
+
+#include <pagedkv/page.h>
+
+#include "mem/mem.h"
+#include "stats/stats.h"
+
+/* ---- regions: shared by the pools of one cache -------------------------------------------------
+ */
+
+struct pkvi_regions_config {
+    size_t region_bytes;  /* multiple of PKVI_OS_GRANULE */
+    bool mapped;          /* HOST storage: map memory; else only account for it */
+    bool huge, dont_fork; /* advice for each mapping */
+    int numa_node;        /* -1 = none */
+};
+
+/* Takes region memory from the OS and moves empty regions between pools: under the limit a pool
+ * that needs a region gets the empty region of another without unmapping it. Pools keep their empty
+ * regions until another pool or metadata needs them, or trim or set_limit gives them back. */
+struct pkvi_regions {
+    struct pkvi_mutex lock; /* guards pools; rank REGIONS: held while pools are asked for regions */
+    struct pkvi_list pools;
+    struct pkvi_regions_config config;
+    struct pkvi_budget *budget;
+    const struct pkvi_os *os;
+};
+
+/* Also installs itself as the budget's pressure hook. False if the mutex cannot be made. */
+bool pkvi_regions_init(struct pkvi_regions *regions, const struct pkvi_regions_config *config,
+                       struct pkvi_budget *budget, const struct pkvi_os *os,
+                       struct pkvi_lock_ranks *ranks);
+/* All pools must be gone. */
+void pkvi_regions_destroy(struct pkvi_regions *regions);
+
+/* Gives empty regions of any pool back until `bytes` are given back or none is left; returns the
+ * bytes given back. MT-safe. O(regions given back + pools). */
+uint64_t pkvi_regions_trim(struct pkvi_regions *regions, uint64_t bytes);
+
+/* Sets the memory limit, giving back as many empty regions as that needs. PKV_EBUSY if what is in
+ * use does not fit: the limit is then as before and nothing was given back in vain but empty
+ * regions. MT-safe. (The cache reclaims cached pages and tries again.) */
+pkv_status pkvi_regions_set_limit(struct pkvi_regions *regions, uint64_t limit);
+
+/* Region size for a set of page sizes: the smallest multiple of 2 MiB that wastes at most 1/32 of a
+ * region at its tail in every group, among those up to 1/4 of what the limit allows for regions;
+ * else the one of least waste that still holds a page of each. 0 if no region can fit the limit. */
+size_t pkvi_regions_choose(const uint64_t *page_bytes, uint32_t n_groups, uint64_t limit);
+
+/* ---- pool --------------------------------------------------------------------------------------
+ */
+
+struct pkvi_pool;
+
+/* Called without the pool's lock when the last reference of pages that have an owner is about to
+ * go. The callee must take the owner's lock (the index's), call pkvi_pool_release_owned() with
+ * these pages, and enter what that reports as idle into its order of replacement. The pages still
+ * carry the caller's reference until then, so their owners cannot vanish on the way. */
+typedef void (*pkvi_idle_fn)(void *context, struct pkvi_pool *pool, uint32_t n,
+                             const uint32_t *pages);
+
+struct pkvi_pool_config {
+    uint32_t group;      /* number of the layer group, for events */
+    uint64_t page_bytes; /* all layers; > 0, <= region_bytes unless EXTERNAL */
+    uint64_t layer_bytes;
+    uint32_t max_pages; /* 0 = no bound but the budget */
+    pkv_storage storage;
+    void
+        *external_base; /* EXTERNAL: external_bytes / page_bytes pages, indices 0.. in order; not */
+    size_t external_bytes; /* charged to the budget (the memory is the caller's) */
+    uint32_t debug;        /* PKV_DEBUG_* */
+};
+
+/* Per-page fields that need no lock-free readers. */
+struct pkvi_page_aux {
+    void *_Atomic owner;
+    uint32_t next;  /* free stack of its region: index + 1, 0 = end */
+    uint32_t flags; /* PKVI_PAGE_SEALED … */
+};
+
+struct pkvi_region {
+    void *_Atomic base;  /* NULL if not mapped (or the slot is empty) */
+    uint32_t free_head;  /* stack of freed pages: index + 1 */
+    uint32_t free_count; /* freed plus never used */
+    uint32_t fresh;      /* pages k >= fresh were never handed out since the region came */
+    uint32_t pages;      /* pages in this region; 0 = empty slot */
+    uint32_t next, prev; /* list of its fullness class: slot + 1, 0 = end */
+    uint32_t class;
+};
+
+/* Classes of regions by fullness: full, three partial ones, empty. */
+#define PKVI_REGION_CLASSES 5
+
+struct pkvi_pool {
+    struct pkvi_pool_config config;
+    struct pkvi_regions *regions;
+    struct pkvi_mem *mem;
+    struct pkvi_stats *stats;
+    struct pkvi_divisor per_region; /* pages per region */
+    uint32_t max_slots;             /* region slots that may ever exist */
+
+    struct pkvi_segvec words;     /* _Atomic uint64_t: the state word */
+    struct pkvi_segvec aux;       /* struct pkvi_page_aux */
+    struct pkvi_segvec checksums; /* uint64_t, if PKV_DEBUG_CHECKSUM */
+    struct pkvi_segvec slots;     /* struct pkvi_region */
+
+    struct pkvi_mutex grow_lock; /* rank GROW: one growth at a time; guards the segvecs' growth */
+    struct pkvi_list link;       /* in regions->pools; guarded by regions->lock */
+
+    struct pkvi_mutex lock; /* rank POOL: guards everything below, page states and regions */
+    uint32_t class_head[PKVI_REGION_CLASSES]; /* slot + 1 */
+    uint32_t empty_slots;                     /* stack of region slots without region: slot + 1 */
+    uint32_t n_slots;                         /* slots ever used */
+    uint32_t n_regions;
+    struct pkvi_list magazines;
+    uint64_t host_refs; /* references held by the host (…_ids calls), magazines apart */
+    /* Written under lock, read without. free = not cached, not out. */
+    _Atomic uint64_t total, out, cached, shared; /* out: taken from regions and not cached */
+    _Atomic uint64_t allocs, frees;              /* pages, magazines apart */
+    pkvi_idle_fn idle;                           /* set once, before the second thread */
+    void *idle_context;
+};
+
+#define PKVI_PAGE_SEALED 1u
+
+/* State word: generation << 32 | MAGAZINE | OWNED | refs. */
+#define PKVI_WORD_MAGAZINE (UINT64_C(1) << 31)
+#define PKVI_WORD_OWNED (UINT64_C(1) << 30)
+#define PKVI_WORD_REFS (PKVI_WORD_OWNED - 1)
+
+/* Registers with `regions`. Maps nothing yet. PKV_ENOMEM, PKV_EINVAL (a page larger than a region,
+ * an EXTERNAL buffer without room for a page, a size that overflows the index space). */
+pkv_status pkvi_pool_init(struct pkvi_pool *pool, const struct pkvi_pool_config *config,
+                          struct pkvi_regions *regions, struct pkvi_mem *mem,
+                          struct pkvi_stats *stats, struct pkvi_lock_ranks *ranks);
+/* Gives all regions back whatever state pages are in. Magazines must have been destroyed. */
+void pkvi_pool_destroy(struct pkvi_pool *pool);
+/* Installs the hook for owned pages (the prefix index). Before the second thread. */
+void pkvi_pool_set_idle(struct pkvi_pool *pool, pkvi_idle_fn idle, void *context);
+
+/* Allocates n pages with one reference each, all or nothing; n = 0 is fine. Takes pages from the
+ * fullest partial region class first and ascending consecutive ones from a fresh region; maps
+ * regions as needed and the budget allows; never reclaims. PKV_ENOPAGES (limit or max_pages;
+ * nothing changed), PKV_ENOMEM (the OS or the allocator refused). MT-safe; O(n). */
+pkv_status pkvi_pool_alloc(struct pkvi_pool *pool, uint32_t n, uint32_t *pages);
+
+/* Adds a reference to each. The caller must hold one already (or, for CACHED pages, the owner's
+ * lock). MT-safe, one lock, about 1 ns a page. */
+void pkvi_pool_ref(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages);
+
+/* Releases one reference of each; a page without owner is free after the last, a page with one is
+ * passed to the idle hook. A page may be listed several times. The caller must not hold the owner's
+ * lock. MT-safe; O(n). */
+void pkvi_pool_unref(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages);
+
+/* References of a page now (another thread may change it). Lock-free. */
+static inline uint32_t pkvi_pool_refs(const struct pkvi_pool *pool, uint32_t page)
+{
+    const _Atomic uint64_t *word = pkvi_segvec_at(&pool->words, page, sizeof *word);
+    return (uint32_t)(atomic_load_explicit(word, memory_order_acquire) & PKVI_WORD_REFS);
+}
+
+/* True if somebody else could see a write to this page: it has further references or is published.
+ */
+static inline bool pkvi_pool_is_shared(const struct pkvi_pool *pool, uint32_t page)
+{
+    const _Atomic uint64_t *word = pkvi_segvec_at(&pool->words, page, sizeof *word);
+    uint64_t w = atomic_load_explicit(word, memory_order_acquire);
+    return (w & PKVI_WORD_OWNED) || (w & PKVI_WORD_REFS) > 1;
+}
+
+/* Owner of a page (the prefix node that published it), or NULL. Set and cleared under the owner's
+ * lock. set: the caller holds a reference and there is no owner yet. clear: refs > 0 (a CACHED page
+ * is given up with pkvi_pool_free_cached instead). */
+void pkvi_pool_set_owner(struct pkvi_pool *pool, uint32_t page, void *owner);
+void pkvi_pool_clear_owner(struct pkvi_pool *pool, uint32_t page);
+static inline void *pkvi_pool_owner(const struct pkvi_pool *pool, uint32_t page)
+{
+    const struct pkvi_page_aux *aux = pkvi_segvec_at(&pool->aux, page, sizeof *aux);
+    return atomic_load_explicit(&aux->owner, memory_order_acquire);
+}
+
+/* For the idle hook, under the owner's lock: releases the pending reference of each page. Those
+ * that are CACHED now are written to idle[] (which may be `pages` itself) in order; returns how
+ * many. The others were taken again or lost their owner (then they are freed). */
+uint32_t pkvi_pool_release_owned(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages,
+                                 uint32_t *idle);
+
+/* Frees CACHED pages, under the owner's lock: the owner is cleared. O(n). */
+void pkvi_pool_free_cached(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages);
+
+/* Address of a page's bytes (the layer part l is at + l * layer_bytes): the one place that knows
+ * how pages lie in memory. NULL for NONE. The caller holds a reference. Lock-free, O(1). */
+void *pkvi_pool_address(const struct pkvi_pool *pool, uint32_t page);
+
+/* Marks full pages as no longer written; with PKV_DEBUG_CHECKSUM their checksum is kept for verify.
+ * unseal: before a page is written again (truncate into it). The caller holds a reference. */
+void pkvi_pool_seal(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages);
+void pkvi_pool_unseal(struct pkvi_pool *pool, uint32_t page);
+
+/* ---- the host's view: generation-tagged ids ----------------------------------------------------
+ */
+
+/* Id of a page the caller holds. Lock-free. */
+static inline pkv_page pkvi_pool_id(const struct pkvi_pool *pool, uint32_t page)
+{
+    const _Atomic uint64_t *word = pkvi_segvec_at(&pool->words, page, sizeof *word);
+    return (atomic_load_explicit(word, memory_order_acquire) & ~UINT64_C(0xffffffff)) | page;
+}
+
+/* Index of an id whose page is USED; PKV_ESTALE otherwise. The answer holds as long as the caller
+ * keeps its reference. Lock-free. */
+pkv_status pkvi_pool_lookup(const struct pkvi_pool *pool, pkv_page id, uint32_t *page);
+
+/* What page.h promises, for one pool; all or nothing, also when an id is listed twice. */
+pkv_status pkvi_pool_alloc_ids(struct pkvi_pool *pool, uint32_t n, pkv_page *ids);
+pkv_status pkvi_pool_ref_ids(struct pkvi_pool *pool, uint32_t n, const pkv_page *ids);
+pkv_status pkvi_pool_unref_ids(struct pkvi_pool *pool, uint32_t n, const pkv_page *ids);
+pkv_status pkvi_pool_refs_id(struct pkvi_pool *pool, pkv_page id, uint32_t *refs);
+/* layer: index inside the group; the caller checks it against the group's layers. */
+pkv_status pkvi_pool_address_id(struct pkvi_pool *pool, pkv_page id, uint32_t layer,
+                                void **address);
+
+/* pkv_magazine_create for one pool. (pkv_magazine_alloc, _free and _destroy live in this module.)
+ */
+pkv_status pkvi_magazine_create(struct pkvi_pool *pool, uint32_t capacity, pkv_magazine **magazine);
+
+/* ---- figures and checks ------------------------------------------------------------------------
+ */
+
+struct pkvi_pool_counts {
+    uint64_t total, used, cached, free, shared, regions, allocs, frees;
+};
+
+/* O(magazines), MT-safe, consistent. */
+void pkvi_pool_counts(struct pkvi_pool *pool, struct pkvi_pool_counts *counts);
+
+/* How many pages an alloc could get now: free ones, and those of regions that the budget still
+ * allows or that stand empty in other pools. An estimate while others allocate. MT-safe, O(pools).
+ */
+uint64_t pkvi_pool_obtainable(struct pkvi_pool *pool);
+/* Of n pages, how many could not be had now; 0 = alloc(n) would succeed. */
+uint32_t pkvi_pool_missing(struct pkvi_pool *pool, uint32_t n);
+
+/* One more than the highest page index that was ever valid: the size for per-page arrays. */
+uint32_t pkvi_pool_index_limit(const struct pkvi_pool *pool);
+
+/* Walks the pool. holders (may be NULL): the number of references that the library's tables and
+ * batches hold, for every index below n_holders (>= pkvi_pool_index_limit); the rest must be the
+ * host's. PKV_ECORRUPT names the first broken invariant in text. Quiescent only. O(pages). */
+pkv_status pkvi_pool_verify(struct pkvi_pool *pool, const uint32_t *holders, uint32_t n_holders,
+                            char *text, size_t capacity);
+
+#endif
