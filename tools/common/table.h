@@ -1,0 +1,25 @@
+/* Tables for people: columns as wide as their widest cell, numbers to the right. */
+#ifndef TOOLS_COMMON_TABLE_H
+#define TOOLS_COMMON_TABLE_H
+
+#include <stdio.h>
+
+typedef struct table table;
+
+/* `columns`: headers separated by '|'; one that starts with '<' is aligned left, others right:
+ * "<scheme|served|waste". NULL if memory runs out. */
+table *table_new(const char *columns);
+
+/* Adds the next cell, left to right, row by row. A table that ran out of memory prints nothing. */
+void table_cell(table *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* A thin rule before the next row. */
+void table_rule(table *t);
+
+/* Prints header, rule and rows. */
+void table_print(const table *t, FILE *to);
+
+/* NULL is allowed. */
+void table_free(table *t);
+
+#endif
