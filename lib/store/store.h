@@ -26,7 +26,8 @@
  */
 enum {
     PKVI_DIGEST_MINMAX = 1u, /* element-wise minimum and maximum, in the page's own type (exact) */
-    PKVI_DIGEST_SUM = 2u     /* element-wise sum over the page's tokens, f32 */
+    PKVI_DIGEST_SUM = 2u     /* element-wise sum of the normalised keys k / |k| (a key of norm 0
+                              * adds nothing), f32 */
 };
 
 /* Geometry of one layer's part of a page. Plain data, copy freely. All offsets in bytes from the
