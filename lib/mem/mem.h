@@ -38,6 +38,10 @@ void pkvi_budget_destroy(struct pkvi_budget *budget);
 /* Charges bytes of regions, or fails leaving everything as it was. MT-safe. */
 bool pkvi_budget_charge_region(struct pkvi_budget *budget, uint64_t bytes);
 void pkvi_budget_release_region(struct pkvi_budget *budget, uint64_t bytes);
+/* The same for metadata; asks the pressure hook for room before it gives up. (pkvi_mem calls it.)
+ */
+bool pkvi_budget_charge_metadata(struct pkvi_budget *budget, uint64_t bytes);
+void pkvi_budget_release_metadata(struct pkvi_budget *budget, uint64_t bytes);
 /* Bytes of regions that could still be charged. O(1), MT-safe. */
 uint64_t pkvi_budget_region_room(struct pkvi_budget *budget);
 /* The same under another limit and with nothing charged: what a fresh cache could map. */
@@ -56,16 +60,22 @@ bool pkvi_budget_try_limit(struct pkvi_budget *budget, uint64_t limit);
 
 struct pkvi_mem {
     pkv_allocator allocator;
-    struct pkvi_budget *budget;
-    bool owns_arena; /* the built-in jemalloc allocator: destroy the arena at the end */
+    struct pkvi_budget *budget; /* NULL until attached: then nothing is counted */
+    bool owns_arena;            /* the built-in jemalloc allocator: destroy the arena at the end */
     unsigned arena;
 };
 
-/* `allocator` NULL = jemalloc with a private arena if the process has it, else libc. The budget
- * must outlive the mem. PKV_ENOMEM if no arena can be made. */
-pkv_status pkvi_mem_init(struct pkvi_mem *mem, const pkv_allocator *allocator,
-                         struct pkvi_budget *budget);
-/* Everything must have been freed before (asserted in debug builds). */
+/* `allocator` NULL = jemalloc with a private arena if the process has it, else libc. PKV_ENOMEM if
+ * no arena can be made. A mem without budget may be copied, so that the struct that will contain it
+ * can be allocated from it first. */
+pkv_status pkvi_mem_init(struct pkvi_mem *mem, const pkv_allocator *allocator);
+/* From now on everything is charged to `budget` (which must outlive the mem or its detaching),
+ * `bytes` allocated so far included; false if they do not fit the limit. */
+bool pkvi_mem_attach(struct pkvi_mem *mem, struct pkvi_budget *budget, size_t bytes);
+/* The opposite: `bytes` are still allocated and no longer charged. Debug builds assert that nothing
+ * else is. */
+void pkvi_mem_detach(struct pkvi_mem *mem, size_t bytes);
+/* Everything must have been freed before. */
 void pkvi_mem_destroy(struct pkvi_mem *mem);
 
 /* All MT-safe; NULL on failure: over the limit or refused by the allocator. Must not be called with

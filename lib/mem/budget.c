@@ -1,0 +1,99 @@
+#include "mem/mem.h"
+
+#define READ(field) atomic_load_explicit(&(field), memory_order_relaxed)
+#define WRITE(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
+
+/* Room that regions leave for metadata. */
+static uint64_t headroom(uint64_t limit)
+{
+    return limit / 512 + (UINT64_C(64) << 10);
+}
+
+bool pkvi_budget_init(struct pkvi_budget *budget, uint64_t limit, struct pkvi_lock_ranks *ranks)
+{
+    *budget = (struct pkvi_budget){.limit = limit};
+    return pkvi_mutex_init(&budget->lock, PKVI_RANK_BUDGET, ranks);
+}
+
+void pkvi_budget_destroy(struct pkvi_budget *budget)
+{
+    pkvi_mutex_destroy(&budget->lock);
+}
+
+/* a - b, or 0. */
+static uint64_t above(uint64_t a, uint64_t b)
+{
+    return a > b ? a - b : 0;
+}
+
+static uint64_t region_room(struct pkvi_budget *budget)
+{
+    uint64_t limit = READ(budget->limit);
+    uint64_t kept = pkvi_max_u64(READ(budget->metadata), headroom(limit));
+    return above(above(limit, kept), READ(budget->regions));
+}
+
+uint64_t pkvi_budget_region_room(struct pkvi_budget *budget)
+{
+    return region_room(budget);
+}
+
+uint64_t pkvi_budget_capacity(uint64_t limit)
+{
+    return above(limit, headroom(limit));
+}
+
+/* Counters only fall outside the lock, so what the check saw cannot have become too little. */
+static void add(_Atomic uint64_t *counter, _Atomic uint64_t *peak, uint64_t bytes)
+{
+    uint64_t now = atomic_fetch_add_explicit(counter, bytes, memory_order_relaxed) + bytes;
+    if (now > READ(*peak)) WRITE(*peak, now);
+}
+
+bool pkvi_budget_charge_region(struct pkvi_budget *budget, uint64_t bytes)
+{
+    pkvi_mutex_lock(&budget->lock);
+    bool fits = bytes <= region_room(budget);
+    if (fits) add(&budget->regions, &budget->regions_peak, bytes);
+    pkvi_mutex_unlock(&budget->lock);
+    return fits;
+}
+
+void pkvi_budget_release_region(struct pkvi_budget *budget, uint64_t bytes)
+{
+    uint64_t before = atomic_fetch_sub_explicit(&budget->regions, bytes, memory_order_relaxed);
+    PKVI_ASSERT(before >= bytes);
+    (void)before;
+}
+
+static bool charge_metadata_once(struct pkvi_budget *budget, uint64_t bytes)
+{
+    pkvi_mutex_lock(&budget->lock);
+    bool fits = bytes <= above(READ(budget->limit), pkvi_budget_used(budget));
+    if (fits) add(&budget->metadata, &budget->metadata_peak, bytes);
+    pkvi_mutex_unlock(&budget->lock);
+    return fits;
+}
+
+bool pkvi_budget_charge_metadata(struct pkvi_budget *budget, uint64_t bytes)
+{
+    while (!charge_metadata_once(budget, bytes))
+        if (!budget->pressure || !budget->pressure(budget->pressure_context)) return false;
+    return true;
+}
+
+void pkvi_budget_release_metadata(struct pkvi_budget *budget, uint64_t bytes)
+{
+    uint64_t before = atomic_fetch_sub_explicit(&budget->metadata, bytes, memory_order_relaxed);
+    PKVI_ASSERT(before >= bytes);
+    (void)before;
+}
+
+bool pkvi_budget_try_limit(struct pkvi_budget *budget, uint64_t limit)
+{
+    pkvi_mutex_lock(&budget->lock);
+    bool fits = pkvi_budget_used(budget) <= limit;
+    if (fits) WRITE(budget->limit, limit);
+    pkvi_mutex_unlock(&budget->lock);
+    return fits;
+}
