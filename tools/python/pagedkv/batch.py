@@ -1,0 +1,183 @@
+"""Batches: what one model step works on, reserved all-or-nothing, and the page-table exports."""
+
+from __future__ import annotations
+
+import ctypes as C
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from ._library import lib
+from ._structs import CONSTANTS, BatchHandle, CopyStruct
+from .cache import Cache
+from .errors import OutOfPages, make_error
+from .sequence import Sequence
+
+_ENOPAGES, _ERANGE, _EUNSAFE = (CONSTANTS[name] for name in ("ENOPAGES", "ERANGE", "EUNSAFE"))
+
+
+class Batch:
+    """A batch (``pkv_batch``). Leaving a ``with`` block that did not commit aborts it.
+
+        with cache.batch() as batch:
+            batch.add(seq, tokens)
+            batch.reserve()
+            plan.build(batch)
+            …
+            batch.commit()
+    """
+
+    __slots__ = ("cache", "handle", "_entries", "_policies", "_open")
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.handle = BatchHandle()
+        self._entries = 0
+        self._policies = []
+        status = lib.pkv_batch_begin(cache.handle, C.byref(self.handle))
+        if status:
+            cache.check(status, "pkv_batch_begin")
+        self._open = True
+
+    def add(self, seq: Sequence, tokens: npt.ArrayLike | None, n: int | None = None) -> None:
+        """Adds new tokens of a sequence: ids (any integer array-like), or None and their number n
+        if they are not to be published for prefix matching."""
+        if tokens is None:
+            if n is None:
+                raise TypeError("without token ids their number n is needed")
+            status = lib.pkv_batch_add(self.handle, seq.handle, None, n)
+        else:
+            ids = np.ascontiguousarray(tokens, dtype=np.int32)
+            if n is not None and n != len(ids):
+                raise ValueError(f"{len(ids)} token ids, but n = {n}")
+            status = lib.pkv_batch_add(self.handle, seq.handle, ids.ctypes.data, len(ids))
+        if status:
+            self.cache.check(status, "pkv_batch_add")
+        self._entries += 1
+        if seq._policy is not None:
+            self._policies.append(seq._policy)
+
+    def reserve(self) -> None:
+        """Reserves pages for every new token; :class:`OutOfPages` with ``missing`` per group."""
+        status = lib.pkv_batch_reserve(self.handle)
+        if status:
+            error = make_error(status, "pkv_batch_reserve", self.cache.handle)
+            if isinstance(error, OutOfPages):
+                error.missing = tuple(self.shortfall())
+            raise error
+
+    def shortfall(self) -> list[int]:
+        """Pages missing per group after the last failed reserve."""
+        missing = (C.c_uint32 * self.cache.n_groups)()
+        self.cache.check(lib.pkv_batch_shortfall(self.handle, missing, self.cache.n_groups),
+                         "pkv_batch_shortfall")
+        return list(missing)
+
+    def commit(self) -> None:
+        """Ends the step: lengths advance, pages are sealed and published, eviction runs."""
+        status = lib.pkv_batch_commit(self.handle)
+        if status:
+            self.cache.check(status, "pkv_batch_commit")
+        self._ended()
+
+    def commit_partial(self, accepted: npt.ArrayLike) -> None:
+        """As commit, but entry i keeps only its first accepted[i] new tokens."""
+        counts = np.ascontiguousarray(accepted, dtype=np.uint32)
+        status = lib.pkv_batch_commit_partial(self.handle, counts.ctypes.data, len(counts))
+        if status:
+            self.cache.check(status, "pkv_batch_commit_partial")
+        self._ended()
+
+    def _ended(self) -> None:
+        self._open = False
+        for policy in self._policies:
+            failure, policy.failure = policy.failure, None
+            if failure is not None:
+                raise failure
+
+    def abort(self) -> None:
+        """Ends the batch as if it had never begun."""
+        status = lib.pkv_batch_abort(self.handle)
+        if status:
+            self.cache.check(status, "pkv_batch_abort")
+        self._open = False
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._open and not self.cache.closed:
+            self.abort()
+
+    def size(self) -> tuple[int, int]:
+        """Entries, and new tokens over all of them."""
+        entries, tokens = C.c_uint32(), C.c_uint64()
+        self.cache.check(lib.pkv_batch_size(self.handle, C.byref(entries), C.byref(tokens)),
+                         "pkv_batch_size")
+        return entries.value, tokens.value
+
+    def copies(self) -> list[CopyStruct]:
+        """Copy-on-write pages of a reserved batch, in order."""
+        n = C.c_uint32()
+        status = lib.pkv_batch_copies(self.handle, None, 0, C.byref(n))
+        if status and status != _ERANGE:
+            self.cache.check(status, "pkv_batch_copies")
+        copies = (CopyStruct * max(1, n.value))()
+        self.cache.check(lib.pkv_batch_copies(self.handle, copies, n.value, C.byref(n)),
+                         "pkv_batch_copies")
+        return list(copies[: n.value])
+
+    def admit_check(self) -> int | None:
+        """None if reserving keeps the state safe, else the first entry to leave out."""
+        blocked = C.c_uint32()
+        status = lib.pkv_admit_check_batch(self.handle, C.byref(blocked))
+        if status == _EUNSAFE:
+            return blocked.value
+        self.cache.check(status, "pkv_admit_check_batch")
+        return None
+
+    # exports for other kernels
+
+    def csr(self, group: int = 0) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32],
+                                           npt.NDArray[np.int32]]:
+        """FlashInfer's page table: indptr ``[entries + 1]``, indices, last_page_len ``[entries]``."""
+        indptr = np.zeros(self._entries + 1, np.int32)
+        last = np.zeros(self._entries, np.int32)
+        n = C.c_uint32(0)
+        status = lib.pkv_export_csr(self.handle, group, indptr.ctypes.data, None, C.byref(n),
+                                    last.ctypes.data)
+        if status and status != _ERANGE:
+            self.cache.check(status, "pkv_export_csr")
+        indices = np.zeros(n.value, np.int32)
+        self.cache.check(lib.pkv_export_csr(self.handle, group, indptr.ctypes.data,
+                                            indices.ctypes.data, C.byref(n), last.ctypes.data),
+                         "pkv_export_csr")
+        return indptr, indices, last
+
+    def block_table(self, row_stride: int, group: int = 0) -> npt.NDArray[np.int32]:
+        """vLLM's padded block table ``[entries, row_stride]``, -1 padded."""
+        table = np.zeros((self._entries, row_stride), np.int32)
+        self.cache.check(lib.pkv_export_block_table(self.handle, group, table.ctypes.data,
+                                                    row_stride), "pkv_export_block_table")
+        return table
+
+    def block_table_update(self, table: npt.NDArray[np.int32],
+                           first_changed: npt.NDArray[np.uint32], group: int = 0) -> None:
+        """Updates a table ``[entries, row_stride]`` in place from first_changed ``[entries]``."""
+        if (table.dtype != np.int32 or first_changed.dtype != np.uint32
+                or not table.flags.c_contiguous or len(table) != self._entries
+                or len(first_changed) != self._entries):
+            raise ValueError("table must be int32 [entries, stride], first_changed uint32 [entries]")
+        self.cache.check(lib.pkv_export_block_table_update(
+            self.handle, group, table.ctypes.data, table.shape[1], first_changed.ctypes.data),
+            "pkv_export_block_table_update")
+
+    def slot_mapping(self, group: int = 0) -> npt.NDArray[np.int64]:
+        """vLLM's slot of every new token ``[tokens]``: index * page_tokens + offset."""
+        n = self.size()[1]
+        slots = np.zeros(n, np.int64)
+        self.cache.check(lib.pkv_export_slot_mapping(self.handle, group, slots.ctypes.data, n),
+                         "pkv_export_slot_mapping")
+        return slots

@@ -1,0 +1,202 @@
+"""Sequences: the tokens of one request."""
+
+from __future__ import annotations
+
+import ctypes as C
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._library import lib
+from ._structs import (CONSTANTS, EvictConfigStruct, EvictInfo, EvictRun, SeqHandle, SeqInfo)
+from .arrays import STORAGE_DTYPES, RowsOut
+from .cache import Cache
+from .evict import EvictPolicy
+
+_FULL_GROUPS = CONSTANTS["EVICT_FULL_GROUPS"]
+
+
+class Sequence:
+    """A sequence (``pkv_seq``). Close it, or use a ``with`` block: pages are held until then (or
+    until the cache is closed)."""
+
+    __slots__ = ("cache", "handle", "_length", "_length_ref", "_policy", "_open")
+
+    def __init__(self, cache: Cache, handle: SeqHandle) -> None:
+        self.cache = cache
+        self.handle = handle
+        self._length = C.c_uint64()
+        self._length_ref = C.byref(self._length)
+        self._policy: EvictPolicy | None = None
+        self._open = True
+
+    @classmethod
+    def create(cls, cache: Cache) -> Sequence:
+        """A new, empty sequence."""
+        handle = SeqHandle()
+        cache.check(lib.pkv_seq_create(cache.handle, C.byref(handle)), "pkv_seq_create")
+        return cls(cache, handle)
+
+    def close(self) -> None:
+        """Releases the sequence's pages; published ones stay matchable. May be called again."""
+        if self._open and not self.cache.closed:
+            self.cache.check(lib.pkv_seq_destroy(self.handle), "pkv_seq_destroy")
+        self._open = False
+
+    @property
+    def closed(self) -> bool:
+        return not self._open or self.cache.closed
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def fork(self) -> Sequence:
+        """A child with the same tokens, sharing every page."""
+        child = SeqHandle()
+        self.cache.check(lib.pkv_seq_fork(self.handle, C.byref(child)), "pkv_seq_fork")
+        made = Sequence(self.cache, child)
+        made._policy = self._policy
+        return made
+
+    def truncate(self, n_tokens: int) -> None:
+        """Keeps the first n_tokens only (speculative rollback)."""
+        self.cache.check(lib.pkv_seq_truncate(self.handle, n_tokens), "pkv_seq_truncate")
+
+    @property
+    def length(self) -> int:
+        """Committed tokens."""
+        status = lib.pkv_seq_length(self.handle, self._length_ref)
+        if status:
+            self.cache.check(status, "pkv_seq_length")
+        return self._length.value
+
+    def __len__(self) -> int:
+        return self.length
+
+    def pin(self, begin: int, end: int) -> None:
+        """Keeps tokens [begin, end) from being dropped by eviction."""
+        self.cache.check(lib.pkv_seq_pin(self.handle, begin, end), "pkv_seq_pin")
+
+    def unpin(self, begin: int, end: int) -> None:
+        """Takes one earlier pin back."""
+        self.cache.check(lib.pkv_seq_unpin(self.handle, begin, end), "pkv_seq_unpin")
+
+    def info(self, group: int = 0) -> SeqInfo:
+        """Resident, shared and dropped pages in one group."""
+        info = SeqInfo(struct_size=C.sizeof(SeqInfo))
+        self.cache.check(lib.pkv_seq_get_info(self.handle, group, C.byref(info)),
+                         "pkv_seq_get_info")
+        return info
+
+    def pages(self, group: int, first: int, n: int) -> npt.NDArray[np.uint64]:
+        """Physical pages of logical pages [first, first + n): ``[n]``, 0 where not held."""
+        pages = np.zeros(n, np.uint64)
+        self.cache.check(lib.pkv_seq_pages(self.handle, group, first, n, pages.ctypes.data),
+                         "pkv_seq_pages")
+        return pages
+
+    def read(self, layer: int, first: int, n: int,
+             dtype: str = "f32") -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Keys and values of tokens [first, first + n) of a layer: two ``[n, kv_heads, dim]``.
+
+        ``bf16`` comes as uint16 bits.
+        """
+        group, _ = self.cache.layer_group(layer)
+        info = self.cache.group_info(group)
+        storage = STORAGE_DTYPES[dtype]
+        k = np.empty((n, info.kv_heads, info.head_dim_k), storage)
+        v = np.empty((n, info.kv_heads, info.head_dim_v), storage)
+        self.cache.check(lib.pkv_read(self.handle, layer, first, n, RowsOut(k, dtype).ref,
+                                      RowsOut(v, dtype).ref), "pkv_read")
+        return k, v
+
+    # admission
+
+    def admit(self, max_tokens: int) -> None:
+        """Claims room for max_tokens; :class:`Unsafe` if the state would not stay safe."""
+        self.cache.check(lib.pkv_admit(self.handle, max_tokens), "pkv_admit")
+
+    def admit_release(self) -> None:
+        """Gives the claim back."""
+        self.cache.check(lib.pkv_admit_release(self.handle), "pkv_admit_release")
+
+    # eviction
+
+    def set_evict(self, policy: EvictPolicy | None, group: int = _FULL_GROUPS) -> None:
+        """The sequence's own policy from its next commit on; None = nothing is dropped."""
+        self.cache.check(lib.pkv_seq_set_evict(self.handle, group,
+                                               policy.struct if policy else None),
+                         "pkv_seq_set_evict")
+        self._policy = policy  # a callback must live as long as it may be called
+        if policy:
+            self.cache._policies.append(policy)
+
+    def get_evict(self, group: int = 0) -> EvictConfigStruct:
+        """The policy in force, with the library's choices filled in."""
+        config = EvictConfigStruct(struct_size=C.sizeof(EvictConfigStruct))
+        self.cache.check(lib.pkv_seq_get_evict(self.handle, group, C.byref(config)),
+                         "pkv_seq_get_evict")
+        return config
+
+    def position(self, group: int = 0) -> int:
+        """Where the next query and key of this group's layers are rotated."""
+        position = C.c_uint64()
+        self.cache.check(lib.pkv_seq_position(self.handle, group, C.byref(position)),
+                         "pkv_seq_position")
+        return position.value
+
+    def runs(self, group: int = 0) -> list[EvictRun]:
+        """Consecutive resident tokens with the same shift, ascending."""
+        n = C.c_uint32()
+        capacity = 16
+        while True:
+            runs = (EvictRun * capacity)()
+            status = lib.pkv_seq_runs(self.handle, group, runs, capacity, C.byref(n))
+            if status == CONSTANTS["ERANGE"] and n.value > capacity:
+                capacity = n.value
+                continue
+            self.cache.check(status, "pkv_seq_runs")
+            return list(runs[: n.value])
+
+    def evict_info(self, group: int = 0) -> EvictInfo:
+        """Budget, dropped tokens, taint, regret of one group."""
+        info = EvictInfo(struct_size=C.sizeof(EvictInfo))
+        self.cache.check(lib.pkv_seq_evict_info(self.handle, group, C.byref(info)),
+                         "pkv_seq_evict_info")
+        return info
+
+    @property
+    def tainted(self) -> bool:
+        """Whether the sequence publishes no further pages."""
+        tainted = C.c_uint32()
+        self.cache.check(lib.pkv_seq_tainted(self.handle, C.byref(tainted)), "pkv_seq_tainted")
+        return bool(tainted.value)
+
+    def page_scores(self, group: int = 0) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
+        """Logical numbers and scores of the resident pages."""
+        n = C.c_uint32()
+        capacity = self.info(group).resident_pages
+        logical, scores = np.zeros(capacity, np.uint32), np.zeros(capacity, np.float32)
+        self.cache.check(lib.pkv_seq_page_scores(self.handle, group, logical.ctypes.data,
+                                                 scores.ctypes.data, capacity, C.byref(n)),
+                         "pkv_seq_page_scores")
+        return logical[: n.value], scores[: n.value]
+
+    def feed_mass(self, mass: npt.ArrayLike, group: int = 0) -> None:
+        """Attention mass per resident page, for hosts with their own kernels."""
+        array = np.ascontiguousarray(mass, dtype=np.float32)
+        self.cache.check(lib.pkv_seq_feed_mass(self.handle, group, array.ctypes.data, len(array)),
+                         "pkv_seq_feed_mass")
+
+    def wants_mass(self, group: int = 0) -> bool:
+        """Whether the policy wants attention mass for the next commit."""
+        wants = C.c_uint32()
+        self.cache.check(lib.pkv_seq_wants_mass(self.handle, group, C.byref(wants)),
+                         "pkv_seq_wants_mass")
+        return bool(wants.value)

@@ -1,0 +1,170 @@
+"""The KV cache of a model on pagedkv: layer groups from the model's geometry, steps, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence as SequenceOf
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import pagedkv
+from pagedkv import Rows, RowsOut
+
+from .model import StepTimer
+from .weights import F32, ModelConfig
+from .workers import Workers, default_threads
+
+#: Below this many bytes of K and V a layer is attended by one thread: waking another costs more.
+_PARALLEL_BYTES = 1 << 18
+_ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+def groups_of(config: ModelConfig, dtype: str) -> list[pagedkv.Group]:
+    """One cache group per attention span: full layers, and Gemma's window layers apart."""
+    return [
+        pagedkv.Group(
+            n_layers=len(layers), kv_heads=config.n_kv_heads, head_dim=config.head_dim,
+            q_heads=config.n_heads, window=span.window, dtype=dtype, layers=layers,
+            rope=pagedkv.RopeInfo(config.rotary_dims, span.theta, config.rope_interleaved))
+        for span, layers in config.groups
+    ]
+
+
+class PagedStore:
+    """A pagedkv cache for one model, its plan and the threads that attend.
+
+    dtype         element type of the pages: "f32", "f16", "bf16"
+    memory        the cache's memory limit in bytes
+    policy        eviction policy of every sequence's full-attention layers, or None
+    options       further pkv_config fields (prefix, event_capacity, isa, …)
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: str = "f32", page_tokens: int = 16,
+                 memory: int = 1 << 30, policy: pagedkv.EvictPolicy | None = None,
+                 threads: int | None = None, signals: int = 0, **options: Any) -> None:
+        self.config = config
+        self.dtype = dtype
+        if policy is not None:
+            signals |= policy.signals
+        self.cache = pagedkv.Cache(groups_of(config, dtype), page_tokens=page_tokens,
+                                   memory_limit=memory, signals=signals, **options)
+        self.policy = policy
+        if policy is not None:
+            self.cache.set_evict(policy)
+        self.plan = self.cache.plan()
+        self.workers = Workers(default_threads() if threads is None else threads)
+        self.timer: StepTimer | None = None
+        self._layer_token_bytes = (2 * config.n_kv_heads * config.head_dim
+                                   * _ELEMENT_BYTES[dtype])
+        self._out = np.empty((0, config.n_heads, config.head_dim), np.float32)
+        self._parallel = False
+
+    def close(self) -> None:
+        """Ends the threads and destroys the cache."""
+        self.workers.close()
+        self.cache.close()
+
+    def __enter__(self) -> PagedStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def step(self, entries: Iterable[tuple[pagedkv.Sequence, SequenceOf[int]]]) -> Step:
+        """Reserves a step for (sequence, new token ids) pairs; see :class:`Step`."""
+        return Step(self, list(entries))
+
+    def prepare(self, n_rows: int, context_tokens: int) -> None:
+        """Sizes the output rows of a step and decides whether its attention is worth threads."""
+        if len(self._out) < n_rows:
+            shape = (max(n_rows, 2 * len(self._out)), *self._out.shape[1:])
+            self._out = np.empty(shape, np.float32)
+        self._parallel = (self.workers.n > 1
+                          and context_tokens * self._layer_token_bytes > _PARALLEL_BYTES)
+
+    def attention(self, layer: int, q: F32, k: F32, v: F32) -> F32:
+        """Writes and attends one layer of the current step (the model's Attention protocol)."""
+        plan, timer = self.plan, self.timer
+        start = perf_counter()
+        plan.write(layer, Rows(k), Rows(v))
+        written = perf_counter()
+        out = self._out[: len(q)]
+        query, result = Rows(q), RowsOut(out)
+        if self._parallel:
+            n = self.workers.n
+            self.workers.run(lambda ith: plan.attend(layer, query, result, None, ith, n))
+        else:
+            plan.attend(layer, query, result)
+        if timer is not None:
+            timer.add("write", written - start)
+            timer.add("attend", perf_counter() - written)
+        return out
+
+
+class Step:
+    """One reserved model step. Leaving the block without a commit aborts it.
+
+        with store.step([(seq, ids), …]) as step:
+            logits = model.forward(step.tokens, step.positions, step.attention, step.last_rows)
+            step.commit()
+
+    ``tokens`` and ``positions`` are ``[N]`` over all entries; ``starts`` ``[entries + 1]`` are the
+    entries' first rows. Raises :class:`pagedkv.OutOfPages` when the pages are not there; nothing
+    has changed then.
+    """
+
+    def __init__(self, store: PagedStore,
+                 entries: list[tuple[pagedkv.Sequence, SequenceOf[int]]]) -> None:
+        self._store = store
+        self._timer = store.timer
+        start = perf_counter()
+        lengths = [seq.length for seq, _ in entries]
+        counts = [len(ids) for _, ids in entries]
+        ids = [np.asarray(part, dtype=np.int32) for _, part in entries]
+        self.tokens: npt.NDArray[np.int32] = np.concatenate(ids) if ids else np.empty(0, np.int32)
+        self.starts = np.zeros(len(entries) + 1, np.int64)
+        np.cumsum(counts, out=self.starts[1:])
+        offsets = np.repeat(np.asarray(lengths, np.int64) - self.starts[:-1], counts)
+        self.positions: npt.NDArray[np.int64] = offsets + np.arange(len(self.tokens))
+        self.last_rows = self.starts[1:] - 1
+        self.attention = store.attention
+        python = perf_counter()
+        self._batch = store.cache.batch()
+        try:
+            for (seq, _), part in zip(entries, ids):
+                self._batch.add(seq, part)
+            self._batch.reserve()
+            store.plan.build(self._batch)
+        except BaseException:
+            self._batch.abort()
+            raise
+        reserved = perf_counter()
+        store.prepare(len(self.tokens), sum(lengths) + len(self.tokens))
+        if self._timer is not None:
+            self._timer.add("step setup", python - start)
+            self._timer.add("bookkeeping", reserved - python)
+
+    def commit(self) -> None:
+        """Keeps every new token."""
+        start = perf_counter()
+        self._batch.commit()
+        if self._timer is not None:
+            self._timer.add("bookkeeping", perf_counter() - start)
+
+    def commit_partial(self, accepted: SequenceOf[int]) -> None:
+        """Keeps the first accepted[i] new tokens of entry i."""
+        start = perf_counter()
+        self._batch.commit_partial(accepted)
+        if self._timer is not None:
+            self._timer.add("bookkeeping", perf_counter() - start)
+
+    def __enter__(self) -> Step:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._batch.__exit__(kind, error, trace)
