@@ -79,7 +79,8 @@ enum {
 /* Host callback: score n evictable full pages of a sequence; lower is dropped first, ties drop the
  * older page, NaN counts as lowest. `logical` are ascending logical page numbers (page i holds
  * tokens [i * page_tokens, (i + 1) * page_tokens)); `n_tokens` is the sequence's length. Called
- * inside pkv_batch_commit, only when a page must go; must not call into the cache. */
+ * inside pkv_batch_commit, only when a page must go, for at most 64 pages at a time; must not call
+ * into the cache. */
 typedef void (*pkv_evict_score_fn)(void *user, pkv_seq seq, uint32_t group, uint64_t n_tokens,
                                    const uint32_t *logical, float *scores, uint32_t n);
 

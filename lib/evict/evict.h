@@ -136,6 +136,9 @@ bool pkvi_evict_restorable(const struct pkvi_evict_seq *es, uint32_t group, uint
 void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
                          const struct pkvi_evict_target *target, uint64_t n_tokens);
 
+/* After pkvi_evict_truncate of every group: what may be published from now on. */
+void pkvi_evict_truncated(struct pkvi_evict_seq *es, uint64_t n_tokens);
+
 /* Gives up journal pages of a group, oldest first, until n are given up; returns how many. */
 uint32_t pkvi_evict_journal_release(struct pkvi_evict_seq *es, uint32_t group, uint32_t n);
 /* Adds the journal's references to holders[page] (verify). */

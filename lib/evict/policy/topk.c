@@ -1,0 +1,21 @@
+/* TOPK: nothing is dropped; attention reads the best pages (Tang et al., "Quest"). The selection by
+ * bounds happens inside attention; this file says how many and which are always read. */
+#include "evict/evict_internal.h"
+
+const struct pkvi_evict_ops pkvi_evict_topk_ops = {
+    .name = "topk",
+    .kind = PKV_EVICT_TOPK,
+};
+
+bool pkvi_evict_topk(const struct pkvi_evict_seq *es, uint32_t group, uint32_t n_new,
+                     uint32_t full_pages, struct pkvi_evict_topk *rule)
+{
+    if (es == NULL) return false;
+    const struct pkvi_evict_policy *policy = es->groups[group].policy;
+    if (policy == NULL || policy->config.kind != PKV_EVICT_TOPK) return false;
+    if (n_new > PKVI_TOPK_MAX_ROWS || full_pages <= policy->budget_pages) return false;
+    rule->pages = policy->budget_pages;
+    rule->first = policy->sink_pages;
+    rule->recent = policy->recent_pages;
+    return true;
+}
