@@ -8,9 +8,13 @@
  *   USED    refs > 0                        held by tables, batches or the host
  *   CACHED  refs == 0, owner set            only the prefix index knows it; reclaimable
  *
- * Who may change a word: everything happens under the pool's lock with plain stores, except that a
- * page that left through a magazine carries the MAGAZINE flag, and words with that flag are changed
- * by compare-and-swap only; so a magazine needs no lock and forks pay a plain increment per page.
+ * Words change under the pool's lock only, by plain stores, so that a fork pays an increment per
+ * page and no locked instruction. The exception is a page that left through a magazine: its word
+ * carries the MAGAZINE flag and is changed by compare-and-swap; any function under the lock that
+ * meets such a page first takes the flag off it. Tables never hold one.
+ *
+ * The host's references are also counted apart, per page, so that the host can release only its
+ * own: releasing a page that only a table holds is PKV_ESTALE, not a hole in the table.
  *
  * Inside the library pages are u32 indices: whoever holds one holds a reference, so it cannot be
  * stale. The host's pkv_page ids carry the generation and are checked (…_ids functions).
@@ -62,9 +66,12 @@ uint64_t pkvi_regions_trim(struct pkvi_regions *regions, uint64_t bytes);
  * regions. MT-safe. (The cache reclaims cached pages and tries again.) */
 pkv_status pkvi_regions_set_limit(struct pkvi_regions *regions, uint64_t limit);
 
-/* Region size for a set of page sizes: the smallest multiple of 2 MiB that wastes at most 1/32 of a
- * region at its tail in every group, among those up to 1/4 of what the limit allows for regions;
- * else the one of least waste that still holds a page of each. 0 if no region can fit the limit. */
+/* Checks that the pools' regions add up to what the budget was charged. Quiescent only. */
+pkv_status pkvi_regions_verify(struct pkvi_regions *regions, char *text, size_t capacity);
+
+/* Region size for a set of page sizes: the smallest multiple of 2 MiB, from 1/64 of what the limit
+ * allows for regions (but at most 8 MiB) to 1/4 of it, that wastes at most 1/32 of a region at its
+ * tail in every group; else the one of least waste. 0 if not even one region can fit the limit. */
 size_t pkvi_regions_choose(const uint64_t *page_bytes, uint32_t n_groups, uint64_t limit);
 
 /* ---- pool --------------------------------------------------------------------------------------
@@ -94,8 +101,9 @@ struct pkvi_pool_config {
 /* Per-page fields that need no lock-free readers. */
 struct pkvi_page_aux {
     void *_Atomic owner;
-    uint32_t next;  /* free stack of its region: index + 1, 0 = end */
-    uint32_t flags; /* PKVI_PAGE_SEALED … */
+    uint32_t next; /* free stack of its region: place in the region + 1, 0 = end */
+    uint32_t host; /* references of the host (word without MAGAZINE flag) */
+    bool sealed;   /* with PKV_DEBUG_CHECKSUM: its checksum is kept */
 };
 
 struct pkvi_region {
@@ -130,18 +138,16 @@ struct pkvi_pool {
     struct pkvi_mutex lock; /* rank POOL: guards everything below, page states and regions */
     uint32_t class_head[PKVI_REGION_CLASSES]; /* slot + 1 */
     uint32_t empty_slots;                     /* stack of region slots without region: slot + 1 */
-    uint32_t n_slots;                         /* slots ever used */
+    _Atomic uint32_t n_slots;                 /* slots ever used */
+    _Atomic uint32_t n_empty;                 /* regions in the empty class */
     uint32_t n_regions;
     struct pkvi_list magazines;
-    uint64_t host_refs; /* references held by the host (…_ids calls), magazines apart */
     /* Written under lock, read without. free = not cached, not out. */
     _Atomic uint64_t total, out, cached, shared; /* out: taken from regions and not cached */
     _Atomic uint64_t allocs, frees;              /* pages, magazines apart */
     pkvi_idle_fn idle;                           /* set once, before the second thread */
     void *idle_context;
 };
-
-#define PKVI_PAGE_SEALED 1u
 
 /* State word: generation << 32 | MAGAZINE | OWNED | refs. */
 #define PKVI_WORD_MAGAZINE (UINT64_C(1) << 31)
