@@ -13,6 +13,7 @@
 #include "export.h"
 #include "admission.h"
 #include "attention.h"
+#include "index.h"
 #include "prefix.h"
 #include "evict.h"
 #include "stats.h"

@@ -1,0 +1,131 @@
+/* One request of a trace through the index: look up, then use and insert block by block. */
+#include "policy.h"
+
+/* How far ahead the two stages of a lookup are prefetched. */
+#define AHEAD_BUCKET 12u
+#define AHEAD_NODE 6u
+
+static bool widen_path(struct pkvi_index *ix, uint32_t n)
+{
+    if (n <= ix->path_capacity) return true;
+    uint32_t wider = ix->path_capacity ? ix->path_capacity : 1024;
+    while (wider < n && wider < UINT32_C(1) << 31)
+        wider *= 2;
+    if (wider < n) return false;
+    uint32_t *path = pkvi_mem_grow_array(ix->mem, ix->path, ix->path_capacity, wider, sizeof *path);
+    if (!path) return false;
+    ix->path = path;
+    ix->path_capacity = wider;
+    return true;
+}
+
+/* Finds and pins what is known of the request. Returns how many leading blocks have a page. */
+static uint32_t look_up(struct pkvi_index *ix, const uint64_t *ids, uint32_t n)
+{
+    uint32_t hits = 0;
+    for (uint32_t i = 0; i < n && i < AHEAD_BUCKET; i++)
+        pkvi_index_prefetch_bucket(ix, pkvi_hash_id(ix, ids[i]));
+    for (uint32_t i = 0; i < n; i++) {
+        if (i + AHEAD_BUCKET < n)
+            pkvi_index_prefetch_bucket(ix, pkvi_hash_id(ix, ids[i + AHEAD_BUCKET]));
+        if (i + AHEAD_NODE < n) pkvi_index_prefetch_node(ix, pkvi_hash_id(ix, ids[i + AHEAD_NODE]));
+        uint32_t id = pkvi_index_find_id(ix, pkvi_hash_id(ix, ids[i]), ids[i]);
+        ix->path[i] = id;
+        if (id == PKVI_NIL) continue;
+        struct pkvi_node *node = pkvi_node(ix, id);
+        node->pins++;
+        if (hits == i && node->resident) hits++;
+    }
+    return hits;
+}
+
+/* Evicts the policy's victim. False if there is none, or it is worth more than the new block. */
+static bool make_room(struct pkvi_index *ix, struct pkvi_policy *policy, const struct pkvi_use *use)
+{
+    uint32_t id = policy->ops->victim(policy);
+    if (id == PKVI_NIL) return false;
+    if (policy->ops->bypass && policy->ops->refuses(policy, id, use)) return false;
+    pkvi_index_clear_page(ix, id, 0);
+    policy->size--;
+    policy->ops->remove(policy, id, true);
+    pkvi_index_collect(ix, id);
+    return true;
+}
+
+/* The node of block i, made if need be; PKVI_NIL when memory is refused. It is pinned. */
+static uint32_t node_for(struct pkvi_index *ix, uint64_t id, uint32_t i)
+{
+    if (ix->path[i] != PKVI_NIL) return ix->path[i];
+    uint64_t hash = pkvi_hash_id(ix, id);
+    uint32_t at = pkvi_index_find_id(ix, hash, id); /* a block that occurs twice in the request */
+    if (at == PKVI_NIL) at = pkvi_index_add(ix, 0, i ? ix->path[i - 1] : PKVI_NIL, hash, NULL, id);
+    if (at == PKVI_NIL) return PKVI_NIL;
+    pkvi_node(ix, at)->pins++;
+    ix->path[i] = at;
+    return at;
+}
+
+/* Uses the blocks in order, inserting what has no page as long as there is room. */
+static pkv_status run_blocks(struct pkvi_index *ix, struct pkvi_policy *policy, const uint64_t *ids,
+                             uint32_t n, const uint32_t *next_use, bool partial_last)
+{
+    bool room = true;
+    for (uint32_t i = 0; i < n; i++) {
+        struct pkvi_use use = {.next_use = next_use ? next_use[i] : UINT32_MAX,
+                               .position = i,
+                               .length = n,
+                               .partial = partial_last && i + 1 == n};
+        uint32_t id = ix->path[i];
+        if (id != PKVI_NIL && pkvi_node(ix, id)->resident) {
+            if (policy->ops->touch) policy->ops->touch(policy, id, &use);
+            continue;
+        }
+        if (!room) continue;
+        if (policy->ops->miss) policy->ops->miss(policy, id, &use);
+        if (policy->size >= policy->capacity) room = make_room(ix, policy, &use);
+        if (!room) continue;
+        id = node_for(ix, ids[i], i);
+        if (id == PKVI_NIL) return PKV_ENOMEM;
+        if (pkvi_node(ix, id)->resident) {
+            if (policy->ops->touch) policy->ops->touch(policy, id, &use);
+            continue;
+        }
+        pkvi_index_set_page(ix, id, 0, 0);
+        policy->size++;
+        policy->ops->insert(policy, id, &use);
+    }
+    return PKV_OK;
+}
+
+static void let_go(struct pkvi_index *ix, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (ix->path[i] != PKVI_NIL) pkvi_node(ix, ix->path[i])->pins--;
+    for (uint32_t i = n; i-- > 0;)
+        if (ix->path[i] != PKVI_NIL && !pkvi_node(ix, ix->path[i])->resident)
+            pkvi_index_collect(ix, ix->path[i]);
+}
+
+pkv_status pkvi_index_replay(struct pkvi_index *ix, struct pkvi_policy *policy, const uint64_t *ids,
+                             uint32_t n, const uint32_t *next_use, bool partial_last,
+                             uint32_t *hits)
+{
+    if (!widen_path(ix, n)) return PKV_ENOMEM;
+    if (policy->ops->begin) policy->ops->begin(policy, ix->epoch);
+    uint32_t found = look_up(ix, ids, n);
+    pkv_status status = run_blocks(ix, policy, ids, n, next_use, partial_last);
+    if (policy->ops->finish) {
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t id = ix->path[i];
+            /* Only what has a page; the pin of the others is dropped here. */
+            if (id == PKVI_NIL || pkvi_node(ix, id)->resident) continue;
+            pkvi_node(ix, id)->pins--;
+            ix->path[i] = PKVI_NIL;
+        }
+        policy->ops->finish(policy, ix->path, n, next_use, partial_last);
+    }
+    let_go(ix, n);
+    ix->epoch++;
+    if (status == PKV_OK) *hits = found;
+    return status;
+}
