@@ -11,15 +11,12 @@
  *     slots.c     handles                              admission.c claims and the safe-state rule
  *     attention.c plans (lib/attn)   prefix.c (lib/prefix)   evict.c (lib/evict)
  *
- * Locks, in the order in which they may be taken:
- *     cache->lock      slot tables, free objects, admission
- *     the prefix index's lock (lib/prefix)
- *     pool locks, budget, allocator
- * cache->error_lock is a leaf. Nothing calls hooks or host callbacks with cache->lock held, except
- * the log callback.
+ * Locks (ranks in base/base.h): cache->lock guards the slot tables and the free batches,
+ * cache->admission_lock the claims, cache->error_lock the last error. No hook is called with any of
+ * them held.
  *
- * A sequence has one writer at a time (the host's promise); `busy` makes a sequence in an open batch
- * refuse every other change. */
+ * A sequence has one writer at a time (the host's promise); its `batch` field makes a sequence in
+ * an open batch refuse every other change. */
 #ifndef PKVI_CACHE_INTERNAL_H
 #define PKVI_CACHE_INTERNAL_H
 
@@ -34,13 +31,14 @@
 #include <pagedkv/config.h>
 #include <pagedkv/sequence.h>
 
-#include "base/mutex.h"
+#include "base/base.h"
 #include "cache/hooks.h"
 #include "cache/slots.h"
 #include "mem/mem.h"
 #include "os/os.h"
 #include "pool/pool.h"
 #include "stats/stats.h"
+#include "store/store.h"
 #include "table/table.h"
 
 #define PKVI_MAX_PINS 64u
@@ -52,12 +50,12 @@ struct pkvi_group {
     uint32_t n_layers;
     uint32_t kv_heads, q_heads;
     uint32_t head_dim_k, head_dim_v;
-    uint32_t window;      /* 0 = full attention */
+    uint32_t window; /* 0 = full attention */
     pkv_dtype dtype;
-    uint64_t token_bytes; /* K and V of one token in all layers */
-    uint64_t layer_bytes; /* one layer's part of a page */
+    pkvi_layout layout;   /* one layer's part of a page */
+    uint64_t token_bytes; /* K and V of one token in all layers, without digests */
+    uint64_t layer_bytes; /* layout.part_bytes */
     uint64_t page_bytes;  /* n_layers * layer_bytes */
-    _Atomic uint64_t live_tokens; /* token slots in use over all tables, shared ones once each */
 };
 
 /* Where a model layer lives. */
@@ -69,31 +67,34 @@ struct pkvi_layer {
 struct pkvi_attention; /* attention.c: kernel row, per-cache constants */
 
 struct pkv_cache {
-    struct pkvi_os os;
-    struct pkvi_mem mem;
+    const struct pkvi_os *os;
+    struct pkvi_lock_ranks *ranks; /* debug builds; else NULL */
     struct pkvi_budget budget;
+    struct pkvi_mem mem;
+    struct pkvi_regions regions;
     struct pkvi_stats stats;
+    struct pkvi_log log;
+    pkv_clock_fn clock; /* never NULL */
+    void *clock_user;
 
     uint32_t page_tokens; /* P, a power of two */
     uint32_t page_shift;  /* log2 P */
     uint32_t n_groups;
     uint32_t n_layers;
+    uint32_t n_windows;        /* groups with a sliding window */
+    uint64_t token_bytes;      /* K and V of one token in all groups */
     struct pkvi_group *groups; /* [n_groups] */
     struct pkvi_layer *layers; /* [n_layers], by model layer number */
     pkv_storage storage;
-    uint32_t debug;            /* PKV_DEBUG_* */
+    uint32_t debug; /* PKV_DEBUG_* */
     uint32_t watermark_pages;
 
-    pkv_log_fn log;
-    void *log_user;
-    pkv_clock_fn clock; /* NULL = os clock */
-    void *clock_user;
-
-    struct pkvi_mutex lock;   /* sequences, batches, admission */
+    struct pkvi_mutex lock; /* sequences, batches, free_batches */
     struct pkvi_slots sequences;
     struct pkvi_slots batches;
     struct pkvi_batch *free_batches; /* ended batches whose arrays are reused */
-    struct pkvi_admission *admission;
+    struct pkvi_mutex admission_lock;
+    struct pkvi_admission *admission; /* guarded by admission_lock */
 
     const struct pkvi_hooks *hooks[PKVI_HOOK_SLOTS]; /* NULL = module absent */
     void *hook_context[PKVI_HOOK_SLOTS];
@@ -112,12 +113,12 @@ struct pkvi_range {
 struct pkvi_seq {
     struct pkv_cache *cache;
     uint64_t id;
-    uint64_t length;          /* committed tokens */
-    atomic_uint busy;         /* 1 while in an open batch */
-    uint32_t n_pins;
-    struct pkvi_range *pins;  /* [PKVI_MAX_PINS] or NULL, unordered, may overlap */
-    uint64_t claim;           /* admission: most tokens it will hold; 0 = no ticket */
-    uint32_t claim_index;     /* admission: place in the list of claims */
+    uint64_t length;         /* committed tokens */
+    _Atomic uint64_t batch;  /* id of the open batch it is in, or 0 */
+    struct pkvi_range *pins; /* [pin_capacity], unordered, may overlap */
+    uint32_t n_pins, pin_capacity;
+    uint64_t claim;               /* admission: most tokens it will hold; 0 = no ticket */
+    uint32_t claim_index;         /* admission: place in the list of claims */
     void *state[PKVI_HOOK_SLOTS]; /* the modules' own, see hooks.h */
     struct pkvi_table tables[];   /* [n_groups] */
 };
@@ -125,19 +126,26 @@ struct pkvi_seq {
 /* One (sequence, new tokens) pair of a batch. */
 struct pkvi_entry {
     struct pkvi_seq *seq;
-    uint64_t first_row;    /* rows (new tokens) of the entries before it */
-    uint32_t n_tokens;     /* new tokens, >= 1 */
-    uint32_t accepted;     /* set by commit before the hooks run: 0..n_tokens */
-    uint64_t tokens;       /* offset into batch->tokens, or PKVI_NO_TOKENS */
+    uint64_t first_row; /* rows (new tokens) of the entries before it */
+    uint32_t n_tokens;  /* new tokens, >= 1 */
+    uint32_t accepted;  /* set by commit before the hooks run: 0..n_tokens */
+    uint64_t tokens;    /* offset into batch->tokens, or PKVI_NO_TOKENS */
 };
 #define PKVI_NO_TOKENS UINT64_MAX
 
-/* Copy-on-write of one partial tail. The batch holds src's former reference until it ends. */
+/* Copy-on-write of one partial tail. The batch holds src's former reference until it ends, so that
+ * abort can put it back and the host can still copy from it. */
 struct pkvi_copy {
     uint32_t entry, group;
     uint32_t logical;
     uint32_t n_tokens; /* token slots [0, n_tokens) are valid in src */
-    uint32_t src, dst; /* page indices in the group's pool */
+    uint32_t src, dst; /* page indices in the group's pool; src == PKVI_NO_PAGE once undone */
+};
+
+/* How often the batch copies from one page: whoever is left as its only holder writes in place. */
+struct pkvi_copy_count {
+    uint32_t group, page;
+    uint32_t count; /* 0 = free place */
 };
 
 enum pkvi_batch_phase { PKVI_BATCH_OPEN = 0, PKVI_BATCH_RESERVED = 1 };
@@ -148,16 +156,18 @@ struct pkvi_batch {
     uint32_t phase;
     uint32_t n_entries, entry_capacity;
     struct pkvi_entry *entries;
-    uint64_t n_rows;            /* new tokens over all entries */
-    uint32_t n_with_tokens;     /* entries that carry token ids */
-    int32_t *tokens;            /* ids of all entries that gave them, back to back */
+    uint64_t n_rows;        /* new tokens over all entries */
+    uint32_t n_with_tokens; /* entries that carry token ids */
+    int32_t *tokens;        /* ids of all entries that gave them, back to back */
     uint64_t n_token_ids, token_capacity;
-    struct pkvi_copy *copies;   /* in (entry, group) order */
+    struct pkvi_copy *copies; /* in (entry, group) order */
     uint32_t n_copies, copy_capacity;
-    uint32_t *shortfall;        /* [n_groups] */
-    uint32_t *needed;           /* [n_groups] scratch of reserve */
-    uint32_t *pages;            /* scratch of reserve: pages being handed out */
-    uint32_t page_capacity;
+    struct pkvi_copy_count *copy_counts; /* hash by (group, page), linear probing */
+    uint32_t copy_count_capacity;        /* power of two, at least twice copy_capacity */
+    uint32_t *shortfall;                 /* [n_groups] */
+    uint32_t *needed;                    /* [n_groups] scratch of reserve */
+    uint32_t *pages;                     /* scratch of reserve: pages being handed out */
+    uint64_t page_capacity;
     void *state[PKVI_HOOK_SLOTS];
     struct pkvi_batch *next_free;
 };
@@ -180,19 +190,18 @@ static inline pkv_seq pkvi_seq_handle(const struct pkvi_seq *seq)
     return (pkv_seq){seq->cache, seq->id};
 }
 
-/* ---- errors, log, clock -------------------------------------------------------------------- */
+/* ---- errors, clock ------------------------------------------------------------------------- */
 
 /* Records `status` with a printf-style text ("batch_add: sequence 7 is listed twice") as the
  * cache's last error and returns `status`. cache may be NULL: then it only returns. MT-safe. */
 pkv_status pkvi_fail(struct pkv_cache *cache, pkv_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Sends one formatted line to the host's log callback, if there is one. */
-void pkvi_log(struct pkv_cache *cache, int level, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
 /* The host's clock, or the OS's, in nanoseconds. */
-uint64_t pkvi_now(struct pkv_cache *cache);
+static inline uint64_t pkvi_now(struct pkv_cache *cache)
+{
+    return cache->clock(cache->clock_user);
+}
 
 /* ---- arithmetic of pages and tokens -------------------------------------------------------- */
 
@@ -211,9 +220,18 @@ static inline uint32_t pkvi_window_first(const struct pkv_cache *cache,
     return (uint32_t)((length - group->window + 1) >> cache->page_shift);
 }
 
-/* Tokens of one group's table that are resident, for a sequence of `length` tokens. O(1). */
-uint64_t pkvi_resident_tokens(const struct pkv_cache *cache, const struct pkvi_table *table,
-                              uint64_t length);
+/* Committed tokens of a sequence that one group's table holds; pages reserved for the current step
+ * do not count. Relies on a partial tail always being resident. O(1). */
+static inline uint64_t pkvi_resident_tokens(const struct pkvi_seq *seq, uint32_t group)
+{
+    const struct pkv_cache *cache = seq->cache;
+    const struct pkvi_table *table = &seq->tables[group];
+    const uint64_t reserved = table->next - pkvi_pages_for(cache, seq->length);
+    uint64_t tokens = (table->resident - reserved) << cache->page_shift;
+    const uint64_t in_tail = seq->length & (cache->page_tokens - 1u);
+    if (in_tail != 0) tokens -= cache->page_tokens - in_tail;
+    return tokens;
+}
 
 /* ---- services for the modules' bindings (prefix.c, evict.c) --------------------------------- */
 
@@ -250,24 +268,44 @@ bool pkvi_cache_reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
 
 /* ---- between the files of lib/cache --------------------------------------------------------- */
 
-/* geometry.c */
+/* cache.c: pkv_cache_create with other OS hooks (tests). */
+pkv_status pkvi_cache_create(const pkv_config *config, const struct pkvi_os *os, pkv_cache **cache);
+
+/* geometry.c: sizes of one group as the config describes it; the pool is not touched. */
+void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_group *group);
+/* Region size for a config (0 = none fits the limit); needs no cache. */
+uint64_t pkvi_geometry_region_bytes(const pkv_config *config);
+/* Fills page_tokens, groups and layers of a cache. PKV_ENOMEM; undone by free. */
 pkv_status pkvi_geometry_init(struct pkv_cache *cache, const pkv_config *config);
+void pkvi_geometry_free(struct pkv_cache *cache);
 
 /* reserve.c: pages, tables and copies of a batch; all or nothing. */
-pkv_status pkvi_batch_reserve(struct pkvi_batch *batch);
-/* Gives back what the reserve took: tables, copies. */
-void pkvi_batch_unreserve(struct pkvi_batch *batch);
+pkv_status pkvi_reserve(struct pkvi_batch *batch);
+/* Gives back what the reserve took, hooks included. */
+void pkvi_unreserve(struct pkvi_batch *batch);
+/* Rolls one entry's tables back to `length` committed tokens, the copy-on-write of its tail
+ * included if nothing of the entry stays. */
+void pkvi_unreserve_entry(struct pkvi_batch *batch, uint32_t entry, uint64_t length);
 
-/* sequence.c: frees an object whose hooks and tables are done with. */
-void pkvi_seq_free(struct pkvi_seq *seq);
+/* sequence.c: destroys a sequence without looking at its batch (cache destroy, too). */
+void pkvi_seq_destroy(struct pkvi_seq *seq);
+/* Releases the pages of window groups that no query from seq->length on can see, unless a pin keeps
+ * them. O(released). */
+void pkvi_seq_release_window(struct pkvi_seq *seq);
+/* After an unpin: releases pages [first_page, end_page) of window groups that only the pin kept. */
+void pkvi_seq_release_unpinned(struct pkvi_seq *seq, uint64_t first_page, uint64_t end_page);
 
-/* batch.c: frees the arrays of all batches, open ones included (cache destroy). */
+/* batch.c: frees the arrays of all batches, open ones included (cache destroy); and of ended ones
+ * kept for reuse (trim). */
 void pkvi_batches_destroy(struct pkv_cache *cache);
+void pkvi_batches_trim(struct pkv_cache *cache);
 
 /* admission.c */
 pkv_status pkvi_admission_init(struct pkv_cache *cache);
 void pkvi_admission_destroy(struct pkv_cache *cache);
-void pkvi_admission_forget(struct pkvi_seq *seq); /* sequence destroyed: cache->lock not held */
+/* The sequence is being destroyed or forked from: its ticket goes. */
+void pkvi_admission_forget(struct pkvi_seq *seq);
+pkv_status pkvi_admission_verify(struct pkv_cache *cache, char *text, size_t capacity);
 
 /* attention.c, prefix.c, evict.c: bind the modules at create. A module that is absent leaves its
  * pointers NULL. On failure nothing is left behind. */

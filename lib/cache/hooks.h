@@ -57,8 +57,8 @@ struct pkvi_hooks {
     void (*commit)(void *context, struct pkvi_batch *batch);
 
     /* Pages are short: free at least n pages of `group` if that is possible without touching a
-     * sequence in a batch. Returns how many pages of the group became free. `requester` is the batch
-     * in need, or NULL. */
+     * sequence in a batch. Returns how many pages of the group became free. `requester` is the
+     * batch in need, or NULL. */
     uint32_t (*reclaim)(void *context, uint32_t group, uint32_t n, struct pkvi_batch *requester);
 
     /* Bytes are short: free at least `bytes` of pages over all groups (smaller limit, or another

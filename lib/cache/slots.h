@@ -1,9 +1,9 @@
 /* Slot tables: generation-tagged handles to objects.
  *
- * A handle is generation << 32 | slot. Slots live in chunks of doubling size that never move, so a
- * lookup is lock-free: chunk by the slot's highest bit, then compare the generation. A slot's
- * generation grows by one when its object is taken out, so a stale handle never matches again
- * (generations start at 1; a slot whose generation would wrap to 0 is retired).
+ * A handle is generation << 32 | slot. Slots never move, so a lookup is lock-free:
+ * it compares the generation. A slot's generation grows by one when its object is taken out, so a
+ * stale handle never matches again (generations start at 1; a slot whose generation would wrap to 0
+ * is retired).
  *
  * insert and remove need the owner's lock; get is MT-safe against both for handles of other
  * objects, and against a remove of the same object it answers either way. */
@@ -16,30 +16,26 @@
 
 #include <pagedkv/status.h>
 
-struct pkvi_mem;
-
-#define PKVI_SLOT_CHUNKS 27 /* chunk c holds 32 << c slots */
-#define PKVI_SLOT_FIRST 32u
+#include "mem/mem.h"
 
 struct pkvi_slot {
-    _Atomic uint32_t generation; /* of the object in it, or of the next one */
+    _Atomic uint32_t generation; /* of the object in it, or of the next one; 0 = never used */
     uint32_t next;               /* next free slot + 1, or 0 */
-    _Atomic(void *) object;      /* NULL while free */
+    void *_Atomic object;        /* NULL while free */
 };
 
 struct pkvi_slots {
-    _Atomic(struct pkvi_slot *) chunks[PKVI_SLOT_CHUNKS];
-    uint32_t limit;    /* most live objects */
-    uint32_t live;     /* objects in it */
-    uint32_t used;     /* slots ever handed out: iterate [0, used) */
-    uint32_t capacity; /* slots in chunks */
-    uint32_t free;     /* first free slot + 1, or 0 */
+    struct pkvi_segvec slots; /* of struct pkvi_slot */
+    uint32_t limit;           /* most live objects */
+    uint32_t live;            /* objects in it */
+    uint32_t used;            /* slots ever handed out: iterate [0, used) */
+    uint32_t free;            /* first free slot + 1, or 0 */
 };
 
 /* An empty table for at most `limit` live objects. */
 void pkvi_slots_init(struct pkvi_slots *slots, uint32_t limit);
 
-/* Gives the chunks back; objects are the owner's business. */
+/* Gives the slots back; objects are the owner's business. */
 void pkvi_slots_destroy(struct pkvi_slots *slots, struct pkvi_mem *mem);
 
 /* Puts an object in. PKV_ERANGE when `limit` objects are live, PKV_ENOMEM. O(1) amortised. */

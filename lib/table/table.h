@@ -48,11 +48,11 @@ struct pkvi_table {
     struct pkvi_page_score *score; /* [capacity] or NULL while scores are off */
     uint32_t head, end;            /* slots in use are [head, end) */
     uint32_t capacity;
-    uint32_t resident;             /* slots that are not holes */
-    uint32_t next;                 /* logical number the next appended page gets, i.e. logical pages
-                                    * so far, dropped ones included */
-    uint32_t released;             /* logical pages below this left the sliding window (pinned ones
-                                    * may still be resident) */
+    uint32_t resident; /* slots that are not holes */
+    uint32_t next;     /* logical number the next appended page gets, i.e. logical pages
+                        * so far, dropped ones included */
+    uint32_t released; /* logical pages below this left the sliding window (pinned ones
+                        * may still be resident) */
     /* Logical pages [dirty_lo, dirty_hi) changed since the last incremental export, apart from
      * pages appended at the end. Empty when lo >= hi. */
     uint32_t dirty_lo, dirty_hi;
@@ -81,11 +81,16 @@ void pkvi_table_attach(struct pkvi_table *table, uint32_t first, const uint32_t 
  * O(log resident). */
 uint32_t pkvi_table_find(const struct pkvi_table *table, uint32_t logical);
 
+/* Slot of the first resident page whose logical number is at least `logical`, or PKVI_NO_SLOT.
+ * O(log slots + holes skipped). */
+uint32_t pkvi_table_seek(const struct pkvi_table *table, uint32_t logical);
+
 /* Physical page of a logical page, or PKVI_NO_PAGE. Same cost as find. */
 uint32_t pkvi_table_page(const struct pkvi_table *table, uint32_t logical);
 
 /* Replaces the physical page of a resident logical page (copy-on-write) and returns the old one,
- * whose reference passes to the caller; the reference of `page` passes to the table. Scores stay. */
+ * whose reference passes to the caller; the reference of `page` passes to the table. Scores stay.
+ */
 uint32_t pkvi_table_replace(struct pkvi_table *table, uint32_t logical, uint32_t page);
 
 /* Takes one logical page out of the table and returns its physical page, whose reference passes to
@@ -146,7 +151,7 @@ struct pkvi_run {
     uint32_t first_logical;
     uint32_t first_resident; /* how many resident pages precede the run */
     uint32_t n_pages;
-    uint32_t first_slot;     /* the run's pages are page[first_slot .. first_slot + n_pages) */
+    uint32_t first_slot; /* the run's pages are page[first_slot .. first_slot + n_pages) */
 };
 
 /* Next run; *cursor starts at a zeroed struct pkvi_run and is the previous run afterwards. False at

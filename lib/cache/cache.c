@@ -1,0 +1,290 @@
+/* Creation, destruction, limits and reclaim. */
+#include <string.h>
+
+#include "cache/cache_internal.h"
+#include "cache/config_limits.h"
+
+static uint64_t os_clock(void *user)
+{
+    const struct pkvi_os *os = user;
+    return os->clock_ns(os->user);
+}
+
+/* ---- create: a ladder of steps, each with its undo --------------------------------------------
+ */
+
+/* Bytes of the cache's own struct and of what debug builds add. */
+static size_t shell_bytes(const struct pkv_cache *cache)
+{
+    return sizeof *cache + (cache->ranks != NULL ? sizeof *cache->ranks : 0);
+}
+
+static void free_shell(struct pkvi_mem *mem, struct pkv_cache *cache)
+{
+    pkvi_mem_free(mem, cache->ranks, sizeof *cache->ranks);
+    pkvi_mem_free(mem, cache, sizeof *cache);
+    pkvi_mem_destroy(mem);
+}
+
+/* The cache's own struct comes from the allocator that it describes: the allocator is set up on the
+ * stack first and moves into the struct. */
+static pkv_status create_shell(const pkv_config *config, uint64_t limit, struct pkv_cache **out)
+{
+    struct pkvi_mem mem;
+    const pkv_status status = pkvi_mem_init(&mem, config->allocator);
+    if (status != PKV_OK) return status;
+    struct pkv_cache *cache = pkvi_mem_zalloc(&mem, sizeof *cache);
+    if (cache == NULL) {
+        pkvi_mem_destroy(&mem);
+        return PKV_ENOMEM;
+    }
+#ifdef PKV_DEBUG
+    cache->ranks = pkvi_mem_zalloc(&mem, sizeof *cache->ranks);
+    if (cache->ranks == NULL) {
+        free_shell(&mem, cache);
+        return PKV_ENOMEM;
+    }
+#endif
+    if (!pkvi_budget_init(&cache->budget, limit, cache->ranks)) {
+        free_shell(&mem, cache);
+        return PKV_ENOMEM;
+    }
+    cache->mem = mem;
+    if (!pkvi_mem_attach(&cache->mem, &cache->budget, shell_bytes(cache))) {
+        pkvi_budget_destroy(&cache->budget);
+        free_shell(&mem, cache);
+        return PKV_ENOMEM;
+    }
+    *out = cache;
+    return PKV_OK;
+}
+
+static void destroy_shell(struct pkv_cache *cache)
+{
+    pkvi_mem_detach(&cache->mem, shell_bytes(cache));
+    pkvi_budget_destroy(&cache->budget);
+    struct pkvi_mem mem = cache->mem;
+    free_shell(&mem, cache);
+}
+
+static pkv_status init_locks(struct pkv_cache *cache)
+{
+    if (!pkvi_mutex_init(&cache->lock, PKVI_RANK_CACHE, cache->ranks)) return PKV_ENOMEM;
+    if (!pkvi_mutex_init(&cache->admission_lock, PKVI_RANK_ADMISSION, cache->ranks)) {
+        pkvi_mutex_destroy(&cache->lock);
+        return PKV_ENOMEM;
+    }
+    if (!pkvi_mutex_init(&cache->error_lock, PKVI_RANK_ERROR, cache->ranks)) {
+        pkvi_mutex_destroy(&cache->admission_lock);
+        pkvi_mutex_destroy(&cache->lock);
+        return PKV_ENOMEM;
+    }
+    return PKV_OK;
+}
+
+static void destroy_locks(struct pkv_cache *cache)
+{
+    pkvi_mutex_destroy(&cache->error_lock);
+    pkvi_mutex_destroy(&cache->admission_lock);
+    pkvi_mutex_destroy(&cache->lock);
+}
+
+static pkv_status init_pools(struct pkv_cache *cache, const pkv_config *config)
+{
+    const struct pkvi_regions_config regions = {
+        .region_bytes = pkvi_geometry_region_bytes(config),
+        .mapped = config->storage == PKV_STORAGE_HOST,
+        .huge = config->huge_pages != 0,
+        .dont_fork = config->fork_policy != 0,
+        .numa_node = config->numa_node,
+    };
+    if (!pkvi_regions_init(&cache->regions, &regions, &cache->budget, cache->os, cache->ranks))
+        return PKV_ENOMEM;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        struct pkvi_group *group = &cache->groups[g];
+        const struct pkvi_pool_config pool = {
+            .group = g,
+            .page_bytes = group->page_bytes,
+            .layer_bytes = group->layer_bytes,
+            .max_pages = config->groups[g].max_pages,
+            .storage = config->storage,
+            .external_base = config->groups[g].external_base,
+            .external_bytes = config->groups[g].external_bytes,
+            .debug = config->debug,
+        };
+        const pkv_status status = pkvi_pool_init(&group->pool, &pool, &cache->regions, &cache->mem,
+                                                 &cache->stats, cache->ranks);
+        if (status == PKV_OK) continue;
+        while (g-- > 0)
+            pkvi_pool_destroy(&cache->groups[g].pool);
+        pkvi_regions_destroy(&cache->regions);
+        return status;
+    }
+    return PKV_OK;
+}
+
+static void destroy_pools(struct pkv_cache *cache)
+{
+    for (uint32_t g = cache->n_groups; g-- > 0;)
+        pkvi_pool_destroy(&cache->groups[g].pool);
+    pkvi_regions_destroy(&cache->regions);
+}
+
+static void unbind_modules(struct pkv_cache *cache)
+{
+    for (int slot = PKVI_HOOK_SLOTS - 1; slot >= 0; slot--) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        cache->hooks[slot] = NULL;
+        if (hooks != NULL && hooks->destroy != NULL) hooks->destroy(cache->hook_context[slot]);
+    }
+    pkvi_attention_unbind(cache);
+}
+
+static pkv_status bind_modules(struct pkv_cache *cache, const pkv_config *config)
+{
+    pkv_status status = pkvi_attention_bind(cache, config);
+    if (status != PKV_OK) return status;
+    status = pkvi_prefix_bind(cache, config);
+    if (status == PKV_OK) status = pkvi_evict_bind(cache, config);
+    if (status != PKV_OK) unbind_modules(cache);
+    return status;
+}
+
+static pkv_status fill(struct pkv_cache *cache, const pkv_config *config)
+{
+    pkv_status status = init_locks(cache);
+    if (status != PKV_OK) return status;
+    status = pkvi_stats_init(&cache->stats, &cache->mem, config->event_capacity, cache->clock,
+                             cache->clock_user, cache->ranks);
+    if (status != PKV_OK) goto no_stats;
+    status = pkvi_geometry_init(cache, config);
+    if (status != PKV_OK) goto no_geometry;
+    status = init_pools(cache, config);
+    if (status != PKV_OK) goto no_pools;
+    status = pkvi_admission_init(cache);
+    if (status != PKV_OK) goto no_admission;
+    pkvi_slots_init(&cache->sequences, config->max_sequences);
+    pkvi_slots_init(&cache->batches, config->max_batches);
+    status = bind_modules(cache, config);
+    if (status == PKV_OK) return PKV_OK;
+    pkvi_admission_destroy(cache);
+no_admission:
+    destroy_pools(cache);
+no_pools:
+    pkvi_geometry_free(cache);
+no_geometry:
+    pkvi_stats_destroy(&cache->stats, &cache->mem);
+no_stats:
+    destroy_locks(cache);
+    return status;
+}
+
+pkv_status pkvi_cache_create(const pkv_config *config, const struct pkvi_os *os, pkv_cache **out)
+{
+    if (out == NULL) return PKV_EINVAL;
+    pkv_status status = pkv_config_check(config, NULL, 0);
+    if (status != PKV_OK) return status;
+    const uint64_t limit =
+        config->memory_limit != 0 ? config->memory_limit : PKVI_DEFAULT_MEMORY_LIMIT;
+    struct pkv_cache *cache;
+    status = create_shell(config, limit, &cache);
+    if (status != PKV_OK) return status;
+    cache->os = os;
+    cache->storage = config->storage;
+    cache->debug = config->debug;
+    cache->watermark_pages = config->watermark_pages;
+    cache->log = (struct pkvi_log){config->log, config->log_user};
+    cache->clock = config->clock != NULL ? config->clock : os_clock;
+    /* The default clock's context is the constant hook table; the function takes it as such. */
+    cache->clock_user = config->clock != NULL ? config->clock_user : (void *)(uintptr_t)os;
+    status = fill(cache, config);
+    if (status != PKV_OK) {
+        destroy_shell(cache);
+        return status;
+    }
+    *out = cache;
+    return PKV_OK;
+}
+
+pkv_status pkv_cache_create(const pkv_config *config, pkv_cache **cache)
+{
+    return pkvi_cache_create(config, pkvi_os_default(), cache);
+}
+
+void pkv_cache_destroy(pkv_cache *cache)
+{
+    if (cache == NULL) return;
+    pkvi_batches_destroy(cache);
+    for (uint32_t slot = 0; slot < cache->sequences.used; slot++) {
+        struct pkvi_seq *seq = pkvi_slots_at(&cache->sequences, slot);
+        if (seq != NULL) pkvi_seq_destroy(seq);
+    }
+    unbind_modules(cache);
+    pkvi_slots_destroy(&cache->batches, &cache->mem);
+    pkvi_slots_destroy(&cache->sequences, &cache->mem);
+    pkvi_admission_destroy(cache);
+    destroy_pools(cache);
+    pkvi_geometry_free(cache);
+    pkvi_stats_destroy(&cache->stats, &cache->mem);
+    destroy_locks(cache);
+    destroy_shell(cache);
+}
+
+/* ---- reclaim and limits ------------------------------------------------------------------------
+ */
+
+/* Frees about `bytes` of pages over all groups, cheapest first. Returns the bytes freed. */
+static uint64_t reclaim_bytes(struct pkv_cache *cache, uint64_t bytes)
+{
+    uint64_t freed = 0;
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS && freed < bytes; slot++) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks != NULL && hooks->reclaim_bytes != NULL)
+            freed += hooks->reclaim_bytes(cache->hook_context[slot], bytes - freed);
+    }
+    return freed;
+}
+
+bool pkvi_cache_reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
+                        struct pkvi_batch *requester)
+{
+    uint32_t freed = 0;
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS && freed < n; slot++) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks != NULL && hooks->reclaim != NULL)
+            freed += hooks->reclaim(cache->hook_context[slot], group, n - freed, requester);
+    }
+    if (freed != 0) return true;
+    /* Nothing of this group: other groups' cached pages may leave a whole region empty. */
+    return reclaim_bytes(cache, cache->regions.config.region_bytes) != 0;
+}
+
+pkv_status pkv_cache_set_limit(pkv_cache *cache, uint64_t bytes)
+{
+    if (cache == NULL) return PKV_EINVAL;
+    if (bytes == 0 || bytes > PKVI_MAX_MEMORY)
+        return pkvi_fail(cache, PKV_EINVAL, "cache_set_limit: %llu is not in 1..%llu",
+                         (unsigned long long)bytes, (unsigned long long)PKVI_MAX_MEMORY);
+    pkv_status status = pkvi_regions_set_limit(&cache->regions, bytes);
+    while (status == PKV_EBUSY) {
+        const uint64_t used = pkvi_budget_used(&cache->budget);
+        if (reclaim_bytes(cache, used > bytes ? used - bytes : 1) == 0) break;
+        status = pkvi_regions_set_limit(&cache->regions, bytes);
+    }
+    if (status != PKV_OK)
+        return pkvi_fail(cache, status, "cache_set_limit: %llu bytes are in use, %llu asked for",
+                         (unsigned long long)pkvi_budget_used(&cache->budget),
+                         (unsigned long long)bytes);
+    if (pkvi_events_on(&cache->stats))
+        pkvi_event(&cache->stats, PKV_EVENT_LIMIT, 0, PKV_PAGE_NONE, 0, bytes);
+    return PKV_OK;
+}
+
+pkv_status pkv_cache_trim(pkv_cache *cache, uint64_t *bytes)
+{
+    if (cache == NULL) return PKV_EINVAL;
+    pkvi_batches_trim(cache);
+    const uint64_t given = pkvi_regions_trim(&cache->regions, UINT64_MAX);
+    if (bytes != NULL) *bytes = given;
+    return PKV_OK;
+}

@@ -1,0 +1,304 @@
+/* Defaults, bounds and checks of a config. */
+#include <pagedkv/config.h>
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cache/config_limits.h"
+
+/* Bounds that one number decides. The texts of pkv_config_check come from here, too. */
+struct bounds {
+    const char *field;
+    uint64_t min, max;
+};
+
+static const struct bounds bounds_table[] = {
+    {"page_tokens", 8, 128},
+    {"n_groups", 1, PKV_MAX_GROUPS},
+    {"storage", PKV_STORAGE_NONE, PKV_STORAGE_EXTERNAL},
+    {"debug", 0, PKV_DEBUG_POISON | PKV_DEBUG_CHECKSUM},
+    {"memory_limit", 1, PKVI_MAX_MEMORY},
+    {"region_bytes", PKVI_REGION_UNIT, PKVI_MAX_REGION},
+    {"max_sequences", 1, PKVI_MAX_SEQUENCES},
+    {"max_batches", 1, PKVI_MAX_BATCHES},
+    {"event_capacity", 0, PKVI_MAX_EVENTS},
+    {"prefix", 0, 1},
+    {"huge_pages", 0, 1},
+    {"numa_node", 0, PKVI_MAX_NUMA_NODE},
+    {"watermark_pages", 0, PKVI_MAX_PAGES},
+    {"fork_policy", 0, 1},
+    {"signals", 0, PKV_SIGNAL_BOUNDS | PKV_SIGNAL_KEYSUM},
+    {"n_layers", 1, PKV_MAX_LAYERS},
+    {"kv_heads", 1, PKV_MAX_HEADS},
+    {"q_heads", 1, PKV_MAX_HEADS},
+    {"head_dim_k", 8, PKV_MAX_HEAD_DIM},
+    {"head_dim_v", 8, PKV_MAX_HEAD_DIM},
+    {"window", 0, PKVI_MAX_LENGTH},
+    {"dtype", PKV_DTYPE_F32, PKV_DTYPE_BF16},
+    {"max_pages", 0, PKVI_MAX_PAGES},
+    {"rotary_dims", 0, PKV_MAX_HEAD_DIM},
+};
+
+static const struct bounds *find_bounds(const char *field)
+{
+    for (size_t i = 0; i < sizeof bounds_table / sizeof bounds_table[0]; i++)
+        if (strcmp(bounds_table[i].field, field) == 0) return &bounds_table[i];
+    return NULL;
+}
+
+pkv_status pkv_config_init(pkv_config *config, size_t size)
+{
+    if (config == NULL) return PKV_EINVAL;
+    if (size != sizeof(pkv_config)) return PKV_EVERSION;
+    memset(config, 0, sizeof *config);
+    config->struct_size = sizeof *config;
+    config->page_tokens = 16;
+    config->storage = PKV_STORAGE_HOST;
+    config->memory_limit = PKVI_DEFAULT_MEMORY_LIMIT;
+    config->max_sequences = 65536;
+    config->max_batches = 64;
+    config->prefix = 1;
+    config->huge_pages = 1;
+    config->numa_node = -1;
+    return PKV_OK;
+}
+
+pkv_status pkv_config_bounds(const char *field, uint64_t *min, uint64_t *max)
+{
+    if (field == NULL || min == NULL || max == NULL) return PKV_EINVAL;
+    const struct bounds *bounds = find_bounds(field);
+    if (bounds == NULL) return PKV_EINVAL;
+    *min = bounds->min;
+    *max = bounds->max;
+    return PKV_OK;
+}
+
+/* Where the first complaint goes. `prefix` is "" or "groups[1]." */
+struct check {
+    char *text;
+    size_t capacity;
+    char prefix[24];
+};
+
+static pkv_status complain(struct check *check, pkv_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static pkv_status complain(struct check *check, pkv_status status, const char *format, ...)
+{
+    if (check->text == NULL || check->capacity == 0) return status;
+    const int n = snprintf(check->text, check->capacity, "%s", check->prefix);
+    if (n < 0 || (size_t)n >= check->capacity) return status;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(check->text + n, check->capacity - (size_t)n, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+static pkv_status check_range(struct check *check, const char *field, uint64_t value)
+{
+    const struct bounds *bounds = find_bounds(field);
+    if (value >= bounds->min && value <= bounds->max) return PKV_OK;
+    return complain(check, PKV_EINVAL, "%s: %" PRIu64 " is not in %" PRIu64 "..%" PRIu64, field,
+                    value, bounds->min, bounds->max);
+}
+
+/* Negative enum values are shown as they are. */
+static pkv_status check_enum(struct check *check, const char *field, int32_t value)
+{
+    const struct bounds *bounds = find_bounds(field);
+    if (value >= 0 && (uint64_t)value >= bounds->min && (uint64_t)value <= bounds->max)
+        return PKV_OK;
+    return complain(check, PKV_EINVAL, "%s: %" PRId32 " is not in %" PRIu64 "..%" PRIu64, field,
+                    value, bounds->min, bounds->max);
+}
+
+static pkv_status check_dim(struct check *check, const char *field, uint32_t value)
+{
+    const pkv_status status = check_range(check, field, value);
+    if (status != PKV_OK) return status;
+    if (value % 8 != 0)
+        return complain(check, PKV_EINVAL, "%s: %" PRIu32 " is not a multiple of 8", field, value);
+    return PKV_OK;
+}
+
+static bool all_zero(const uint64_t *values, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (values[i] != 0) return false;
+    return true;
+}
+
+static pkv_status check_external(struct check *check, const pkv_config *config,
+                                 const pkv_group_config *group)
+{
+    if (config->storage != PKV_STORAGE_EXTERNAL) {
+        if (group->external_base != NULL || group->external_bytes != 0)
+            return complain(check, PKV_EINVAL,
+                            "external_base: only PKV_STORAGE_EXTERNAL takes a buffer");
+        return PKV_OK;
+    }
+    if (group->external_base == NULL)
+        return complain(check, PKV_EINVAL, "external_base: NULL with PKV_STORAGE_EXTERNAL");
+    if (group->external_bytes == 0)
+        return complain(check, PKV_EINVAL, "external_bytes: 0 with PKV_STORAGE_EXTERNAL");
+    if ((uintptr_t)group->external_base % PKVI_EXTERNAL_ALIGNMENT != 0)
+        return complain(check, PKV_EINVAL, "external_base: not aligned to %u bytes",
+                        PKVI_EXTERNAL_ALIGNMENT);
+    if (group->external_bytes > UINTPTR_MAX - (uintptr_t)group->external_base)
+        return complain(check, PKV_EINVAL, "external_bytes: the buffer wraps around");
+    return PKV_OK;
+}
+
+static pkv_status check_group(struct check *check, const pkv_config *config,
+                              const pkv_group_config *group)
+{
+    pkv_status status = check_range(check, "n_layers", group->n_layers);
+    if (status == PKV_OK) status = check_range(check, "kv_heads", group->kv_heads);
+    if (status == PKV_OK && group->q_heads != 0)
+        status = check_range(check, "q_heads", group->q_heads);
+    if (status == PKV_OK) status = check_dim(check, "head_dim_k", group->head_dim_k);
+    if (status == PKV_OK && group->head_dim_v != 0)
+        status = check_dim(check, "head_dim_v", group->head_dim_v);
+    if (status == PKV_OK) status = check_range(check, "window", group->window);
+    if (status == PKV_OK && group->dtype != 0) status = check_enum(check, "dtype", group->dtype);
+    if (status == PKV_OK) status = check_range(check, "max_pages", group->max_pages);
+    if (status != PKV_OK) return status;
+    if (group->q_heads % group->kv_heads != 0)
+        return complain(check, PKV_EINVAL,
+                        "q_heads: %" PRIu32 " is not a multiple of kv_heads %" PRIu32,
+                        group->q_heads, group->kv_heads);
+    if (!all_zero(group->reserved, sizeof group->reserved / sizeof group->reserved[0]))
+        return complain(check, PKV_EINVAL, "reserved: not zero");
+    return check_external(check, config, group);
+}
+
+/* Every model layer number 0..total-1 exactly once. */
+static pkv_status check_layers(struct check *check, const pkv_config *config)
+{
+    uint64_t seen[PKV_MAX_LAYERS / 64] = {0};
+    uint32_t total = 0;
+    for (uint32_t g = 0; g < config->n_groups; g++)
+        total += config->groups[g].n_layers;
+    if (total > PKV_MAX_LAYERS)
+        return complain(check, PKV_EINVAL, "groups: %" PRIu32 " layers in all, at most %d", total,
+                        PKV_MAX_LAYERS);
+    uint32_t next = 0;
+    for (uint32_t g = 0; g < config->n_groups; g++) {
+        const pkv_group_config *group = &config->groups[g];
+        for (uint32_t i = 0; i < group->n_layers; i++) {
+            const uint32_t layer = group->layers != NULL ? group->layers[i] : next;
+            if (layer >= total)
+                return complain(check, PKV_EINVAL,
+                                "groups[%" PRIu32 "].layers[%" PRIu32 "]: %" PRIu32
+                                " is not below the number of layers %" PRIu32,
+                                g, i, layer, total);
+            if (seen[layer / 64] >> (layer % 64) & 1)
+                return complain(check, PKV_EINVAL,
+                                "groups[%" PRIu32 "].layers[%" PRIu32 "]: layer %" PRIu32
+                                " occurs twice",
+                                g, i, layer);
+            seen[layer / 64] |= (uint64_t)1 << (layer % 64);
+            next = layer + 1;
+        }
+    }
+    return PKV_OK;
+}
+
+static pkv_status check_rope(struct check *check, const pkv_config *config)
+{
+    if (config->rope == NULL) return PKV_OK;
+    for (uint32_t g = 0; g < config->n_groups; g++) {
+        const pkv_rope_config *rope = &config->rope[g];
+        if (rope->rotary_dims == 0) continue;
+        snprintf(check->prefix, sizeof check->prefix, "rope[%" PRIu32 "].", g);
+        if (rope->rotary_dims % 2 != 0 || rope->rotary_dims > config->groups[g].head_dim_k)
+            return complain(check, PKV_EINVAL,
+                            "rotary_dims: %" PRIu32 " is odd or exceeds head_dim_k %" PRIu32,
+                            rope->rotary_dims, config->groups[g].head_dim_k);
+        if (rope->interleaved > 1)
+            return complain(check, PKV_EINVAL, "interleaved: %" PRIu32 " is not 0 or 1",
+                            rope->interleaved);
+        if (rope->frequencies == NULL && !(rope->theta > 0.0))
+            return complain(check, PKV_EINVAL, "theta: not positive");
+        if (!(rope->position_scale >= 0.0))
+            return complain(check, PKV_EINVAL, "position_scale: negative");
+    }
+    check->prefix[0] = '\0';
+    return PKV_OK;
+}
+
+static pkv_status check_memory(struct check *check, const pkv_config *config)
+{
+    pkv_status status = PKV_OK;
+    if (config->memory_limit != 0)
+        status = check_range(check, "memory_limit", config->memory_limit);
+    if (status == PKV_OK && config->region_bytes != 0)
+        status = check_range(check, "region_bytes", config->region_bytes);
+    if (status != PKV_OK) return status;
+    if (config->region_bytes % PKVI_REGION_UNIT != 0)
+        return complain(check, PKV_EINVAL, "region_bytes: %" PRIu64 " is not a multiple of 2 MiB",
+                        config->region_bytes);
+    return PKV_OK;
+}
+
+static pkv_status check_numbers(struct check *check, const pkv_config *config)
+{
+    pkv_status status = check_range(check, "page_tokens", config->page_tokens);
+    if (status == PKV_OK && (config->page_tokens & (config->page_tokens - 1)) != 0)
+        return complain(check, PKV_EINVAL, "page_tokens: %" PRIu32 " is not a power of two",
+                        config->page_tokens);
+    if (status == PKV_OK) status = check_enum(check, "storage", config->storage);
+    if (status == PKV_OK) status = check_range(check, "debug", config->debug);
+    if (status == PKV_OK) status = check_memory(check, config);
+    if (status == PKV_OK) status = check_range(check, "max_sequences", config->max_sequences);
+    if (status == PKV_OK) status = check_range(check, "max_batches", config->max_batches);
+    if (status == PKV_OK) status = check_range(check, "event_capacity", config->event_capacity);
+    if (status == PKV_OK && (config->event_capacity & (config->event_capacity - 1)) != 0)
+        return complain(check, PKV_EINVAL, "event_capacity: %" PRIu32 " is not a power of two",
+                        config->event_capacity);
+    if (status == PKV_OK) status = check_range(check, "prefix", config->prefix);
+    if (status == PKV_OK) status = check_range(check, "huge_pages", config->huge_pages);
+    if (status == PKV_OK && config->numa_node != -1)
+        status = check_enum(check, "numa_node", config->numa_node);
+    if (status == PKV_OK) status = check_range(check, "watermark_pages", config->watermark_pages);
+    if (status == PKV_OK) status = check_range(check, "fork_policy", config->fork_policy);
+    if (status == PKV_OK) status = check_range(check, "signals", config->signals);
+    if (status == PKV_OK && config->signals != 0 && config->storage == PKV_STORAGE_NONE)
+        return complain(check, PKV_EINVAL, "signals: needs pages with bytes, storage is NONE");
+    if (status == PKV_OK && config->debug != 0 && config->storage != PKV_STORAGE_HOST)
+        return complain(check, PKV_EINVAL, "debug: needs PKV_STORAGE_HOST");
+    return status;
+}
+
+pkv_status pkv_config_check(const pkv_config *config, char *text, size_t capacity)
+{
+    struct check check = {.text = text, .capacity = capacity};
+    if (text != NULL && capacity != 0) text[0] = '\0';
+    if (config == NULL) return complain(&check, PKV_EINVAL, "config: NULL");
+    if (config->struct_size != sizeof(pkv_config))
+        return complain(&check, PKV_EVERSION, "struct_size: %zu is unknown, this library has %zu",
+                        config->struct_size, sizeof(pkv_config));
+    pkv_status status = check_numbers(&check, config);
+    if (status == PKV_OK) status = check_range(&check, "n_groups", config->n_groups);
+    if (status != PKV_OK) return status;
+    if (config->groups == NULL) return complain(&check, PKV_EINVAL, "groups: NULL");
+    for (uint32_t g = 0; g < config->n_groups; g++) {
+        snprintf(check.prefix, sizeof check.prefix, "groups[%" PRIu32 "].", g);
+        status = check_group(&check, config, &config->groups[g]);
+        if (status != PKV_OK) return status;
+    }
+    check.prefix[0] = '\0';
+    status = check_layers(&check, config);
+    if (status == PKV_OK) status = check_rope(&check, config);
+    if (status != PKV_OK) return status;
+    if (config->allocator != NULL &&
+        (config->allocator->alloc == NULL || config->allocator->free == NULL))
+        return complain(&check, PKV_EINVAL, "allocator: alloc or free is NULL");
+    if (!all_zero(config->reserved, sizeof config->reserved / sizeof config->reserved[0]))
+        return complain(&check, PKV_EINVAL, "reserved: not zero");
+    return PKV_OK;
+}

@@ -1,0 +1,147 @@
+/* Groups and layers: what a config's numbers mean in bytes. */
+#include <string.h>
+
+#include "cache/cache_internal.h"
+#include "cache/config_limits.h"
+
+static uint32_t digests_of(const pkv_config *config)
+{
+    uint32_t digest = 0;
+    if (config->signals & PKV_SIGNAL_BOUNDS) digest |= PKVI_DIGEST_MINMAX;
+    if (config->signals & PKV_SIGNAL_KEYSUM) digest |= PKVI_DIGEST_SUM;
+    return digest;
+}
+
+void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_group *group)
+{
+    const pkv_group_config *from = &config->groups[index];
+    group->index = index;
+    group->n_layers = from->n_layers;
+    group->kv_heads = from->kv_heads;
+    group->q_heads = from->q_heads != 0 ? from->q_heads : from->kv_heads;
+    group->head_dim_k = from->head_dim_k;
+    group->head_dim_v = from->head_dim_v != 0 ? from->head_dim_v : from->head_dim_k;
+    group->window = from->window;
+    group->dtype = from->dtype != 0 ? from->dtype : PKV_DTYPE_F16;
+    group->token_bytes = (uint64_t)group->n_layers * group->kv_heads *
+                         (group->head_dim_k + group->head_dim_v) * pkv_dtype_size(group->dtype);
+    /* The config was checked, so the layout accepts it. */
+    const pkv_status status =
+        pkvi_layout_init(&group->layout, group->dtype, config->page_tokens, group->kv_heads,
+                         group->head_dim_k, group->head_dim_v, digests_of(config));
+    PKVI_ASSERT(status == PKV_OK);
+    (void)status;
+    group->layer_bytes = group->layout.part_bytes;
+    group->page_bytes = group->n_layers * group->layer_bytes;
+}
+
+uint64_t pkvi_geometry_region_bytes(const pkv_config *config)
+{
+    if (config->storage == PKV_STORAGE_EXTERNAL) return PKVI_REGION_UNIT;
+    uint64_t page_bytes[PKV_MAX_GROUPS];
+    uint64_t largest = 0;
+    for (uint32_t g = 0; g < config->n_groups; g++) {
+        struct pkvi_group group = {0};
+        pkvi_geometry_group(config, g, &group);
+        page_bytes[g] = group.page_bytes;
+        if (group.page_bytes > largest) largest = group.page_bytes;
+    }
+    if (config->region_bytes != 0)
+        return config->region_bytes >= largest ? config->region_bytes : 0;
+    const uint64_t limit =
+        config->memory_limit != 0 ? config->memory_limit : PKVI_DEFAULT_MEMORY_LIMIT;
+    return pkvi_regions_choose(page_bytes, config->n_groups, limit);
+}
+
+static void map_layers(struct pkv_cache *cache, const pkv_config *config)
+{
+    uint32_t next = 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        const pkv_group_config *group = &config->groups[g];
+        for (uint32_t i = 0; i < group->n_layers; i++) {
+            const uint32_t layer = group->layers != NULL ? group->layers[i] : next;
+            cache->layers[layer] = (struct pkvi_layer){(uint16_t)g, (uint16_t)i};
+            next = layer + 1;
+        }
+    }
+}
+
+pkv_status pkvi_geometry_init(struct pkv_cache *cache, const pkv_config *config)
+{
+    cache->page_tokens = config->page_tokens;
+    cache->page_shift = pkvi_log2_u32(config->page_tokens);
+    cache->n_groups = config->n_groups;
+    for (uint32_t g = 0; g < config->n_groups; g++)
+        cache->n_layers += config->groups[g].n_layers;
+    cache->groups = pkvi_mem_array(&cache->mem, cache->n_groups, sizeof *cache->groups);
+    cache->layers = pkvi_mem_array(&cache->mem, cache->n_layers, sizeof *cache->layers);
+    if (cache->groups == NULL || cache->layers == NULL) {
+        pkvi_geometry_free(cache);
+        return PKV_ENOMEM;
+    }
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        pkvi_geometry_group(config, g, &cache->groups[g]);
+        cache->token_bytes += cache->groups[g].token_bytes;
+        cache->n_windows += cache->groups[g].window != 0;
+    }
+    map_layers(cache, config);
+    return PKV_OK;
+}
+
+void pkvi_geometry_free(struct pkv_cache *cache)
+{
+    pkvi_mem_free_array(&cache->mem, cache->groups, cache->n_groups, sizeof *cache->groups);
+    pkvi_mem_free_array(&cache->mem, cache->layers, cache->n_layers, sizeof *cache->layers);
+    cache->groups = NULL;
+    cache->layers = NULL;
+}
+
+pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info *info)
+{
+    if (cache == NULL) return PKV_EINVAL;
+    if (info == NULL) return pkvi_fail(cache, PKV_EINVAL, "cache_group_info: info is NULL");
+    if (info->struct_size != sizeof *info)
+        return pkvi_fail(cache, PKV_EVERSION, "cache_group_info: struct_size %zu is unknown",
+                         info->struct_size);
+    if (group >= cache->n_groups)
+        return pkvi_fail(cache, PKV_EINVAL, "cache_group_info: group %u of %u", group,
+                         cache->n_groups);
+    const struct pkvi_group *from = &cache->groups[group];
+    *info = (pkv_group_info){
+        .struct_size = sizeof *info,
+        .n_layers = from->n_layers,
+        .kv_heads = from->kv_heads,
+        .q_heads = from->q_heads,
+        .head_dim_k = from->head_dim_k,
+        .head_dim_v = from->head_dim_v,
+        .window = from->window,
+        .dtype = from->dtype,
+        .pages_per_region = from->pool.per_region.d,
+        .page_bytes = from->page_bytes,
+        .layer_bytes = from->layer_bytes,
+        .token_bytes = from->token_bytes,
+    };
+    return PKV_OK;
+}
+
+pkv_status pkv_cache_group_count(pkv_cache *cache, uint32_t *n_groups)
+{
+    if (cache == NULL) return PKV_EINVAL;
+    if (n_groups == NULL)
+        return pkvi_fail(cache, PKV_EINVAL, "cache_group_count: n_groups is NULL");
+    *n_groups = cache->n_groups;
+    return PKV_OK;
+}
+
+pkv_status pkv_cache_layer_group(pkv_cache *cache, uint32_t layer, uint32_t *group, uint32_t *index)
+{
+    if (cache == NULL) return PKV_EINVAL;
+    if (group == NULL || index == NULL)
+        return pkvi_fail(cache, PKV_EINVAL, "cache_layer_group: group or index is NULL");
+    if (layer >= cache->n_layers)
+        return pkvi_fail(cache, PKV_EINVAL, "cache_layer_group: layer %u of %u", layer,
+                         cache->n_layers);
+    *group = cache->layers[layer].group;
+    *index = cache->layers[layer].index;
+    return PKV_OK;
+}

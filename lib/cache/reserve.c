@@ -1,0 +1,428 @@
+/* Reserve: every page for every new token of a batch, or nothing.
+ *
+ *   plan        how many new pages, which partial tails must be copied      (changes nothing)
+ *   make room   scratch and table slots                                     (capacity only)
+ *   allocate    pages of every group, reclaiming where a pool is short      (undone by unref)
+ *   hand out    pages into tables, copies executed                          (cannot fail)
+ *   hooks       the modules prepare commit                                  (undone by unreserve)
+ *
+ * A step that needs no page, which is most decode steps, ends after the plan and the hooks. */
+#include <string.h>
+
+#include "cache/cache_internal.h"
+
+/* Above this many pages of a group the pool is asked before scratch memory is allocated, so that an
+ * absurd batch fails for want of pages and not of memory. */
+#define PKVI_PROBE_PAGES 1024u
+
+/* ---- plan --------------------------------------------------------------------------------------
+ */
+
+static uint32_t hash_page(uint32_t group, uint32_t page)
+{
+    return (page * 0x9e3779b1u) ^ (group * 0x85ebca6bu);
+}
+
+/* The counter of (group, page): its place, or the free place where it belongs. */
+static struct pkvi_copy_count *find_count(const struct pkvi_batch *batch, uint32_t group,
+                                          uint32_t page)
+{
+    const uint32_t mask = batch->copy_count_capacity - 1;
+    uint32_t at = hash_page(group, page) & mask;
+    while (batch->copy_counts[at].count != 0 &&
+           (batch->copy_counts[at].group != group || batch->copy_counts[at].page != page))
+        at = (at + 1) & mask;
+    return &batch->copy_counts[at];
+}
+
+static void count_copy(struct pkvi_batch *batch, uint32_t group, uint32_t page)
+{
+    struct pkvi_copy_count *count = find_count(batch, group, page);
+    count->group = group;
+    count->page = page;
+    count->count++;
+}
+
+static pkv_status grow_copies(struct pkvi_batch *batch)
+{
+    struct pkvi_mem *mem = &batch->cache->mem;
+    const uint32_t capacity = batch->copy_capacity == 0 ? 16 : 2 * batch->copy_capacity;
+    struct pkvi_copy_count *counts = pkvi_mem_array(mem, 2 * (size_t)capacity, sizeof *counts);
+    if (counts == NULL) return PKV_ENOMEM;
+    struct pkvi_copy *copies =
+        pkvi_mem_grow_array(mem, batch->copies, batch->copy_capacity, capacity, sizeof *copies);
+    if (copies == NULL) {
+        pkvi_mem_free_array(mem, counts, 2 * (size_t)capacity, sizeof *counts);
+        return PKV_ENOMEM;
+    }
+    pkvi_mem_free_array(mem, batch->copy_counts, batch->copy_count_capacity, sizeof *counts);
+    batch->copies = copies;
+    batch->copy_capacity = capacity;
+    batch->copy_counts = counts;
+    batch->copy_count_capacity = 2 * capacity;
+    for (uint32_t i = 0; i < batch->n_copies; i++)
+        count_copy(batch, copies[i].group, copies[i].src);
+    return PKV_OK;
+}
+
+/* Would a write into this tail page be seen by somebody outside of the batch, or by an entry of the
+ * batch that has not been given a copy of its own? */
+static bool must_copy(const struct pkvi_batch *batch, uint32_t group, uint32_t page)
+{
+    const struct pkvi_pool *pool = &batch->cache->groups[group].pool;
+    if (PKVI_LIKELY(!pkvi_pool_is_shared(pool, page))) return false;
+    if (batch->n_copies == 0 || pkvi_pool_owner(pool, page) != NULL) return true;
+    return pkvi_pool_refs(pool, page) - find_count(batch, group, page)->count > 1;
+}
+
+static pkv_status note_copy(struct pkvi_batch *batch, uint32_t entry, uint32_t group, uint32_t page)
+{
+    if (batch->n_copies == batch->copy_capacity) {
+        const pkv_status status = grow_copies(batch);
+        if (status != PKV_OK) return status;
+    }
+    if (batch->n_copies == 0)
+        memset(batch->copy_counts, 0, batch->copy_count_capacity * sizeof *batch->copy_counts);
+    const struct pkvi_seq *seq = batch->entries[entry].seq;
+    batch->copies[batch->n_copies++] = (struct pkvi_copy){
+        .entry = entry,
+        .group = group,
+        .logical = (uint32_t)(seq->length >> batch->cache->page_shift),
+        .n_tokens = (uint32_t)(seq->length & (batch->cache->page_tokens - 1u)),
+        .src = page,
+        .dst = PKVI_NO_PAGE,
+    };
+    count_copy(batch, group, page);
+    return PKV_OK;
+}
+
+/* Logical pages that the entry adds to every table. */
+static uint64_t new_pages(const struct pkvi_batch *batch, const struct pkvi_entry *entry)
+{
+    return pkvi_pages_for(batch->cache, entry->seq->length + entry->n_tokens) -
+           pkvi_pages_for(batch->cache, entry->seq->length);
+}
+
+static pkv_status plan(struct pkvi_batch *batch, uint64_t *total_new)
+{
+    const uint32_t mask = batch->cache->page_tokens - 1;
+    const uint32_t n_groups = batch->cache->n_groups;
+    uint64_t total = 0;
+    batch->n_copies = 0;
+    for (uint32_t i = 0; i < batch->n_entries; i++) {
+        const struct pkvi_entry *entry = &batch->entries[i];
+        const struct pkvi_seq *seq = entry->seq;
+        total += new_pages(batch, entry);
+        if ((seq->length & mask) == 0) continue;
+        for (uint32_t g = 0; g < n_groups; g++) {
+            const struct pkvi_table *table = &seq->tables[g];
+            const uint32_t page = table->page[table->end - 1];
+            if (PKVI_LIKELY(!must_copy(batch, g, page))) continue;
+            const pkv_status status = note_copy(batch, i, g, page);
+            if (status != PKV_OK) return status;
+        }
+    }
+    *total_new = total;
+    return PKV_OK;
+}
+
+/* ---- allocate ----------------------------------------------------------------------------------
+ */
+
+static pkv_status not_enough(struct pkvi_batch *batch, uint32_t group)
+{
+    return pkvi_fail(batch->cache, PKV_ENOPAGES,
+                     "batch_reserve: %u pages of group %u are missing for %u entries",
+                     batch->shortfall[group], group, batch->n_entries);
+}
+
+/* Pages of `group` that reclaiming could yield at most: its own cached pages, and the other groups'
+ * if whole regions come free. Lets a hopeless reserve fail before it empties the prefix index. */
+static uint64_t reclaimable(const struct pkv_cache *cache, uint32_t group)
+{
+    const struct pkvi_hooks *evict = cache->hooks[PKVI_HOOK_EVICT];
+    if (evict != NULL && evict->reclaim != NULL) return UINT64_MAX;
+    uint64_t others = 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        if (g != group)
+            others += atomic_load_explicit(&cache->groups[g].pool.cached, memory_order_relaxed) *
+                      cache->groups[g].page_bytes;
+    return atomic_load_explicit(&cache->groups[group].pool.cached, memory_order_relaxed) +
+           others / cache->groups[group].page_bytes;
+}
+
+/* Reclaims until the group can get n pages or that is hopeless; returns how many stay missing. */
+static uint32_t probe(struct pkvi_batch *batch, uint32_t group, uint32_t n)
+{
+    struct pkv_cache *cache = batch->cache;
+    struct pkvi_pool *pool = &cache->groups[group].pool;
+    uint32_t missing = pkvi_pool_missing(pool, n);
+    while (missing != 0) {
+        const uint64_t most = reclaimable(cache, group);
+        if (missing > most) return missing - (uint32_t)most;
+        if (!pkvi_cache_reclaim(cache, group, missing, batch)) break;
+        missing = pkvi_pool_missing(pool, n);
+    }
+    return missing;
+}
+
+static pkv_status count_needs(struct pkvi_batch *batch, uint64_t total_new, uint64_t *all)
+{
+    const uint32_t n_groups = batch->cache->n_groups;
+    uint32_t copies[PKV_MAX_GROUPS] = {0};
+    for (uint32_t i = 0; i < batch->n_copies; i++)
+        copies[batch->copies[i].group]++;
+    bool short_of = false;
+    uint32_t first = 0;
+    *all = 0;
+    for (uint32_t g = 0; g < n_groups; g++) {
+        const uint64_t needed = pkvi_min_u64(total_new + copies[g], UINT32_MAX);
+        batch->needed[g] = (uint32_t)needed;
+        *all += needed;
+        if (needed <= PKVI_PROBE_PAGES) continue;
+        batch->shortfall[g] = probe(batch, g, batch->needed[g]);
+        if (batch->shortfall[g] == 0 || short_of) continue;
+        short_of = true;
+        first = g;
+    }
+    return short_of ? not_enough(batch, first) : PKV_OK;
+}
+
+static pkv_status make_room(struct pkvi_batch *batch, uint64_t pages)
+{
+    struct pkvi_mem *mem = &batch->cache->mem;
+    if (pages > batch->page_capacity) {
+        uint64_t capacity = batch->page_capacity == 0 ? 64 : batch->page_capacity;
+        while (capacity < pages)
+            capacity *= 2;
+        uint32_t *scratch = pkvi_mem_array(mem, capacity, sizeof *scratch);
+        if (scratch == NULL) return PKV_ENOMEM;
+        pkvi_mem_free_array(mem, batch->pages, batch->page_capacity, sizeof *scratch);
+        batch->pages = scratch;
+        batch->page_capacity = capacity;
+    }
+    for (uint32_t i = 0; i < batch->n_entries; i++) {
+        const uint32_t n = (uint32_t)new_pages(batch, &batch->entries[i]);
+        for (uint32_t g = 0; g < batch->cache->n_groups && n != 0; g++) {
+            const pkv_status status = pkvi_table_reserve(&batch->entries[i].seq->tables[g], mem, n);
+            if (status != PKV_OK) return status;
+        }
+    }
+    return PKV_OK;
+}
+
+static pkv_status allocate_group(struct pkvi_batch *batch, uint32_t group, uint32_t *pages)
+{
+    struct pkvi_pool *pool = &batch->cache->groups[group].pool;
+    const uint32_t n = batch->needed[group];
+    for (;;) {
+        const pkv_status status = pkvi_pool_alloc(pool, n, pages);
+        if (PKVI_LIKELY(status != PKV_ENOPAGES)) return status;
+        batch->shortfall[group] = probe(batch, group, n);
+        if (batch->shortfall[group] != 0) return status;
+    }
+}
+
+/* Pages of all groups, back to back in batch->pages. After a failure the groups behind it are still
+ * tried, so that the shortfall of every group is what is missing if the others get theirs. */
+static pkv_status allocate(struct pkvi_batch *batch)
+{
+    const uint32_t n_groups = batch->cache->n_groups;
+    pkv_status result = PKV_OK;
+    uint32_t failed = 0;
+    uint64_t got = 0; /* bit g: group g has its pages */
+    uint32_t *pages = batch->pages;
+    for (uint32_t g = 0; g < n_groups; g++) {
+        const pkv_status status = allocate_group(batch, g, pages);
+        if (status == PKV_OK) got |= (uint64_t)1 << g;
+        pages += batch->needed[g];
+        if (status == PKV_OK || result == PKV_ENOMEM) continue;
+        if (result == PKV_OK || status == PKV_ENOMEM) failed = g;
+        result = status;
+    }
+    if (result == PKV_OK) return PKV_OK;
+    pages = batch->pages;
+    for (uint32_t g = 0; g < n_groups; g++) {
+        if (got >> g & 1) pkvi_pool_unref(&batch->cache->groups[g].pool, batch->needed[g], pages);
+        pages += batch->needed[g];
+    }
+    if (result == PKV_ENOPAGES) return not_enough(batch, failed);
+    return pkvi_fail(batch->cache, result, "batch_reserve: no memory for a region of group %u",
+                     failed);
+}
+
+/* ---- hand out ----------------------------------------------------------------------------------
+ */
+
+static void execute_copy(struct pkvi_batch *batch, const struct pkvi_copy *copy)
+{
+    struct pkv_cache *cache = batch->cache;
+    const struct pkvi_group *group = &cache->groups[copy->group];
+    if (cache->storage == PKV_STORAGE_HOST)
+        memcpy(pkvi_pool_address(&group->pool, copy->dst),
+               pkvi_pool_address(&group->pool, copy->src), group->page_bytes);
+    if (pkvi_events_on(&cache->stats))
+        pkvi_event(&cache->stats, PKV_EVENT_PAGE_COPY, copy->group,
+                   pkvi_pool_id(&group->pool, copy->dst), batch->entries[copy->entry].seq->id,
+                   copy->src);
+}
+
+static void hand_out(struct pkvi_batch *batch)
+{
+    struct pkv_cache *cache = batch->cache;
+    uint32_t *next[PKV_MAX_GROUPS];
+    next[0] = batch->pages;
+    for (uint32_t g = 1; g < cache->n_groups; g++)
+        next[g] = next[g - 1] + batch->needed[g - 1];
+    uint32_t c = 0;
+    for (uint32_t i = 0; i < batch->n_entries; i++) {
+        struct pkvi_seq *seq = batch->entries[i].seq;
+        for (; c < batch->n_copies && batch->copies[c].entry == i; c++) {
+            struct pkvi_copy *copy = &batch->copies[c];
+            copy->dst = *next[copy->group]++;
+            pkvi_table_replace(&seq->tables[copy->group], copy->logical, copy->dst);
+            execute_copy(batch, copy);
+        }
+        const uint32_t n = (uint32_t)new_pages(batch, &batch->entries[i]);
+        for (uint32_t g = 0; g < cache->n_groups && n != 0; g++) {
+            pkvi_table_append(&seq->tables[g], next[g], n);
+            next[g] += n;
+        }
+    }
+    if (batch->n_copies != 0) pkvi_count(&cache->stats, PKVI_COUNT_PAGE_COPIES, batch->n_copies);
+}
+
+/* A tail that is written in place again after a truncate may still be sealed. */
+static void unseal_tails(struct pkvi_batch *batch)
+{
+    struct pkv_cache *cache = batch->cache;
+    for (uint32_t i = 0; i < batch->n_entries; i++) {
+        const struct pkvi_seq *seq = batch->entries[i].seq;
+        if ((seq->length & (cache->page_tokens - 1u)) == 0) continue;
+        for (uint32_t g = 0; g < cache->n_groups; g++)
+            pkvi_pool_unseal(
+                &cache->groups[g].pool,
+                pkvi_table_page(&seq->tables[g], (uint32_t)(seq->length >> cache->page_shift)));
+    }
+}
+
+/* ---- undo --------------------------------------------------------------------------------------
+ */
+
+static void undo_copy(struct pkvi_batch *batch, struct pkvi_copy *copy)
+{
+    if (copy->src == PKVI_NO_PAGE) return;
+    struct pkvi_seq *seq = batch->entries[copy->entry].seq;
+    pkvi_table_replace(&seq->tables[copy->group], copy->logical, copy->src);
+    pkvi_pool_unref(&batch->cache->groups[copy->group].pool, 1, &copy->dst);
+    copy->src = PKVI_NO_PAGE;
+}
+
+static void undo_pages(struct pkvi_batch *batch, struct pkvi_seq *seq, uint64_t length)
+{
+    struct pkv_cache *cache = batch->cache;
+    const uint32_t pages = (uint32_t)pkvi_pages_for(cache, length);
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        pkvi_table_truncate(&seq->tables[g], &cache->groups[g].pool, pages);
+}
+
+void pkvi_unreserve_entry(struct pkvi_batch *batch, uint32_t entry, uint64_t length)
+{
+    struct pkvi_seq *seq = batch->entries[entry].seq;
+    undo_pages(batch, seq, length);
+    if (length != seq->length) return;
+    uint32_t low = 0;
+    uint32_t high = batch->n_copies;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2;
+        if (batch->copies[middle].entry < entry)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    for (; low < batch->n_copies && batch->copies[low].entry == entry; low++)
+        undo_copy(batch, &batch->copies[low]);
+}
+
+static void call_rollback_hooks(struct pkvi_batch *batch, int from)
+{
+    struct pkv_cache *cache = batch->cache;
+    for (int slot = from; slot >= 0; slot--) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks != NULL && hooks->rollback != NULL)
+            hooks->rollback(cache->hook_context[slot], batch);
+    }
+}
+
+static void undo_tables(struct pkvi_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->n_entries; i++)
+        undo_pages(batch, batch->entries[i].seq, batch->entries[i].seq->length);
+    for (uint32_t i = 0; i < batch->n_copies; i++)
+        undo_copy(batch, &batch->copies[i]);
+    batch->n_copies = 0;
+}
+
+void pkvi_unreserve(struct pkvi_batch *batch)
+{
+    call_rollback_hooks(batch, PKVI_HOOK_SLOTS - 1);
+    undo_tables(batch);
+    batch->phase = PKVI_BATCH_OPEN;
+}
+
+/* ---- the whole ---------------------------------------------------------------------------------
+ */
+
+static pkv_status call_reserve_hooks(struct pkvi_batch *batch)
+{
+    struct pkv_cache *cache = batch->cache;
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks == NULL || hooks->reserve == NULL) continue;
+        const pkv_status status = hooks->reserve(cache->hook_context[slot], batch);
+        if (status == PKV_OK) continue;
+        call_rollback_hooks(batch, slot - 1);
+        return status;
+    }
+    return PKV_OK;
+}
+
+static pkv_status take_pages(struct pkvi_batch *batch, uint64_t total_new)
+{
+    uint64_t pages = 0;
+    pkv_status status = count_needs(batch, total_new, &pages);
+    if (status != PKV_OK) return status;
+    status = make_room(batch, pages);
+    if (status != PKV_OK)
+        return pkvi_fail(batch->cache, status, "batch_reserve: no memory for the tables");
+    status = allocate(batch);
+    if (status != PKV_OK) return status;
+    hand_out(batch);
+    return PKV_OK;
+}
+
+pkv_status pkvi_reserve(struct pkvi_batch *batch)
+{
+    struct pkv_cache *cache = batch->cache;
+    uint64_t total_new = 0;
+    memset(batch->shortfall, 0, cache->n_groups * sizeof *batch->shortfall);
+    pkv_status status = plan(batch, &total_new);
+    if (PKVI_UNLIKELY(status != PKV_OK)) {
+        batch->n_copies = 0;
+        return pkvi_fail(cache, status, "batch_reserve: no memory for the copy plan");
+    }
+    if (total_new != 0 || batch->n_copies != 0) {
+        status = take_pages(batch, total_new);
+        if (PKVI_UNLIKELY(status != PKV_OK)) {
+            batch->n_copies = 0;
+            return status;
+        }
+    }
+    status = call_reserve_hooks(batch);
+    if (PKVI_UNLIKELY(status != PKV_OK)) {
+        undo_tables(batch);
+        return pkvi_fail(cache, status, "batch_reserve: no memory to prepare the commit");
+    }
+    if (PKVI_UNLIKELY(cache->debug & PKV_DEBUG_CHECKSUM)) unseal_tails(batch);
+    return PKV_OK;
+}

@@ -1,0 +1,404 @@
+/* Sequences: create, fork, truncate, attach, drop, destroy. */
+#include <string.h>
+
+#include "cache/cache_internal.h"
+#include "cache/config_limits.h"
+
+static size_t seq_bytes(const struct pkv_cache *cache)
+{
+    return sizeof(struct pkvi_seq) + cache->n_groups * sizeof(struct pkvi_table);
+}
+
+/* Bytes of the token slots that a sequence uses in all groups. */
+static uint64_t live_bytes(const struct pkvi_seq *seq)
+{
+    uint64_t bytes = 0;
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        bytes += pkvi_resident_tokens(seq, g) * seq->cache->groups[g].token_bytes;
+    return bytes;
+}
+
+/* ---- life --------------------------------------------------------------------------------------
+ */
+
+/* A sequence object with empty tables, not yet in the slot table. */
+static struct pkvi_seq *new_seq(struct pkv_cache *cache)
+{
+    struct pkvi_seq *seq = pkvi_mem_zalloc(&cache->mem, seq_bytes(cache));
+    if (seq == NULL) return NULL;
+    seq->cache = cache;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        pkvi_table_init(&seq->tables[g]);
+    return seq;
+}
+
+static void free_seq(struct pkvi_seq *seq)
+{
+    struct pkv_cache *cache = seq->cache;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        pkvi_table_clear(&seq->tables[g], &cache->mem, &cache->groups[g].pool);
+    pkvi_mem_free_array(&cache->mem, seq->pins, seq->pin_capacity, sizeof *seq->pins);
+    pkvi_mem_free(&cache->mem, seq, seq_bytes(cache));
+}
+
+static pkv_status register_seq(struct pkvi_seq *seq, const char *caller)
+{
+    struct pkv_cache *cache = seq->cache;
+    pkvi_mutex_lock(&cache->lock);
+    const pkv_status status = pkvi_slots_insert(&cache->sequences, &cache->mem, seq, &seq->id);
+    pkvi_mutex_unlock(&cache->lock);
+    if (status == PKV_ERANGE)
+        return pkvi_fail(cache, status, "%s: %u sequences are live, the most allowed", caller,
+                         cache->sequences.limit);
+    if (status != PKV_OK) return pkvi_fail(cache, status, "%s: no memory for a handle", caller);
+    return PKV_OK;
+}
+
+static void unregister_seq(struct pkvi_seq *seq)
+{
+    struct pkv_cache *cache = seq->cache;
+    pkvi_mutex_lock(&cache->lock);
+    pkvi_slots_remove(&cache->sequences, seq->id);
+    pkvi_mutex_unlock(&cache->lock);
+}
+
+static void call_destroy_hooks(struct pkvi_seq *seq, int from)
+{
+    struct pkv_cache *cache = seq->cache;
+    for (int slot = from; slot >= 0; slot--) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks != NULL && hooks->seq_destroy != NULL)
+            hooks->seq_destroy(cache->hook_context[slot], seq);
+    }
+}
+
+/* Announces a new sequence (parent NULL) or a fork to the modules. */
+static pkv_status call_create_hooks(struct pkvi_seq *seq, const struct pkvi_seq *parent)
+{
+    struct pkv_cache *cache = seq->cache;
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks == NULL) continue;
+        pkv_status status = PKV_OK;
+        if (parent == NULL && hooks->seq_create != NULL)
+            status = hooks->seq_create(cache->hook_context[slot], seq);
+        if (parent != NULL && hooks->seq_fork != NULL)
+            status = hooks->seq_fork(cache->hook_context[slot], parent, seq);
+        if (status == PKV_OK) continue;
+        call_destroy_hooks(seq, slot - 1);
+        return status;
+    }
+    return PKV_OK;
+}
+
+pkv_status pkv_seq_create(pkv_cache *cache, pkv_seq *out)
+{
+    if (cache == NULL) return PKV_EINVAL;
+    if (out == NULL) return pkvi_fail(cache, PKV_EINVAL, "seq_create: seq is NULL");
+    struct pkvi_seq *seq = new_seq(cache);
+    if (seq == NULL) return pkvi_fail(cache, PKV_ENOMEM, "seq_create: no memory for a sequence");
+    pkv_status status = register_seq(seq, "seq_create");
+    if (status != PKV_OK) {
+        free_seq(seq);
+        return status;
+    }
+    status = call_create_hooks(seq, NULL);
+    if (status != PKV_OK) {
+        unregister_seq(seq);
+        free_seq(seq);
+        return pkvi_fail(cache, status, "seq_create: no memory for a sequence's state");
+    }
+    pkvi_count(&cache->stats, PKVI_COUNT_SEQUENCES, 1);
+    *out = pkvi_seq_handle(seq);
+    return PKV_OK;
+}
+
+void pkvi_seq_destroy(struct pkvi_seq *seq)
+{
+    struct pkv_cache *cache = seq->cache;
+    pkvi_admission_forget(seq);
+    unregister_seq(seq);
+    call_destroy_hooks(seq, PKVI_HOOK_SLOTS - 1);
+    pkvi_uncount(&cache->stats, PKVI_COUNT_SEQUENCES, 1);
+    pkvi_uncount(&cache->stats, PKVI_COUNT_TOKENS, seq->length);
+    pkvi_uncount(&cache->stats, PKVI_COUNT_BYTES_LIVE, live_bytes(seq));
+    free_seq(seq);
+}
+
+pkv_status pkv_seq_destroy(pkv_seq handle)
+{
+    struct pkvi_seq *seq;
+    const pkv_status status = pkvi_seq_get_idle(handle, "seq_destroy", &seq);
+    if (status != PKV_OK) return status;
+    pkvi_seq_destroy(seq);
+    return PKV_OK;
+}
+
+/* ---- fork --------------------------------------------------------------------------------------
+ */
+
+static pkv_status copy_pins(struct pkvi_seq *child, const struct pkvi_seq *parent)
+{
+    if (parent->n_pins == 0) return PKV_OK;
+    child->pins = pkvi_mem_array(&child->cache->mem, parent->n_pins, sizeof *child->pins);
+    if (child->pins == NULL) return PKV_ENOMEM;
+    child->n_pins = child->pin_capacity = parent->n_pins;
+    memcpy(child->pins, parent->pins, parent->n_pins * sizeof *child->pins);
+    return PKV_OK;
+}
+
+pkv_status pkv_seq_fork(pkv_seq handle, pkv_seq *out)
+{
+    struct pkvi_seq *parent;
+    pkv_status status = pkvi_seq_get_idle(handle, "seq_fork", &parent);
+    if (status != PKV_OK) return status;
+    struct pkv_cache *cache = handle.cache;
+    if (out == NULL) return pkvi_fail(cache, PKV_EINVAL, "seq_fork: child is NULL");
+    struct pkvi_seq *child = new_seq(cache);
+    if (child == NULL) return pkvi_fail(cache, PKV_ENOMEM, "seq_fork: no memory for a sequence");
+    child->length = parent->length;
+    status = copy_pins(child, parent);
+    for (uint32_t g = 0; g < cache->n_groups && status == PKV_OK; g++)
+        status = pkvi_table_fork(&child->tables[g], &parent->tables[g], &cache->mem,
+                                 &cache->groups[g].pool);
+    if (status != PKV_OK) {
+        free_seq(child);
+        return pkvi_fail(cache, status, "seq_fork: no memory for the child's tables");
+    }
+    status = register_seq(child, "seq_fork");
+    if (status != PKV_OK) {
+        free_seq(child);
+        return status;
+    }
+    status = call_create_hooks(child, parent);
+    if (status != PKV_OK) {
+        unregister_seq(child);
+        free_seq(child);
+        return pkvi_fail(cache, status, "seq_fork: no memory for the child's state");
+    }
+    pkvi_count(&cache->stats, PKVI_COUNT_SEQUENCES, 1);
+    pkvi_count(&cache->stats, PKVI_COUNT_TOKENS, child->length);
+    pkvi_count(&cache->stats, PKVI_COUNT_BYTES_LIVE, live_bytes(child));
+    *out = pkvi_seq_handle(child);
+    return PKV_OK;
+}
+
+/* ---- truncate ----------------------------------------------------------------------------------
+ */
+
+/* May the sequence continue at n_tokens in this group? The page that the next token shares must be
+ * there, and of a window everything the window itself (not a policy) took away. */
+static bool can_continue_at(const struct pkvi_seq *seq, uint32_t g, uint64_t n_tokens)
+{
+    const struct pkv_cache *cache = seq->cache;
+    const struct pkvi_table *table = &seq->tables[g];
+    if ((n_tokens & (cache->page_tokens - 1u)) != 0 &&
+        pkvi_table_find(table, (uint32_t)(n_tokens >> cache->page_shift)) == PKVI_NO_SLOT)
+        return false;
+    const uint32_t pages = (uint32_t)pkvi_pages_for(cache, n_tokens);
+    const uint32_t stop = pkvi_min_u32(table->released, pages);
+    for (uint32_t l = pkvi_window_first(cache, &cache->groups[g], n_tokens); l < stop; l++)
+        if (pkvi_table_find(table, l) == PKVI_NO_SLOT) return false;
+    return true;
+}
+
+pkv_status pkv_seq_truncate(pkv_seq handle, uint64_t n_tokens)
+{
+    struct pkvi_seq *seq;
+    const pkv_status status = pkvi_seq_get_idle(handle, "seq_truncate", &seq);
+    if (status != PKV_OK) return status;
+    struct pkv_cache *cache = handle.cache;
+    if (n_tokens > seq->length)
+        return pkvi_fail(cache, PKV_EINVAL, "seq_truncate: %llu tokens, the sequence has %llu",
+                         (unsigned long long)n_tokens, (unsigned long long)seq->length);
+    if (n_tokens == seq->length) return PKV_OK;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        if (!can_continue_at(seq, g, n_tokens))
+            return pkvi_fail(cache, PKV_EDROPPED,
+                             "seq_truncate: group %u no longer holds what position %llu needs", g,
+                             (unsigned long long)n_tokens);
+    for (int slot = PKVI_HOOK_SLOTS - 1; slot >= 0; slot--) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks != NULL && hooks->seq_truncate != NULL)
+            hooks->seq_truncate(cache->hook_context[slot], seq, n_tokens);
+    }
+    const uint64_t before = live_bytes(seq);
+    const uint32_t pages = (uint32_t)pkvi_pages_for(cache, n_tokens);
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        struct pkvi_table *table = &seq->tables[g];
+        pkvi_table_truncate(table, &cache->groups[g].pool, pages);
+        const uint32_t first = pkvi_window_first(cache, &cache->groups[g], n_tokens);
+        if (table->released > first) table->released = first;
+    }
+    pkvi_uncount(&cache->stats, PKVI_COUNT_TOKENS, seq->length - n_tokens);
+    seq->length = n_tokens;
+    pkvi_uncount(&cache->stats, PKVI_COUNT_BYTES_LIVE, before - live_bytes(seq));
+    return PKV_OK;
+}
+
+/* ---- services for prefix.c and evict.c ---------------------------------------------------------
+ */
+
+static pkv_status check_attach(const struct pkvi_seq *seq, uint64_t n_tokens)
+{
+    struct pkv_cache *cache = seq->cache;
+    if (atomic_load_explicit(&seq->batch, memory_order_acquire) != 0)
+        return pkvi_fail(cache, PKV_EBUSY, "seq_attach: the sequence is in an open batch");
+    bool empty = seq->length == 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        empty = empty && seq->tables[g].next == 0;
+    if (!empty) return pkvi_fail(cache, PKV_ESTATE, "seq_attach: the sequence is not empty");
+    if (n_tokens > PKVI_MAX_LENGTH)
+        return pkvi_fail(cache, PKV_ERANGE, "seq_attach: %llu tokens are too many",
+                         (unsigned long long)n_tokens);
+    return PKV_OK;
+}
+
+pkv_status pkvi_seq_attach(struct pkvi_seq *seq, uint64_t n_tokens,
+                           const struct pkvi_attach *groups, int from)
+{
+    struct pkv_cache *cache = seq->cache;
+    const pkv_status status = check_attach(seq, n_tokens);
+    if (status != PKV_OK) return status;
+    /* Room first: empty tables that own arrays are a legal state, so nothing needs undoing. */
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        if (pkvi_table_reserve(&seq->tables[g], &cache->mem, groups[g].n) != PKV_OK)
+            return pkvi_fail(cache, PKV_ENOMEM, "seq_attach: no memory for the tables");
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        PKVI_ASSERT(groups[g].first + groups[g].n == pkvi_pages_for(cache, n_tokens));
+        pkvi_table_attach(&seq->tables[g], groups[g].first, groups[g].pages, groups[g].n);
+    }
+    seq->length = n_tokens;
+    pkvi_count(&cache->stats, PKVI_COUNT_TOKENS, n_tokens);
+    pkvi_count(&cache->stats, PKVI_COUNT_BYTES_LIVE, live_bytes(seq));
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (slot != from && hooks != NULL && hooks->seq_attach != NULL)
+            hooks->seq_attach(cache->hook_context[slot], seq, n_tokens);
+    }
+    return PKV_OK;
+}
+
+/* Takes one full page out of a table and accounts for it. */
+static void take_out(struct pkvi_seq *seq, uint32_t g, uint32_t logical, int32_t event,
+                     enum pkvi_counter counter)
+{
+    struct pkv_cache *cache = seq->cache;
+    struct pkvi_group *group = &cache->groups[g];
+    const uint32_t page = pkvi_table_drop(&seq->tables[g], logical);
+    if (pkvi_events_on(&cache->stats))
+        pkvi_event(&cache->stats, event, g, pkvi_pool_id(&group->pool, page), seq->id, logical);
+    pkvi_pool_unref(&group->pool, 1, &page);
+    pkvi_count(&cache->stats, counter, 1);
+    pkvi_uncount(&cache->stats, PKVI_COUNT_BYTES_LIVE, group->token_bytes << cache->page_shift);
+}
+
+pkv_status pkvi_seq_drop(struct pkvi_seq *seq, uint32_t g, uint32_t logical)
+{
+    struct pkv_cache *cache = seq->cache;
+    if (logical >= seq->length >> cache->page_shift) return PKV_EINVAL;
+    if (pkvi_table_find(&seq->tables[g], logical) == PKVI_NO_SLOT) return PKV_EDROPPED;
+    if (pkvi_seq_pinned(seq, logical)) return PKV_EBUSY;
+    take_out(seq, g, logical, PKV_EVENT_PAGE_EVICT, PKVI_COUNT_PAGES_EVICTED);
+    return PKV_OK;
+}
+
+/* Releases the unpinned resident pages [first, end) of one window group. */
+static void release_range(struct pkvi_seq *seq, uint32_t g, uint32_t first, uint32_t end)
+{
+    const struct pkvi_table *table = &seq->tables[g];
+    for (uint32_t l = first; l < end; l++) {
+        const uint32_t slot = pkvi_table_seek(table, l);
+        if (slot == PKVI_NO_SLOT || table->logical[slot] >= end) return;
+        l = table->logical[slot];
+        if (pkvi_seq_pinned(seq, l)) continue;
+        take_out(seq, g, l, PKV_EVENT_PAGE_WINDOW, PKVI_COUNT_PAGES_WINDOW_RELEASED);
+    }
+}
+
+void pkvi_seq_release_window(struct pkvi_seq *seq)
+{
+    struct pkv_cache *cache = seq->cache;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        struct pkvi_table *table = &seq->tables[g];
+        const uint32_t first = pkvi_window_first(cache, &cache->groups[g], seq->length);
+        if (table->released >= first) continue;
+        release_range(seq, g, table->released, first);
+        table->released = first;
+    }
+}
+
+void pkvi_seq_release_unpinned(struct pkvi_seq *seq, uint64_t first_page, uint64_t end_page)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        const uint32_t released = seq->tables[g].released;
+        if (first_page >= released) continue;
+        release_range(seq, g, (uint32_t)first_page, (uint32_t)pkvi_min_u64(end_page, released));
+    }
+}
+
+/* ---- questions ---------------------------------------------------------------------------------
+ */
+
+pkv_status pkv_seq_length(pkv_seq handle, uint64_t *n_tokens)
+{
+    struct pkvi_seq *seq;
+    const pkv_status status = pkvi_seq_get(handle, "seq_length", &seq);
+    if (status != PKV_OK) return status;
+    if (n_tokens == NULL)
+        return pkvi_fail(handle.cache, PKV_EINVAL, "seq_length: n_tokens is NULL");
+    *n_tokens = seq->length;
+    return PKV_OK;
+}
+
+pkv_status pkv_seq_get_info(pkv_seq handle, uint32_t group, pkv_seq_info *info)
+{
+    struct pkvi_seq *seq;
+    const pkv_status status = pkvi_seq_get(handle, "seq_get_info", &seq);
+    if (status != PKV_OK) return status;
+    struct pkv_cache *cache = handle.cache;
+    if (info == NULL) return pkvi_fail(cache, PKV_EINVAL, "seq_get_info: info is NULL");
+    if (info->struct_size != sizeof *info)
+        return pkvi_fail(cache, PKV_EVERSION, "seq_get_info: struct_size %zu is unknown",
+                         info->struct_size);
+    if (group >= cache->n_groups)
+        return pkvi_fail(cache, PKV_EINVAL, "seq_get_info: group %u of %u", group, cache->n_groups);
+    const struct pkvi_table *table = &seq->tables[group];
+    uint32_t shared = 0;
+    uint32_t cursor = 0;
+    struct pkvi_resident r;
+    while (pkvi_table_next(table, &cursor, &r))
+        shared += pkvi_pool_refs(&cache->groups[group].pool, r.page) > 1;
+    *info = (pkv_seq_info){
+        .struct_size = sizeof *info,
+        .length = seq->length,
+        .resident_tokens = pkvi_resident_tokens(seq, group),
+        .resident_pages = table->resident,
+        .shared_pages = shared,
+        .dropped_pages = table->next - table->resident,
+        .in_batch = atomic_load_explicit(&seq->batch, memory_order_acquire) != 0,
+    };
+    return PKV_OK;
+}
+
+pkv_status pkv_seq_pages(pkv_seq handle, uint32_t group, uint32_t first, uint32_t n,
+                         pkv_page *pages)
+{
+    struct pkvi_seq *seq;
+    const pkv_status status = pkvi_seq_get(handle, "seq_pages", &seq);
+    if (status != PKV_OK) return status;
+    struct pkv_cache *cache = handle.cache;
+    if (group >= cache->n_groups)
+        return pkvi_fail(cache, PKV_EINVAL, "seq_pages: group %u of %u", group, cache->n_groups);
+    if (pages == NULL && n != 0) return pkvi_fail(cache, PKV_EINVAL, "seq_pages: pages is NULL");
+    const struct pkvi_table *table = &seq->tables[group];
+    if (first > table->next || n > table->next - first)
+        return pkvi_fail(cache, PKV_EINVAL, "seq_pages: [%u, +%u) exceeds the table of %u pages",
+                         first, n, table->next);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t page = pkvi_table_page(table, first + i);
+        pages[i] =
+            page == PKVI_NO_PAGE ? PKV_PAGE_NONE : pkvi_pool_id(&cache->groups[group].pool, page);
+    }
+    return PKV_OK;
+}
