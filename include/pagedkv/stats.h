@@ -59,7 +59,8 @@ enum {
     PKV_EVENT_PAGE_WINDOW = 9,  /* left a sliding window */
     PKV_EVENT_REGION_MAP = 10,
     PKV_EVENT_REGION_UNMAP = 11,
-    PKV_EVENT_LIMIT = 12        /* aux = new limit in bytes */
+    PKV_EVENT_LIMIT = 12,       /* aux = new limit in bytes */
+    PKV_EVENT_EVICT_REGRET = 13 /* a step wanted a dropped page; aux = (layer, head) pairs that did */
 };
 
 typedef struct pkv_event {

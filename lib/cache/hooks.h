@@ -34,8 +34,13 @@ struct pkvi_hooks {
      * undo a seq_create or seq_fork whose later steps failed. */
     void (*seq_destroy)(void *context, struct pkvi_seq *seq);
 
+    /* The logical page holds position n_tokens, which the sequence wants to be shortened to, and is
+     * not in the table: will seq_truncate put it back? Changes nothing. */
+    bool (*restorable)(void *context, const struct pkvi_seq *seq, uint32_t group, uint32_t logical,
+                       uint64_t n_tokens);
+
     /* `seq` is being shortened from seq->length to n_tokens; length and tables are still the old
-     * ones. */
+     * ones. May put pages back into the tables. */
     void (*seq_truncate)(void *context, struct pkvi_seq *seq, uint64_t n_tokens);
 
     /* pkvi_seq_attach filled the empty `seq` with n_tokens (length is set already). Not for the
@@ -61,9 +66,16 @@ struct pkvi_hooks {
      * batch in need, or NULL. */
     uint32_t (*reclaim)(void *context, uint32_t group, uint32_t n, struct pkvi_batch *requester);
 
+    /* Pages of `group` that reclaim could free for this requester, at most. */
+    uint32_t (*reclaimable)(void *context, uint32_t group, const struct pkvi_batch *requester);
+
     /* Bytes are short: free at least `bytes` of pages over all groups (smaller limit, or another
      * group's region is needed). Returns the page bytes freed. */
     uint64_t (*reclaim_bytes)(void *context, uint64_t bytes);
+
+    /* pkv_cache_verify: adds the references that the module itself holds on pages of a group to
+     * holders[page]. */
+    void (*holders)(void *context, uint32_t group, uint32_t *holders, uint32_t n_holders);
 
     /* pkv_cache_verify: NULL-safe text of the first broken invariant, PKV_ECORRUPT. The cache is
      * quiescent. */

@@ -138,16 +138,19 @@ static pkv_status not_enough(struct pkvi_batch *batch, uint32_t group)
 
 /* Pages of `group` that reclaiming could yield at most: its own cached pages, and the other groups'
  * if whole regions come free. Lets a hopeless reserve fail before it empties the prefix index. */
-static uint64_t reclaimable(const struct pkv_cache *cache, uint32_t group)
+static uint64_t reclaimable(const struct pkvi_batch *batch, uint32_t group)
 {
+    const struct pkv_cache *cache = batch->cache;
     const struct pkvi_hooks *evict = cache->hooks[PKVI_HOOK_EVICT];
-    if (evict != NULL && evict->reclaim != NULL) return UINT64_MAX;
-    uint64_t others = 0;
+    uint64_t journals = 0, others = 0;
+    if (evict != NULL && evict->reclaimable != NULL)
+        journals = evict->reclaimable(cache->hook_context[PKVI_HOOK_EVICT], group, batch);
     for (uint32_t g = 0; g < cache->n_groups; g++)
         if (g != group)
             others += atomic_load_explicit(&cache->groups[g].pool.cached, memory_order_relaxed) *
                       cache->groups[g].page_bytes;
-    return atomic_load_explicit(&cache->groups[group].pool.cached, memory_order_relaxed) +
+    return journals +
+           atomic_load_explicit(&cache->groups[group].pool.cached, memory_order_relaxed) +
            others / cache->groups[group].page_bytes;
 }
 
@@ -158,7 +161,7 @@ static uint32_t probe(struct pkvi_batch *batch, uint32_t group, uint32_t n)
     struct pkvi_pool *pool = &cache->groups[group].pool;
     uint32_t missing = pkvi_pool_missing(pool, n);
     while (missing != 0) {
-        const uint64_t most = reclaimable(cache, group);
+        const uint64_t most = reclaimable(batch, group);
         if (missing > most) return missing - (uint32_t)most;
         if (!pkvi_cache_reclaim(cache, group, missing, batch)) break;
         missing = pkvi_pool_missing(pool, n);

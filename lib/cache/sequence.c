@@ -186,6 +186,20 @@ pkv_status pkv_seq_fork(pkv_seq handle, pkv_seq *out)
 /* ---- truncate ----------------------------------------------------------------------------------
  */
 
+/* Is the page not held, and no module will put it back? */
+static bool is_lost(const struct pkvi_seq *seq, uint32_t g, uint32_t logical, uint64_t n_tokens)
+{
+    const struct pkv_cache *cache = seq->cache;
+    if (pkvi_table_find(&seq->tables[g], logical) != PKVI_NO_SLOT) return false;
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks != NULL && hooks->restorable != NULL &&
+            hooks->restorable(cache->hook_context[slot], seq, g, logical, n_tokens))
+            return false;
+    }
+    return true;
+}
+
 /* May the sequence continue at n_tokens in this group? The page that the next token shares must be
  * there, and of a window everything the window itself (not a policy) took away. */
 static bool can_continue_at(const struct pkvi_seq *seq, uint32_t g, uint64_t n_tokens)
@@ -193,12 +207,12 @@ static bool can_continue_at(const struct pkvi_seq *seq, uint32_t g, uint64_t n_t
     const struct pkv_cache *cache = seq->cache;
     const struct pkvi_table *table = &seq->tables[g];
     if ((n_tokens & (cache->page_tokens - 1u)) != 0 &&
-        pkvi_table_find(table, (uint32_t)(n_tokens >> cache->page_shift)) == PKVI_NO_SLOT)
+        is_lost(seq, g, (uint32_t)(n_tokens >> cache->page_shift), n_tokens))
         return false;
     const uint32_t pages = (uint32_t)pkvi_pages_for(cache, n_tokens);
     const uint32_t stop = pkvi_min_u32(table->released, pages);
     for (uint32_t l = pkvi_window_first(cache, &cache->groups[g], n_tokens); l < stop; l++)
-        if (pkvi_table_find(table, l) == PKVI_NO_SLOT) return false;
+        if (is_lost(seq, g, l, n_tokens)) return false;
     return true;
 }
 

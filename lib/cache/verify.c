@@ -147,6 +147,12 @@ static void count_holders(const struct pkv_cache *cache, uint32_t g, uint32_t *h
         for (uint32_t i = 0; i < batch->n_copies; i++)
             if (batch->copies[i].group == g) holders[batch->copies[i].src]++;
     }
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks != NULL && hooks->holders != NULL)
+            hooks->holders(cache->hook_context[slot], g, holders,
+                           pkvi_pool_index_limit(&cache->groups[g].pool));
+    }
 }
 
 static pkv_status check_group(struct verify *v, uint32_t g)

@@ -136,8 +136,8 @@ uint32_t pkvi_evict_commit(struct pkvi_evict_seq *es, uint32_t group,
             state->regret.step_hits++;
     }
     struct pkvi_evict_topk rule;
-    if (policy->config.kind == PKV_EVICT_TOPK && pkvi_evict_topk(es, group, n_new, first, &rule))
-        pkvi_evict_mark(es, old_length, true);
+    if (pkvi_evict_topk(es, group, &rule)) pkvi_evict_mark(es, old_length, true);
+    state->reserved = false;
     return pkvi_evict_drops(ops) ? evict_down(&call, true) : 0;
 }
 
@@ -182,7 +182,10 @@ static void undo(const struct pkvi_evict_call *call, uint64_t n_tokens)
     const struct pkvi_journal_entry entry = *pkvi_journal_at(journal, journal->count - 1);
     journal->count--;
     const uint64_t begin = (uint64_t)entry.logical << call->page_shift;
-    if (begin >= n_tokens) { /* past the new end: nothing to bring back */
+    const uint32_t window = call->info->window;
+    const uint64_t seen = window != 0 && n_tokens >= window ? n_tokens - window + 1 : 0;
+    /* Past the new end, or out of the group's own window: nothing to bring back. */
+    if (begin >= n_tokens || entry.logical < (uint32_t)(seen >> call->page_shift)) {
         pkvi_pool_unref(call->info->pool, 1, &entry.page);
         state->gone--;
         return;
@@ -213,6 +216,11 @@ void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
     if (call.policy->ops->truncate != NULL) call.policy->ops->truncate(&call, n_tokens);
     const uint32_t full = (uint32_t)(n_tokens >> call.page_shift);
     if (call.policy->config.regret) pkvi_regret_forget(&state->regret, call.info, full, UINT32_MAX);
+}
+
+uint32_t pkvi_evict_journal_pages(const struct pkvi_evict_seq *es, uint32_t group)
+{
+    return es != NULL ? es->groups[group].journal.count : 0;
 }
 
 uint32_t pkvi_evict_journal_release(struct pkvi_evict_seq *es, uint32_t group, uint32_t n)

@@ -102,11 +102,13 @@ void pkvi_evict_seq_destroy(struct pkvi_evict_seq *es);
  * PKV_ENOMEM. O(state). */
 pkv_status pkvi_evict_seq_fork(const struct pkvi_evict_seq *parent, struct pkvi_evict_seq **child);
 
-/* Replaces the policy of a group (NULL = none; the reference passes to the state). The table gets a
- * score array if the policy needs one; scores start at zero. PKV_ENOMEM changes nothing. */
-pkv_status pkvi_evict_seq_set(struct pkvi_evict_seq *es, uint32_t group,
-                              struct pkvi_evict_policy *policy,
-                              const struct pkvi_evict_target *target);
+/* Replaces the policies of the groups whose bit is set in `groups` (policies[g] NULL = none; the
+ * references pass to the state). targets[g] for every group. Tables get score arrays where a policy
+ * needs them; scores start at zero. PKV_ENOMEM changes nothing, and the caller keeps the
+ * references. O(groups + resident pages). */
+pkv_status pkvi_evict_seq_set(struct pkvi_evict_seq *es, uint64_t groups,
+                              struct pkvi_evict_policy *const *policies,
+                              const struct pkvi_evict_target *targets);
 const struct pkvi_evict_policy *pkvi_evict_seq_policy(const struct pkvi_evict_seq *es,
                                                       uint32_t group);
 
@@ -141,6 +143,8 @@ void pkvi_evict_truncated(struct pkvi_evict_seq *es, uint64_t n_tokens);
 
 /* Gives up journal pages of a group, oldest first, until n are given up; returns how many. */
 uint32_t pkvi_evict_journal_release(struct pkvi_evict_seq *es, uint32_t group, uint32_t n);
+/* Pages in the journal of a group. */
+uint32_t pkvi_evict_journal_pages(const struct pkvi_evict_seq *es, uint32_t group);
 /* Adds the journal's references to holders[page] (verify). */
 void pkvi_evict_journal_count(const struct pkvi_evict_seq *es, uint32_t group, uint32_t *holders,
                               uint32_t n_holders);
@@ -172,14 +176,22 @@ void pkvi_evict_feed(struct pkvi_evict_seq *es, uint32_t group, const float *mas
 /* TOPK: attention of an entry reads the first `first` pages, the last `recent` full pages, every
  * page that is not full or that the step writes, and of the other pages the best by bound, so that
  * `pages` full pages are read in all. Ties go to the older page. False: read everything (no TOPK
- * policy, or nothing to leave out, or more than PKVI_TOPK_MAX_ROWS new tokens). full_pages: full
- * pages resident before the step. */
+ * policy, or nothing to leave out, or more than PKVI_TOPK_MAX_ROWS new tokens). Constant while a
+ * batch is reserved, false otherwise. */
 #define PKVI_TOPK_MAX_ROWS 16u
 struct pkvi_evict_topk {
     uint32_t pages, first, recent;
 };
-bool pkvi_evict_topk(const struct pkvi_evict_seq *es, uint32_t group, uint32_t n_new,
-                     uint32_t full_pages, struct pkvi_evict_topk *rule);
+bool pkvi_evict_topk(const struct pkvi_evict_seq *es, uint32_t group, struct pkvi_evict_topk *rule);
+
+/* The choice itself. keys: from pkvi_evict_keys, for n_full leading pages at least; logical: of the
+ * resident pages, ascending, n_pages of them, the first n_full of which were full before the step.
+ * Writes the indices to read, ascending, and returns their number. O(n_pages). */
+uint32_t pkvi_evict_choose(const struct pkvi_evict_topk *rule, const uint32_t *logical,
+                           uint32_t *keys, uint32_t n_pages, uint32_t n_full, uint32_t *chosen);
+/* keys[i] = largest of scores[row][i] over the rows, as integers in the same order (NaN lowest).
+ * keys may be `scores` itself. */
+void pkvi_evict_keys(const float *scores, uint32_t n_rows, uint32_t n_pages, uint32_t *keys);
 
 /* COMPACT: the query of a run must be turned by
  *     shift(run) - shift(last run)  positions (<= 0; the last run is never turned),
@@ -188,12 +200,15 @@ bool pkvi_evict_compact(const struct pkvi_evict_seq *es, uint32_t group);
 
 /* Regret meter: is a look due in the step being reserved? If so, call pkvi_evict_look once per
  * (layer of the group, KV head), from any thread, with the entry's last query rows of that head:
- * q[n_rows][dim_k] f32. `parts`: the resident pages' parts of this layer in logical order (full
- * pages only count: give n_parts of those). O(pages looked at). */
+ * q[n_rows][dim_k] f32. Kept pages are the full ones of `table`. O(pages looked at). */
 bool pkvi_evict_look_due(const struct pkvi_evict_seq *es, uint32_t group);
 void pkvi_evict_look(struct pkvi_evict_seq *es, uint32_t group, uint32_t layer, uint32_t kv_head,
-                     const struct pkvi_kernels *kernels, const void *const *parts, uint32_t n_parts,
+                     const struct pkvi_kernels *kernels, const struct pkvi_table *table,
                      const float *q, uint32_t n_rows);
+/* What the looks found since the last call: (layer, head) pairs looked at and those with a regret.
+ * False if none was looked at. */
+bool pkvi_evict_take_regret(struct pkvi_evict_seq *es, uint32_t group, uint64_t *checks,
+                            uint64_t *regrets);
 
 /* ---- publication: called by the prefix index --------------------------------------------------
  */

@@ -110,8 +110,9 @@ struct pkvi_regret {
     bool due;             /* this step looks */
     atomic_uint step_hit; /* this step had a regret */
     _Atomic uint64_t checks, hits;
-    uint64_t steps;     /* commits */
-    uint64_t step_hits; /* commits with at least one regret */
+    uint64_t taken_checks, taken_hits; /* reported by pkvi_evict_take_regret */
+    uint64_t steps;                    /* commits */
+    uint64_t step_hits;                /* commits with at least one regret */
 };
 
 struct pkvi_keydiff; /* policy/keydiff.c */
@@ -128,7 +129,10 @@ struct pkvi_evict_state {
     uint64_t *acc; /* __atomic adds while the step runs, plain access at commit */
     float *share;  /* [acc_capacity] scratch */
     uint32_t acc_capacity;
-    uint32_t acc_n; /* resident pages at reserve; 0 = not reserved */
+    bool reserved;          /* between reserve and commit or abort */
+    uint32_t reserved_new;  /* … the step's new tokens */
+    uint32_t reserved_full; /* … full pages resident before it */
+    uint32_t acc_n;         /* resident pages at reserve; 0 = not reserved */
     atomic_uint fed;
 
     struct pkvi_candidate *candidates; /* [candidate_capacity] scratch */

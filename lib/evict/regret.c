@@ -174,32 +174,65 @@ static float best_dropped(const struct look *look, const struct pkvi_regret *reg
     return top;
 }
 
+/* Kept full pages whose bound is at least `dropped`; *n = pages looked at. */
+static uint32_t count_better(const struct look *look, const struct pkvi_evict_group *info,
+                             const struct pkvi_table *table, uint32_t layer, uint32_t n_full,
+                             float dropped, uint32_t *n)
+{
+    uint32_t better = 0, cursor = 0, used = 0;
+    struct pkvi_resident page;
+    const void *parts[CHUNK_PAGES];
+    float best[CHUNK_PAGES];
+    *n = 0;
+    for (bool more = true; more;) {
+        more = pkvi_table_next(table, &cursor, &page) && page.logical < n_full;
+        if (more) {
+            const unsigned char *base = pkvi_pool_address(info->pool, page.page);
+            parts[used++] = base + layer * info->layer_bytes;
+        }
+        if (used == 0 || (more && used < CHUNK_PAGES)) continue;
+        bounds(look, info->layout, parts, used, best);
+        for (uint32_t i = 0; i < used; i++)
+            better += best[i] >= dropped;
+        *n += used;
+        used = 0;
+    }
+    return better;
+}
+
 void pkvi_evict_look(struct pkvi_evict_seq *es, uint32_t group, uint32_t layer, uint32_t kv_head,
-                     const struct pkvi_kernels *kernels, const void *const *parts, uint32_t n_parts,
+                     const struct pkvi_kernels *kernels, const struct pkvi_table *table,
                      const float *q, uint32_t n_rows)
 {
-    if (!pkvi_evict_look_due(es, group) || n_rows == 0 || n_parts == 0) return;
+    if (!pkvi_evict_look_due(es, group) || n_rows == 0) return;
     const struct pkvi_evict_group *info = &es->evict->groups[group];
-    struct pkvi_regret *regret = &es->groups[group].regret;
-    const uint32_t rank = es->groups[group].policy->config.regret_rank;
+    struct pkvi_evict_state *state = &es->groups[group];
+    struct pkvi_regret *regret = &state->regret;
     if (n_rows > CHUNK_ROWS) { /* the last rows are the newest */
         q += (size_t)(n_rows - CHUNK_ROWS) * info->layout->dim_k;
         n_rows = CHUNK_ROWS;
     }
     const struct look look = {kernels, kv_head, n_rows, q};
     const float dropped = best_dropped(&look, regret, info, layer);
-    uint32_t better = 0; /* kept pages with a bound at least as large */
-    for (uint32_t first = 0; first < n_parts; first += CHUNK_PAGES) {
-        const uint32_t n = pkvi_min_u32(n_parts - first, CHUNK_PAGES);
-        float best[CHUNK_PAGES];
-        bounds(&look, info->layout, parts + first, n, best);
-        for (uint32_t i = 0; i < n; i++)
-            better += best[i] >= dropped;
-    }
+    const uint32_t n_full = table->next - (table->resident - state->reserved_full);
+    uint32_t n;
+    const uint32_t better = count_better(&look, info, table, layer, n_full, dropped, &n);
+    const uint32_t rank = state->policy->config.regret_rank;
     atomic_fetch_add_explicit(&regret->checks, 1, memory_order_relaxed);
-    const uint32_t needed = rank == 0 || rank > n_parts ? n_parts : rank;
-    if (better < needed) {
-        atomic_fetch_add_explicit(&regret->hits, 1, memory_order_relaxed);
-        atomic_store_explicit(&regret->step_hit, 1, memory_order_relaxed);
-    }
+    if (better >= (rank == 0 || rank > n ? n : rank)) return;
+    atomic_fetch_add_explicit(&regret->hits, 1, memory_order_relaxed);
+    atomic_store_explicit(&regret->step_hit, 1, memory_order_relaxed);
+}
+
+bool pkvi_evict_take_regret(struct pkvi_evict_seq *es, uint32_t group, uint64_t *checks,
+                            uint64_t *regrets)
+{
+    struct pkvi_regret *regret = &es->groups[group].regret;
+    const uint64_t all = atomic_load_explicit(&regret->checks, memory_order_relaxed);
+    const uint64_t hits = atomic_load_explicit(&regret->hits, memory_order_relaxed);
+    *checks = all - regret->taken_checks;
+    *regrets = hits - regret->taken_hits;
+    regret->taken_checks = all;
+    regret->taken_hits = hits;
+    return *checks != 0;
 }

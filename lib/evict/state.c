@@ -111,36 +111,59 @@ pkv_status pkvi_evict_seq_fork(const struct pkvi_evict_seq *parent, struct pkvi_
     return PKV_OK;
 }
 
-pkv_status pkvi_evict_seq_set(struct pkvi_evict_seq *es, uint32_t group,
-                              struct pkvi_evict_policy *policy,
-                              const struct pkvi_evict_target *target)
+/* A state with the policy, ready to replace the old one without further memory. */
+static pkv_status prepare(struct pkvi_evict *evict, uint32_t group,
+                          const struct pkvi_evict_state *old, struct pkvi_evict_state *fresh,
+                          struct pkvi_evict_policy *policy, const struct pkvi_evict_target *target)
 {
-    struct pkvi_evict *evict = es->evict;
-    struct pkvi_evict_state *state = &es->groups[group];
-    struct pkvi_evict_state fresh = {
-        .evicted = state->evicted, .restored = state->restored, .gone = state->gone};
-    if (policy != NULL) {
-        pkv_status status = state_begin(evict, group, &fresh, policy);
-        if (status == PKV_OK && (policy->ops->needs & PKVI_NEEDS_MASS))
-            status = pkvi_table_enable_scores(target->table, evict->mem);
-        if (status == PKV_OK && fresh.keydiff != NULL)
-            status = pkvi_keydiff_reserve(fresh.keydiff, evict->mem, target->table->resident);
-        if (status != PKV_OK) {
-            pkvi_keydiff_free(fresh.keydiff, evict->mem);
-            return status;
-        }
-    }
-    state_clear(evict, group, state);
-    *state = fresh;
-    /* What comes depends on evictions of two policies: no salt says that. */
-    if (es->depend_from != UINT64_MAX) pkvi_evict_mark(es, target->length, true);
+    *fresh = (struct pkvi_evict_state){
+        .evicted = old->evicted, .restored = old->restored, .gone = old->gone};
     if (policy == NULL) return PKV_OK;
+    pkv_status status = state_begin(evict, group, fresh, policy);
+    if (status == PKV_OK && (policy->ops->needs & PKVI_NEEDS_MASS))
+        status = pkvi_table_enable_scores(target->table, evict->mem);
+    if (status == PKV_OK && fresh->keydiff != NULL)
+        status = pkvi_keydiff_reserve(fresh->keydiff, evict->mem, target->table->resident);
+    return status;
+}
+
+static void apply(struct pkvi_evict_seq *es, uint32_t group, const struct pkvi_evict_state *fresh,
+                  const struct pkvi_evict_target *target)
+{
+    struct pkvi_evict_state *state = &es->groups[group];
     struct pkvi_table *table = target->table;
+    state_clear(es->evict, group, state);
+    *state = *fresh;
+    if (state->policy == NULL) return;
     if (table->score != NULL && table->end > table->head)
         memset(table->score + table->head, 0, (table->end - table->head) * sizeof *table->score);
     const struct pkvi_evict_call call = pkvi_evict_call(es, group, target);
-    if (policy->ops->sealed != NULL) policy->ops->sealed(&call, 0, pkvi_evict_full_pages(&call));
-    return PKV_OK;
+    if (call.policy->ops->sealed != NULL)
+        call.policy->ops->sealed(&call, 0, pkvi_evict_full_pages(&call));
+}
+
+pkv_status pkvi_evict_seq_set(struct pkvi_evict_seq *es, uint64_t groups,
+                              struct pkvi_evict_policy *const *policies,
+                              const struct pkvi_evict_target *targets)
+{
+    struct pkvi_evict *evict = es->evict;
+    struct pkvi_evict_state *fresh = pkvi_mem_array(evict->mem, evict->n_groups, sizeof *fresh);
+    if (fresh == NULL) return PKV_ENOMEM;
+    pkv_status status = PKV_OK;
+    for (uint32_t g = 0; g < evict->n_groups && status == PKV_OK; g++)
+        if (groups >> g & 1)
+            status = prepare(evict, g, &es->groups[g], &fresh[g], policies[g], &targets[g]);
+    for (uint32_t g = 0; g < evict->n_groups; g++) {
+        if (status != PKV_OK)
+            pkvi_keydiff_free(fresh[g].keydiff, evict->mem);
+        else if (groups >> g & 1)
+            apply(es, g, &fresh[g], &targets[g]);
+    }
+    pkvi_mem_free_array(evict->mem, fresh, evict->n_groups, sizeof *fresh);
+    /* What comes depends on evictions of two policies: no salt says that. */
+    if (status == PKV_OK && es->depend_from != UINT64_MAX)
+        pkvi_evict_mark(es, targets[0].length, true);
+    return status;
 }
 
 const struct pkvi_evict_policy *pkvi_evict_seq_policy(const struct pkvi_evict_seq *es,
@@ -198,6 +221,11 @@ pkv_status pkvi_evict_reserve(struct pkvi_evict_seq *es, uint32_t group,
         status = pkvi_regret_reserve(&state->regret, mem, &es->evict->groups[group],
                                      policy->config.regret_pages, drops);
     }
+    state->reserved = true;
+    state->reserved_new = n_new;
+    /* Pages at or after the tail are all resident. */
+    state->reserved_full =
+        resident - (target->table->next - (uint32_t)(target->length >> es->evict->page_shift));
     if (status != PKV_OK) pkvi_evict_cancel(es, group);
     return status;
 }
@@ -207,6 +235,7 @@ void pkvi_evict_cancel(struct pkvi_evict_seq *es, uint32_t group)
     struct pkvi_evict_state *state = &es->groups[group];
     if (state->acc_n != 0) memset(state->acc, 0, state->acc_n * sizeof *state->acc);
     state->acc_n = 0;
+    state->reserved = false;
     atomic_store_explicit(&state->fed, 0, memory_order_relaxed);
     state->regret.due = false;
     atomic_store_explicit(&state->regret.step_hit, 0, memory_order_relaxed);

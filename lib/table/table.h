@@ -97,6 +97,12 @@ uint32_t pkvi_table_replace(struct pkvi_table *table, uint32_t logical, uint32_t
  * the caller; PKVI_NO_PAGE if it is not held. Amortised O(1), plus find. */
 uint32_t pkvi_table_drop(struct pkvi_table *table, uint32_t logical);
 
+/* Puts a page back as logical page `logical` (below `next`, not resident now); the table takes over
+ * one reference. Its score is zero. ENOMEM changes nothing. O(1) while the hole is still there, else
+ * O(slots behind it). */
+pkv_status pkvi_table_insert(struct pkvi_table *table, struct pkvi_mem *mem, uint32_t logical,
+                             uint32_t page);
+
 /* Shortens the table to its first n_pages logical pages and gives the references of the rest back
  * to the pool. Returns how many pages that were. O(released). */
 uint32_t pkvi_table_truncate(struct pkvi_table *table, struct pkvi_pool *pool, uint32_t n_pages);

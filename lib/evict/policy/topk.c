@@ -7,13 +7,14 @@ const struct pkvi_evict_ops pkvi_evict_topk_ops = {
     .kind = PKV_EVICT_TOPK,
 };
 
-bool pkvi_evict_topk(const struct pkvi_evict_seq *es, uint32_t group, uint32_t n_new,
-                     uint32_t full_pages, struct pkvi_evict_topk *rule)
+bool pkvi_evict_topk(const struct pkvi_evict_seq *es, uint32_t group, struct pkvi_evict_topk *rule)
 {
     if (es == NULL) return false;
-    const struct pkvi_evict_policy *policy = es->groups[group].policy;
-    if (policy == NULL || policy->config.kind != PKV_EVICT_TOPK) return false;
-    if (n_new > PKVI_TOPK_MAX_ROWS || full_pages <= policy->budget_pages) return false;
+    const struct pkvi_evict_state *state = &es->groups[group];
+    const struct pkvi_evict_policy *policy = state->policy;
+    if (policy == NULL || policy->config.kind != PKV_EVICT_TOPK || !state->reserved) return false;
+    if (state->reserved_new > PKVI_TOPK_MAX_ROWS) return false;
+    if (state->reserved_full <= policy->budget_pages) return false;
     rule->pages = policy->budget_pages;
     rule->first = policy->sink_pages;
     rule->recent = policy->recent_pages;

@@ -1,0 +1,79 @@
+/* evict: TOPK's choice of pages. */
+#include <string.h>
+
+#include "attn/kernels/kernel.h"
+#include "evict/evict_internal.h"
+
+/* Order-preserving map of floats to unsigned integers (NaN lowest). */
+static uint32_t ordered(float x)
+{
+    uint32_t bits;
+    if (x != x) return 0;
+    memcpy(&bits, &x, sizeof bits);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+#define DIGIT_BITS 8u
+#define DIGITS (1u << DIGIT_BITS)
+
+/* The k-th largest of n keys, 1 <= k <= n, by radix from the top; *above = how many are larger.
+ * O(4 n). */
+static uint32_t kth_largest(const uint32_t *keys, uint32_t n, uint32_t k, uint32_t *above)
+{
+    uint32_t prefix = 0, mask = 0, greater = 0;
+    for (uint32_t shift = 32 - DIGIT_BITS;; shift -= DIGIT_BITS) {
+        uint32_t histogram[DIGITS] = {0};
+        for (uint32_t i = 0; i < n; i++)
+            if ((keys[i] & mask) == prefix) histogram[keys[i] >> shift & (DIGITS - 1)]++;
+        uint32_t digit = DIGITS - 1;
+        while (greater + histogram[digit] < k)
+            greater += histogram[digit--];
+        prefix |= digit << shift;
+        mask |= (DIGITS - 1) << shift;
+        if (shift == 0) break;
+    }
+    *above = greater;
+    return prefix;
+}
+
+uint32_t pkvi_evict_choose(const struct pkvi_evict_topk *rule, const uint32_t *logical,
+                           uint32_t *keys, uint32_t n_pages, uint32_t n_full, uint32_t *chosen)
+{
+    uint32_t first = 0;
+    while (first < n_full && logical[first] < rule->first)
+        first++;
+    const uint32_t recent = n_full - first > rule->recent ? n_full - rule->recent : first;
+    const uint32_t fixed = first + (n_full - recent);
+    const uint32_t want = rule->pages > fixed ? rule->pages - fixed : 0;
+    const uint32_t candidates = recent - first;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < first; i++)
+        chosen[n++] = i;
+    if (want >= candidates) {
+        for (uint32_t i = first; i < recent; i++)
+            chosen[n++] = i;
+    } else if (want > 0) {
+        uint32_t above;
+        const uint32_t limit = kth_largest(keys + first, candidates, want, &above);
+        uint32_t ties = want - above; /* the oldest of those at the limit */
+        for (uint32_t i = first; i < recent; i++) {
+            if (keys[i] < limit || (keys[i] == limit && ties == 0)) continue;
+            ties -= keys[i] == limit;
+            chosen[n++] = i;
+        }
+    }
+    for (uint32_t i = recent; i < n_pages; i++)
+        chosen[n++] = i;
+    return n;
+}
+
+void pkvi_evict_keys(const float *scores, uint32_t n_rows, uint32_t n_pages, uint32_t *keys)
+{
+    for (uint32_t i = 0; i < n_pages; i++)
+        keys[i] = ordered(scores[i]);
+    for (uint32_t r = 1; r < n_rows; r++)
+        for (uint32_t i = 0; i < n_pages; i++) {
+            const uint32_t key = ordered(scores[(size_t)r * n_pages + i]);
+            if (key > keys[i]) keys[i] = key;
+        }
+}
