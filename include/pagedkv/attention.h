@@ -20,8 +20,8 @@ extern "C" {
 typedef struct pkv_rows {
     const void *data;
     pkv_dtype dtype;
-    uint32_t heads;       /* must equal the group's kv_heads (k, v) or q_heads (q) */
-    uint32_t dim;         /* must equal head_dim_k (q, k) or head_dim_v (v, out) */
+    uint32_t heads; /* must equal the group's kv_heads (k, v) or q_heads (q) */
+    uint32_t dim;   /* must equal head_dim_k (q, k) or head_dim_v (v, out) */
     ptrdiff_t token_stride;
     ptrdiff_t head_stride;
 } pkv_rows;
@@ -37,52 +37,70 @@ typedef struct pkv_rows_out {
 
 /* Options of a plan. Pointers are read during pkv_plan_create only (copied). */
 typedef struct pkv_plan_options {
-    size_t struct_size;       /* set by pkv_plan_options_init */
-    float scale;              /* softmax scale; 0 = 1/sqrt(head_dim_k) of each group */
-    float softcap;            /* logit = softcap * tanh(logit / softcap); 0 = off (Gemma-2) */
-    const float *alibi_slopes;/* [max q_heads]: logit += slope * (key_pos - query_pos); NULL = off */
-    const float *sinks;       /* [layers of the model][q_heads]: learned logits that join the
-                               * softmax's denominator (gpt-oss); NULL = off */
-    uint32_t sinks_stride;    /* floats between layers in sinks */
+    size_t struct_size; /* set by pkv_plan_options_init */
+    float scale;        /* softmax scale; 0 = 1/sqrt(head_dim_k) of each group */
+    float softcap;      /* logit = softcap * tanh(logit / softcap); 0 = off (Gemma-2) */
+    const float
+        *alibi_slopes;     /* [max q_heads]: logit += slope * (key_pos - query_pos); NULL = off */
+    const float *sinks;    /* [layers of the model][q_heads]: learned logits that join the
+                            * softmax's denominator (gpt-oss); NULL = off */
+    uint32_t sinks_stride; /* floats between layers in sinks */
     uint32_t concurrent_layers; /* layers whose attend calls may overlap in time: their numbers must
                                  * differ by less than this; 1..8, default 1 */
-    uint32_t cascade;         /* 0 = never, 1 = automatic (default), 2 = whenever pages are shared */
-    uint32_t mass;            /* 1 = compute per-page attention mass (see pkv_plan_mass) */
-    uint32_t contiguous_order;/* test aid: 0 */
+    uint32_t cascade;     /* 0 = never, 1 = automatic (default), 2 = whenever pages are shared */
+    uint32_t mass;        /* 1 = compute per-page attention mass (see pkv_plan_mass) */
+    uint32_t max_threads; /* most threads that share the work of one call; more may take part
+                           * and find nothing to do. Sizes the scratch. 0 = CPUs online */
     uint64_t reserved[8];
 } pkv_plan_options;
 
 PKV_API pkv_status pkv_plan_options_init(pkv_plan_options *options, size_t size);
 
-/* Creates an empty plan. options NULL = defaults. The caller owns it. Not MT-safe per plan. */
+/* Creates an empty plan. options NULL = defaults. The caller owns it. Not MT-safe per plan.
+ * PKV_EINVAL for options out of bounds (a scale that is not finite, …), PKV_ENOTSUP for
+ * PKV_STORAGE_NONE, PKV_ENOMEM. With PKV_STORAGE_EXTERNAL the functions here read and write the
+ * caller's buffers: use them only if those are host memory. */
 PKV_API pkv_status pkv_plan_create(pkv_cache *cache, const pkv_plan_options *options,
                                    pkv_plan **plan);
 PKV_API void pkv_plan_destroy(pkv_plan *plan);
 
 /* Attention mask inside the new tokens of one batch entry: a speculative tree. mask is n*n bits,
  * row-major, row i in bytes [i*ceil(n/8), …), bit j (LSB first) = new token i sees new token j; the
- * diagonal must be set and bits above it clear. Tokens before the batch are always seen. `positions`
- * (may be NULL) are the tokens' depths, 0-based, used by windows and ALiBi instead of their index.
- * Kept until the next build. Call before pkv_plan_build. */
+ * diagonal must be set and bits above it clear. Tokens before the batch are always seen.
+ * `positions` (may be NULL) are the tokens' depths, 0-based, used by windows and ALiBi instead of
+ * their index; positions[i] <= i, as a parent comes before its children. Call before the
+ * pkv_plan_build it is meant for, which uses it up (a build that fails does not); a second call for
+ * the same entry replaces the first. PKV_EINVAL for a mask of another form, PKV_ERANGE for more
+ * than 4,096 tokens; whether entry and n_tokens fit the batch is checked by the build. */
 PKV_API pkv_status pkv_plan_set_tree(pkv_plan *plan, uint32_t entry, uint32_t n_tokens,
                                      const uint8_t *mask, const uint32_t *positions);
 
 /* Builds the plan of a reserved batch; replaces what it held; reuses its memory. The plan is stale
- * after the batch's commit or abort. PKV_EFOREIGN if they belong to different caches. */
+ * after the batch's commit or abort. PKV_EFOREIGN if they belong to different caches, PKV_ESTATE if
+ * the batch is not reserved, PKV_ERANGE for sequences of 2^31 tokens, PKV_ENOMEM; on failure the
+ * plan holds what it held. Memory that an abandoned attend left half done is reset. O(entries ×
+ * groups + work items). */
 PKV_API pkv_status pkv_plan_build(pkv_plan *plan, pkv_batch batch);
 
-/* Writes the new tokens' keys and values of one layer into their pages, converting as needed. */
+/* Writes the new tokens' keys and values of one layer into their pages, converting as needed.
+ * `layer` is the model's layer number. Errors, also of pkv_attend, with nothing written: PKV_ESTATE
+ * (not built), PKV_ESTALE (the batch ended), PKV_EINVAL (NULL, layer, ith >= nth, heads, dim,
+ * dtype, strides that are no multiples of the element or that make output rows overlap). MT-safe
+ * between different ith and different layers. */
 PKV_API pkv_status pkv_write(pkv_plan *plan, uint32_t layer, const pkv_rows *k, const pkv_rows *v,
                              uint32_t ith, uint32_t nth);
 
 /* Attention of the new tokens over everything their sequences hold in this layer, themselves
- * included (causal). lse (may be NULL): natural-log sum of exponentials per [token][q_head]
- * (−inf if a row sees nothing; its output is then 0). */
+ * included (causal). lse (may be NULL): natural-log sum of exponentials per [token][q_head], sinks
+ * included (−inf if a row sees nothing; its output is then 0). MT-safe between different ith;
+ * layers in flight at once must be fewer than concurrent_layers apart. O(KV bytes + rows × keys) /
+ * nth. */
 PKV_API pkv_status pkv_attend(pkv_plan *plan, uint32_t layer, const pkv_rows *q,
                               const pkv_rows_out *out, float *lse, uint32_t ith, uint32_t nth);
 
-/* Attention mass of one layer after all threads' pkv_attend returned (options.mass = 1): for entry
- * and KV head, mass[i] = sum over the entry's new tokens and the head's query group of the
+/* Attention mass of one layer after all threads' pkv_attend returned (options.mass = 1, otherwise
+ * PKV_ESTATE), until the next attend that uses the same scratch (layer mod concurrent_layers): for
+ * entry and KV head, mass[i] = sum over the entry's new tokens and the head's query group of the
  * probability given to the i-th resident page. Writes n_pages values (must equal the number of the
  * entry's resident pages in the layer's group, in logical order). */
 PKV_API pkv_status pkv_plan_mass(pkv_plan *plan, uint32_t layer, uint32_t entry, uint32_t kv_head,

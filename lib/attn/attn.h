@@ -48,6 +48,7 @@ struct pkvi_attn_group {
     uint32_t group_size; /* query heads per KV head */
     uint32_t window;     /* 0 = full */
     uint64_t layer_bytes;
+    float scale; /* 1 / sqrt(head_dim_k) */
     struct pkvi_attn_rope rope;
 };
 
@@ -84,6 +85,7 @@ struct pkvi_attn_batch {
 
 /* Per (sequence, group) of a batch. */
 struct pkvi_attn_wish {
+    uint32_t n_tokens;     /* in: new tokens of the entry; the rest is zeroed */
     uint32_t mass_rows;    /* feed the attention mass of the last so many new tokens; 0 = none */
     uint32_t select_pages; /* > 0: attention reads about so many pages, chosen by `select` */
     bool compact;          /* turn the query per run */
@@ -99,6 +101,7 @@ struct pkvi_attn_selection {
     uint32_t n_pages;
     uint32_t n_digests; /* leading pages whose digests are valid: full before the step or
                          * filled by it */
+    uint32_t n_old;     /* of these, pages that were full before the step */
     uint64_t length;    /* tokens before the new ones */
     uint32_t n_tokens;  /* new tokens */
     const float *q;     /* [n_rows][dim_k], unscaled */
@@ -110,7 +113,7 @@ struct pkvi_attn_selection {
 /* All may be called from several threads at once. */
 struct pkvi_attn_hooks {
     void *context;
-    /* At build: *wish is zeroed. */
+    /* At build. */
     void (*wish)(void *context, void *seq, uint32_t group, struct pkvi_attn_wish *wish);
     /* During attend, once or (if threads share the work) several times per (entry, layer, head):
      * must give the same answer each time. Returns the number of chosen pages, >= 1; pages of new
@@ -167,6 +170,9 @@ void pkvi_plan_attend(struct pkvi_plan *plan, const struct pkvi_attn_call *call,
  * is [row][q head][dim_v], lse [row][q head] or NULL. Top-k selections are honoured. PKV_ENOMEM. */
 pkv_status pkvi_plan_reference(struct pkvi_plan *plan, const struct pkvi_attn_call *call,
                                double *out, double *lse);
+
+/* Was the plan made with options.mass? */
+bool pkvi_plan_keeps_mass(const struct pkvi_plan *plan);
 
 /* See pkv_plan_mass: entry and kv_head are in range. PKV_EINVAL for another n_pages. */
 pkv_status pkvi_plan_read_mass(const struct pkvi_plan *plan, uint32_t group, uint32_t model_layer,

@@ -1,0 +1,157 @@
+/* attn: one thread's share of one layer. */
+#include "plan.h"
+
+/* Merging of state blocks, for the node stack. */
+static void merge_states(void *context, float *left, const float *right)
+{
+    const struct plan_run_item *run = context;
+    size_t n = run->head_rows;
+    uint32_t dim = run->ag->layout.dim_v;
+    run->plan->model->kernels->merge(left, left + n * dim, left + n * dim + n, right,
+                                     right + n * dim, right + n * dim + n, (uint32_t)n, dim, dim);
+}
+
+void plan_set_item(struct plan_run_item *run, uint32_t index)
+{
+    run->item = &run->pg->items[index];
+    run->item_index = index;
+    run->lane = &run->pg->lanes[run->item->entry];
+    run->rows = run->item->n_tokens * run->ag->group_size;
+    run->head_rows = (size_t)run->rows * run->item->n_heads;
+    run->pages = run->lane->pages;
+    run->page0 = run->item->page0;
+    run->page1 = run->item->page1;
+    run->sums = NULL;
+    run->leaf_max = NULL;
+    run->nodes.stride = plan_state_floats(run->head_rows, run->ag->layout.dim_v);
+}
+
+/* What the hook gets to see of the item's head: every resident page. */
+static struct pkvi_attn_selection show(struct plan_run_item *run)
+{
+    const struct plan_pages *all = &run->lane->pages;
+    const struct plan_entry *entry = &run->body->entries[run->item->entry];
+    const struct pkvi_attn_model *model = run->plan->model;
+    const void **parts = PLAN_AT(run, const void *, all_parts);
+    for (uint32_t i = 0; i < all->n; i++)
+        parts[i] = (const unsigned char *)pkvi_pool_address(run->ag->pool, all->page[i]) +
+                   (size_t)run->call->layer * run->ag->layer_bytes;
+    /* Only the last page can be partial, before the step and after it. */
+    uint64_t full = (entry->length + entry->n_tokens) >> model->page_shift;
+    uint64_t old = entry->length >> model->page_shift;
+    uint32_t n_old = all->n;
+    while (n_old > 0 && all->logical[n_old - 1] >= old)
+        n_old--;
+    return (struct pkvi_attn_selection){
+        .model = model,
+        .seq = entry->seq,
+        .group = run->call->group,
+        .layer = run->call->layer,
+        .head = run->item->head0,
+        .logical = all->logical,
+        .parts = parts,
+        .n_pages = all->n,
+        .n_digests = all->n && all->logical[all->n - 1] >= full ? all->n - 1 : all->n,
+        .n_old = n_old,
+        .length = entry->length,
+        .n_tokens = entry->n_tokens,
+        .q = PLAN_AT(run, float, q),
+        .n_rows = run->rows,
+    };
+}
+
+/* Lets the hook choose pages and walks those instead. */
+static void select_pages(struct plan_run_item *run)
+{
+    const struct plan_pages *all = &run->lane->pages;
+    const struct pkvi_attn_model *model = run->plan->model;
+    struct pkvi_attn_selection selection = show(run);
+    selection.scores = PLAN_AT(run, float, scores);
+    selection.chosen = PLAN_AT(run, uint32_t, chosen);
+    uint32_t n = run->plan->hooks.select(run->plan->hooks.context, &selection);
+    uint32_t *logical = PLAN_AT(run, uint32_t, sel_logical),
+             *page = PLAN_AT(run, uint32_t, sel_page);
+    for (uint32_t i = 0; i < n; i++) {
+        logical[i] = all->logical[selection.chosen[i]];
+        page[i] = all->page[selection.chosen[i]];
+    }
+    run->pages = (struct plan_pages){logical, page, n, false};
+    run->pages.dense = n == 0 || logical[n - 1] - logical[0] == n - 1;
+    run->page0 = plan_page_of_leaf(model, &run->pages, 0, n, run->item->leaf0);
+    run->page1 = plan_page_of_leaf(model, &run->pages, run->page0, n, run->item->leaf1);
+}
+
+static void set_sums(struct plan_run_item *run)
+{
+    const struct plan_item *item = run->item;
+    if (!item->mass) return;
+    run->sums = item->splittable ? run->slot->sums + item->sums : PLAN_AT(run, float, sums);
+    run->leaf_max = run->sums + run->head_rows * (item->page1 - item->page0);
+}
+
+static void keep_maxima(struct plan_run_item *run, uint32_t leaf, const float *state)
+{
+    float *to = run->leaf_max + (size_t)(leaf - run->item->leaf0) * run->head_rows;
+    const float *m = state + run->head_rows * run->ag->layout.dim_v;
+    for (size_t r = 0; r < run->head_rows; r++)
+        to[r] = m[r];
+}
+
+/* Leaves [leaf0, leaf1) of an item. */
+static void run_item(struct plan_run_item *run, uint32_t index, uint32_t leaf0, uint32_t leaf1)
+{
+    plan_set_item(run, index);
+    const struct plan_item *item = run->item;
+    const struct pkvi_attn_model *model = run->plan->model;
+    plan_load_rows(run);
+    if (run->lane->wish.select_pages) select_pages(run);
+    set_sums(run);
+    pkvi_nodes_start(&run->nodes, item->left_open || leaf0 > item->leaf0, leaf0 - 1);
+    uint32_t at = plan_page_of_leaf(model, &run->pages, run->page0, run->page1, leaf0);
+    uint32_t end = plan_page_of_leaf(model, &run->pages, at, run->page1, leaf1);
+    while (at < end) {
+        uint32_t leaf = run->pages.logical[at] / plan_leaf_pages(model);
+        uint32_t next = plan_page_of_leaf(model, &run->pages, at, end, leaf + 1);
+        float *state = pkvi_nodes_push(&run->nodes, leaf);
+        plan_leaf(run, at, next, state);
+        if (run->sums) keep_maxima(run, leaf, state);
+        at = next;
+    }
+    bool whole = leaf0 == item->leaf0 && leaf1 == item->leaf1;
+    if (whole && item->shared == PKVI_NONE && run->lane->n_links == 0)
+        plan_finish(run);
+    else
+        plan_leave(run, whole);
+}
+
+void pkvi_plan_attend(struct pkvi_plan *plan, const struct pkvi_attn_call *call, uint32_t ith,
+                      uint32_t nth)
+{
+    const struct plan_body *body = plan_front(plan);
+    const struct plan_group *pg = &body->groups[call->group];
+    struct plan_slot *slot = &plan->slots[call->model_layer % plan->options.concurrent_layers];
+    uint32_t workers = pkvi_min_u32(nth, plan->max_workers);
+    if (ith >= workers) return;
+    struct plan_run_item run = {
+        .plan = plan,
+        .body = body,
+        .ag = &plan->model->groups[call->group],
+        .pg = pg,
+        .call = call,
+        .slot = slot,
+        .worker = ith,
+        .n_workers = workers,
+        .scratch = slot->workers + (size_t)ith * plan->offsets.total,
+    };
+    run.nodes = (struct pkvi_nodes){.leaf = PLAN_AT(&run, uint32_t, node_leaf),
+                                    .states = PLAN_AT(&run, float, states),
+                                    .merge = merge_states,
+                                    .context = &run};
+    struct plan_place from = plan_share(plan->model, pg, ith, workers);
+    struct plan_place to = plan_share(plan->model, pg, ith + 1, workers);
+    for (uint32_t i = from.item; i < pg->n_items && i <= to.item; i++) {
+        uint32_t leaf0 = i == from.item ? from.leaf : pg->items[i].leaf0;
+        uint32_t leaf1 = i == to.item ? to.leaf : pg->items[i].leaf1;
+        if (leaf0 < leaf1) run_item(&run, i, leaf0, leaf1);
+    }
+}
