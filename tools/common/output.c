@@ -22,6 +22,19 @@ json_t *output_real(double value)
     return isfinite(value) ? json_real(value) : json_null();
 }
 
+json_t *output_text(const char *text)
+{
+    json_t *value = json_string(text);
+    if (value != NULL) return value;
+    char *ascii = strdup(text);
+    if (ascii == NULL) return NULL;
+    for (char *c = ascii; *c != '\0'; c++)
+        if ((unsigned char)*c >= 0x80) *c = '?';
+    value = json_string(ascii);
+    free(ascii);
+    return value;
+}
+
 struct csv {
     FILE *file;
     char *path;

@@ -16,6 +16,9 @@ int output_json(json_t *value, tool_error *err);
 /* A JSON real, or null where a figure is undefined (NaN, infinity). */
 json_t *output_real(double value);
 
+/* A JSON string; bytes that are not UTF-8 (file names may have any) become '?'. */
+json_t *output_text(const char *text);
+
 typedef struct csv csv;
 
 /* Creates a file ("-" = stdout) and writes the header, names separated by commas. NULL with err. */
