@@ -19,11 +19,7 @@ static uint32_t on_select(void *context, struct pkvi_attn_selection *s)
     (void)context;
     const struct pkvi_seq *seq = s->seq;
     const struct pkvi_attn_group *group = &s->model->groups[s->group];
-    /* Pages at or after the tail are the last ones, and all resident. */
-    const uint32_t tail = (uint32_t)(s->length >> s->model->page_shift);
-    uint32_t n_full = s->n_pages;
-    while (n_full > 0 && s->logical[n_full - 1] >= tail)
-        n_full--;
+    const uint32_t n_full = s->n_old;
     struct pkvi_evict_topk rule;
     if (!pkvi_evict_topk(pkvi_seq_evict(seq), s->group, &rule) || n_full <= rule.pages) {
         for (uint32_t i = 0; i < s->n_pages; i++)
