@@ -1,0 +1,153 @@
+#include "cache/banker.h"
+
+/* Regions that `need` takes beyond the group's free pages; UINT64_MAX if it cannot have them. */
+static uint64_t regions_for(const struct pkvi_bank *bank, uint32_t g, uint64_t need)
+{
+    if (need > bank->cap[g]) return UINT64_MAX;
+    if (need <= bank->free[g]) return 0;
+    const uint64_t rest = need - bank->free[g];
+    if (bank->per_region[g] == 0) return UINT64_MAX;
+    return rest / bank->per_region[g] + (rest % bank->per_region[g] != 0);
+}
+
+bool pkvi_bank_can(const struct pkvi_bank *bank, const uint64_t *need)
+{
+    uint64_t left = bank->regions;
+    for (uint32_t g = 0; g < bank->n_groups; g++) {
+        const uint64_t regions = regions_for(bank, g, need[g]);
+        if (regions > left) return false;
+        left -= regions;
+    }
+    return true;
+}
+
+bool pkvi_bank_take(struct pkvi_bank *bank, const uint64_t *pages)
+{
+    bool all = true;
+    for (uint32_t g = 0; g < bank->n_groups; g++) {
+        uint64_t want = pages[g];
+        if (want > bank->cap[g]) {
+            want = bank->cap[g];
+            all = false;
+        }
+        bank->cap[g] -= want;
+        while (want > bank->free[g]) {
+            uint64_t regions = regions_for(bank, g, want);
+            if (regions > bank->regions) {
+                all = false;
+                regions = bank->regions;
+                if (bank->per_region[g] == 0) regions = 0;
+                want = bank->free[g] + regions * bank->per_region[g];
+            }
+            bank->regions -= regions;
+            bank->free[g] += regions * bank->per_region[g];
+        }
+        bank->free[g] -= want;
+    }
+    return all;
+}
+
+void pkvi_bank_missing(const struct pkvi_bank *bank, const uint64_t *need, uint32_t *missing)
+{
+    uint64_t left = bank->regions;
+    for (uint32_t g = 0; g < bank->n_groups; g++) {
+        const uint64_t from_regions = left * bank->per_region[g];
+        uint64_t most = bank->free[g] + from_regions;
+        if (most > bank->cap[g]) most = bank->cap[g];
+        if (need[g] > most) {
+            const uint64_t lacking = need[g] - most;
+            missing[g] = lacking > UINT32_MAX ? UINT32_MAX : (uint32_t)lacking;
+            if (need[g] > bank->free[g] && bank->per_region[g] != 0) left = 0;
+            continue;
+        }
+        missing[g] = 0;
+        left -= regions_for(bank, g, need[g]);
+    }
+}
+
+/* ---- safety ------------------------------------------------------------------------------------
+ */
+
+static uint64_t size_of(const struct pkvi_bank *bank, const struct pkvi_holder *holder)
+{
+    uint64_t pages = 0;
+    for (uint32_t g = 0; g < bank->n_groups; g++)
+        pages += holder->need[g];
+    return pages;
+}
+
+/* Heap sort of `order` by need, ascending: no recursion, no memory. */
+static void sift(const struct pkvi_bank *bank, const struct pkvi_holder *holders, uint32_t *order,
+                 uint32_t at, uint32_t n)
+{
+    const uint32_t moved = order[at];
+    const uint64_t key = size_of(bank, &holders[moved]);
+    for (;;) {
+        uint32_t child = 2 * at + 1;
+        if (child >= n) break;
+        if (child + 1 < n &&
+            size_of(bank, &holders[order[child + 1]]) > size_of(bank, &holders[order[child]]))
+            child++;
+        if (size_of(bank, &holders[order[child]]) <= key) break;
+        order[at] = order[child];
+        at = child;
+    }
+    order[at] = moved;
+}
+
+static void sort_by_need(const struct pkvi_bank *bank, const struct pkvi_holder *holders,
+                         uint32_t *order, uint32_t n)
+{
+    for (uint32_t i = n / 2; i-- > 0;)
+        sift(bank, holders, order, i, n);
+    for (uint32_t end = n; end > 1;) {
+        end--;
+        const uint32_t largest = order[0];
+        order[0] = order[end];
+        order[end] = largest;
+        sift(bank, holders, order, 0, end);
+    }
+}
+
+static void finish(struct pkvi_bank *bank, struct pkvi_holder *holder, uint64_t *total,
+                   pkvi_back_fn back, void *context)
+{
+    if (!holder->back_known) back(context, holder);
+    holder->back_known = true;
+    for (uint32_t g = 0; g < bank->n_groups; g++) {
+        bank->free[g] += holder->back[g];
+        if (bank->cap[g] <= UINT64_MAX - holder->back[g]) bank->cap[g] += holder->back[g];
+        total[g] -= holder->need[g];
+    }
+}
+
+bool pkvi_bank_safe(struct pkvi_bank *bank, struct pkvi_holder *holders, uint32_t n,
+                    uint32_t *order, pkvi_back_fn back, void *context, uint32_t *stuck)
+{
+    uint64_t total[PKV_MAX_GROUPS] = {0};
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t g = 0; g < bank->n_groups; g++)
+            total[g] += holders[i].need[g];
+    if (pkvi_bank_can(bank, total)) return true;
+    for (uint32_t i = 0; i < n; i++)
+        order[i] = i;
+    sort_by_need(bank, holders, order, n);
+    uint32_t left = n;
+    for (;;) {
+        /* One round: whoever can end does; the others move up, in order. */
+        uint32_t kept = 0;
+        for (uint32_t i = 0; i < left; i++) {
+            struct pkvi_holder *holder = &holders[order[i]];
+            if (!pkvi_bank_can(bank, holder->need)) {
+                order[kept++] = order[i];
+                continue;
+            }
+            finish(bank, holder, total, back, context);
+            if (pkvi_bank_can(bank, total)) return true;
+        }
+        if (kept == left) break;
+        left = kept;
+    }
+    if (stuck != NULL) *stuck = order[0];
+    return false;
+}
