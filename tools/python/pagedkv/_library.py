@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._structs import (SCORE_FN, BatchHandle, ConfigStruct, CopyStruct, Event, EvictConfigStruct,
-                       EvictInfo, EvictRun, GroupInfo, GroupStats, PlanOptionsStruct, RowsOutStruct,
-                       RowsStruct, SeqHandle, SeqInfo, Stats, f32, f64, i32, i64, ptr, size, text,
+from ._structs import (BatchHandle, ConfigStruct, CopyStruct, Event, EvictConfigStruct, EvictInfo,
+                       EvictRun, GroupInfo, GroupStats, IndexConfigStruct, IndexStats, MatchStruct,
+                       NamespaceStruct, PlanOptionsStruct, PrefixQuotaStruct, PrefixStats,
+                       RowsOutStruct, RowsStruct, SeqHandle, SeqInfo, Stats, i32, ptr, size, text,
                        u32, u64)
 
 #: Version of the C API that this binding speaks (major, minor).
@@ -115,6 +116,29 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "pkv_seq_page_scores": (i32, (_SEQ, u32, _BUF, _BUF, u32, _P(u32))),
     "pkv_seq_feed_mass": (i32, (_SEQ, u32, _BUF, u32)),
     "pkv_seq_wants_mass": (i32, (_SEQ, u32, _P(u32))),
+    # prefix.h
+    "pkv_prefix_match": (i32, (ptr, _P(NamespaceStruct), _BUF, u64, _P(MatchStruct))),
+    "pkv_seq_match": (i32, (_SEQ, _BUF, u64, _P(MatchStruct))),
+    "pkv_seq_attach": (i32, (_SEQ, _P(MatchStruct))),
+    "pkv_seq_set_namespace": (i32, (_SEQ, _P(NamespaceStruct))),
+    "pkv_seq_set_retention": (i32, (_SEQ, u32, u64)),
+    "pkv_prefix_pin": (i32, (ptr, _P(MatchStruct), u32, u64, _P(u64))),
+    "pkv_prefix_unpin": (i32, (ptr, u64)),
+    "pkv_prefix_drop": (i32, (ptr, _P(NamespaceStruct), _P(u64))),
+    "pkv_prefix_set_quota": (i32, (ptr, _P(NamespaceStruct), _P(PrefixQuotaStruct))),
+    "pkv_prefix_get_stats": (i32, (ptr, _P(NamespaceStruct), _P(PrefixStats))),
+    "pkv_prefix_reclaim": (i32, (ptr, u32, u64, _P(u64))),
+    "pkv_prefix_digests": (i32, (ptr, _P(MatchStruct), _BUF, u32)),
+    "pkv_digest_tokens": (i32, (_P(NamespaceStruct), u32, _BUF, u64, _BUF, u64)),
+    # index.h
+    "pkv_index_config_init": (i32, (_P(IndexConfigStruct), size)),
+    "pkv_index_create": (i32, (_P(IndexConfigStruct), _P(ptr))),
+    "pkv_index_destroy": (None, (ptr,)),
+    "pkv_index_replay": (i32, (ptr, _BUF, u32, _BUF, i32, _P(u32))),
+    "pkv_index_match": (i32, (ptr, _BUF, u32, _P(u32))),
+    "pkv_index_get_stats": (i32, (ptr, _P(IndexStats))),
+    "pkv_index_verify": (i32, (ptr, _BUF, size)),
+    "pkv_policy_name": (text, (u32, _P(u32))),
     # stats.h
     "pkv_cache_stats": (i32, (ptr, _P(Stats))),
     "pkv_cache_group_stats": (i32, (ptr, u32, _P(GroupStats))),

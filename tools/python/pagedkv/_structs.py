@@ -22,7 +22,7 @@ CONSTANTS: dict[str, int] = {
     "EVENT_PAGE_ALLOC": 1, "EVENT_PAGE_FREE": 2, "EVENT_PAGE_SHARE": 3, "EVENT_PAGE_COPY": 4,
     "EVENT_PAGE_SEAL": 5, "EVENT_PAGE_PUBLISH": 6, "EVENT_PAGE_EVICT": 7,
     "EVENT_PAGE_RECLAIM": 8, "EVENT_PAGE_WINDOW": 9, "EVENT_REGION_MAP": 10,
-    "EVENT_REGION_UNMAP": 11, "EVENT_LIMIT": 12,
+    "EVENT_REGION_UNMAP": 11, "EVENT_LIMIT": 12, "EVENT_EVICT_REGRET": 13,
     "EVICT_NONE": 0, "EVICT_WINDOW": 1, "EVICT_SINK": 2, "EVICT_MASS": 3, "EVICT_OBS": 4,
     "EVICT_KEYDIFF": 5, "EVICT_LRU_MASS": 6, "EVICT_RANDOM": 7, "EVICT_CALLBACK": 8,
     "EVICT_TOPK": 9, "EVICT_FULL_GROUPS": 0xFFFFFFFF, "EVICT_AUTO": 0xFFFFFFFF,
@@ -130,7 +130,7 @@ class PlanOptionsStruct(Struct):
     _fields_ = [("struct_size", size), ("scale", f32), ("softcap", f32),
                 ("alibi_slopes", C.POINTER(f32)), ("sinks", C.POINTER(f32)),
                 ("sinks_stride", u32), ("concurrent_layers", u32), ("cascade", u32),
-                ("mass", u32), ("contiguous_order", u32), ("reserved", u64 * 8)]
+                ("mass", u32), ("max_threads", u32), ("reserved", u64 * 8)]
 
 
 class Stats(Struct):
@@ -195,9 +195,54 @@ class EvictInfo(Struct):
                                  "mass_steps", "regret_checks", "regrets", "regret_steps")]
 
 
+class NamespaceStruct(Struct):
+    c_name = "pkv_namespace"
+    _fields_ = [("bytes", ptr), ("size", size)]
+
+
+class MatchStruct(Struct):
+    c_name = "pkv_match"
+    _fields_ = [("struct_size", size), ("cache", ptr), ("n_tokens", u64), ("n_pages", u32),
+                ("partial_tokens", u32), ("opaque", u64 * 5)]
+
+
+class PrefixQuotaStruct(Struct):
+    c_name = "pkv_prefix_quota"
+    _fields_ = [("struct_size", size), ("share", u64), ("max", u64), ("reserved", u64 * 2)]
+
+
+class PrefixStats(Struct):
+    """Counters of a namespace (``pkv_prefix_stats``)."""
+
+    c_name = "pkv_prefix_stats"
+    _fields_ = [("struct_size", size)] + [(name, u64) for name in (
+        "lookups", "tokens_asked", "tokens_hit", "pages", "pages_published", "pages_reclaimed",
+        "pages_duplicate", "pins")] + [("reserved", u64 * 6)]
+
+
+class DigestStruct(Struct):
+    c_name = "pkv_digest"
+    _fields_ = [("bytes", C.c_uint8 * 32)]
+
+
+class IndexConfigStruct(Struct):
+    c_name = "pkv_index_config"
+    _fields_ = [("struct_size", size), ("pages", u64), ("policy", text), ("memory_limit", u64),
+                ("allocator", ptr), ("key", u64 * 2), ("reserved", u64 * 8)]
+
+
+class IndexStats(Struct):
+    """Counters of a free-standing index (``pkv_index_stats``)."""
+
+    c_name = "pkv_index_stats"
+    _fields_ = [("struct_size", size), ("pages", u64), ("nodes", u64), ("metadata_bytes", u64),
+                ("requests", u64), ("reserved", u64 * 4)]
+
+
 #: Every structure the tests compare with the headers.
 STRUCTS: tuple[type[Struct], ...] = (
     SeqHandle, BatchHandle, GroupConfigStruct, RopeConfigStruct, ConfigStruct, GroupInfo, SeqInfo,
     CopyStruct, RowsStruct, RowsOutStruct, PlanOptionsStruct, Stats, GroupStats, Event,
-    EvictConfigStruct, EvictRun, EvictInfo,
+    EvictConfigStruct, EvictRun, EvictInfo, NamespaceStruct, MatchStruct, PrefixQuotaStruct,
+    PrefixStats, DigestStruct, IndexConfigStruct, IndexStats,
 )

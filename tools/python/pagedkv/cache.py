@@ -18,6 +18,7 @@ from ._structs import (CONSTANTS, ConfigStruct, Event, GroupConfigStruct, GroupI
 from .arrays import DTYPES
 from .errors import InvalidArgument, check, make_error
 from .evict import EvictPolicy
+from .prefix import PrefixIndex
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -152,6 +153,8 @@ class Cache:
         self._handle = handle.value
         self.page_tokens = page_tokens
         self.n_groups = len(self.groups)
+        #: The cache's prefix index: matches, pins, quotas, digests.
+        self.prefix = PrefixIndex(self)
 
     @property
     def handle(self) -> int:

@@ -23,7 +23,7 @@ class Plan:
     """The partition of a step's attention work (``pkv_plan``): built once per step from a reserved
     batch, used by every layer and thread.
 
-    options: scale, softcap, concurrent_layers, cascade, mass, alibi_slopes ``[q_heads]`` float32,
+    options: scale, softcap, concurrent_layers, cascade, mass, max_threads, alibi_slopes ``[q_heads]`` float32,
     sinks ``[layers, q_heads]`` float32.
 
     :meth:`write` and :meth:`attend` release the GIL: call them from several threads with the same

@@ -14,6 +14,7 @@ from ._structs import (CONSTANTS, EvictConfigStruct, EvictInfo, EvictRun, SeqHan
 from .arrays import STORAGE_DTYPES, RowsOut
 from .cache import Cache
 from .evict import EvictPolicy
+from .prefix import Match, namespace_of
 
 _FULL_GROUPS = CONSTANTS["EVICT_FULL_GROUPS"]
 
@@ -115,6 +116,40 @@ class Sequence:
         self.cache.check(lib.pkv_read(self.handle, layer, first, n, RowsOut(k, dtype).ref,
                                       RowsOut(v, dtype).ref), "pkv_read")
         return k, v
+
+    # prefix index
+
+    def match(self, tokens: npt.ArrayLike) -> Match:
+        """The longest known prefix in the sequence's namespace (and under its eviction policy)."""
+        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        match = Match()
+        self.cache.check(lib.pkv_seq_match(self.handle, ids.ctypes.data, len(ids),
+                                           match.ref), "pkv_seq_match")
+        return match
+
+    def attach(self, match: Match) -> None:
+        """Makes an empty sequence hold the matched tokens."""
+        self.cache.check(lib.pkv_seq_attach(self.handle, match.ref), "pkv_seq_attach")
+
+    def attach_prefix(self, tokens: npt.ArrayLike, namespace: bytes = b"") -> int:
+        """Finds and attaches the longest known prefix of tokens: how many it is. Pass all tokens
+        but the last, on which the model must run anyway."""
+        if namespace:
+            self.set_namespace(namespace)
+        match = self.match(tokens)
+        if match.n_tokens:
+            self.attach(match)
+        return match.n_tokens
+
+    def set_namespace(self, namespace: bytes) -> None:
+        """The namespace that this (empty) sequence matches in and publishes to."""
+        struct = namespace_of(namespace)
+        self.cache.check(lib.pkv_seq_set_namespace(self.handle, struct), "pkv_seq_set_namespace")
+
+    def set_retention(self, priority: int, ttl_ns: int = 0) -> None:
+        """How long pages published from now on are worth keeping (policy "priority")."""
+        self.cache.check(lib.pkv_seq_set_retention(self.handle, priority, ttl_ns),
+                         "pkv_seq_set_retention")
 
     # admission
 
