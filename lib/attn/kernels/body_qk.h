@@ -1,0 +1,176 @@
+/* Q*K of a block of rows and a few token vectors: lanes are tokens, so the sums stay in lanes.
+ * Every score is one chain of fused multiply-adds over the dims in order, whatever the block: that
+ * makes a score independent of how rows and tokens are grouped. */
+
+struct qk_block {
+    const char *k[GROUP_VECS]; /* dim 0 of each token vector */
+    size_t k_stride;           /* bytes from one dim (bf16: pair of dims) to the next */
+    uint32_t dims;
+    const float *q;     /* [dim][rows], or u32 bf16 pairs [dim/2][rows] */
+    const float *q_low; /* BFDOT: what rounding q to bf16 lost, as q; NULL if nothing */
+    float *s;           /* scores, row r at s + r * S_STRIDE, token vector v at + v * VL */
+    const char *pf[8];  /* next tiles: line j of the group's lines of a dim pair */
+    size_t pf_stride;   /* bytes from one dim pair's lines to the next pair's */
+};
+
+/* Bytes that one token vector takes per pair of dims. */
+VI int vec_pair_bytes(int kind)
+{
+    return kind == KIND_F32 ? VL * 8 : VL * 4;
+}
+
+/* Both dims of pair i of one token vector as floats. */
+VI void load_dims(int kind, const char *k, size_t stride, uint32_t i, vf *even, vf *odd)
+{
+    if (kind == KIND_BF16) {
+        vpair w = v_load_pair(k + i * stride);
+        *even = v_pair_lo(w);
+        *odd = v_pair_hi(w);
+    } else if (kind == KIND_F16) {
+        *even = v_load_f16(k + 2 * i * stride);
+        *odd = v_load_f16(k + (2 * i + 1) * stride);
+    } else {
+        *even = v_load((const float *)(const void *)(k + 2 * i * stride));
+        *odd = v_load((const float *)(const void *)(k + (2 * i + 1) * stride));
+    }
+}
+
+VI void qk_core(int kind, int rows, int nv, const struct qk_block *b, uint32_t v0)
+{
+    vf acc[BLOCK_ROWS][8];
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_zero();
+    }
+    const int lines = nv * vec_pair_bytes(kind) / 64;
+    const char *const *pf = b->pf + v0 * (uint32_t)vec_pair_bytes(kind) / 64;
+    const char *const *k = b->k + v0;
+    const float *q = b->q;
+    const size_t stride = b->k_stride, pf_stride = b->pf_stride;
+    const uint32_t pairs = b->dims / 2;
+    for (uint32_t i = 0; i < pairs; i++, q += 2 * rows) {
+        UNROLL for (int j = 0; j < lines; j++) v_prefetch(pf[j] + i * pf_stride);
+        vf even[8], odd[8];
+        UNROLL for (int v = 0; v < nv; v++) load_dims(kind, k[v], stride, i, &even[v], &odd[v]);
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            vf x = v_set1(q[r]);
+            UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(x, even[v], acc[r][v]);
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            vf x = v_set1(q[rows + r]);
+            UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(x, odd[v], acc[r][v]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int v = 0; v < nv; v++)
+            v_store(b->s + r * S_STRIDE + (v0 + (uint32_t)v) * VL, acc[r][v]);
+    }
+}
+
+#ifdef PKVI_BFDOT
+/* The same with bf16 dot products, in one or two (high and low part of q) terms. */
+VI void qk_dot_core(int rows, int nv, bool low, const struct qk_block *b, uint32_t v0)
+{
+    vf acc[BLOCK_ROWS][8];
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_zero();
+    }
+    const int lines = nv * VL * 4 / 64;
+    const char *const *pf = b->pf + v0 * VL * 4 / 64;
+    const char *const *k = b->k + v0;
+    const uint32_t *q = (const uint32_t *)(const void *)b->q;
+    const uint32_t *ql = (const uint32_t *)(const void *)b->q_low;
+    const size_t stride = b->k_stride, pf_stride = b->pf_stride;
+    const uint32_t pairs = b->dims / 2;
+    for (uint32_t i = 0; i < pairs; i++) {
+        UNROLL for (int j = 0; j < lines; j++) v_prefetch(pf[j] + i * pf_stride);
+        vpair w[8];
+        UNROLL for (int v = 0; v < nv; v++) w[v] = v_load_pair(k[v] + i * stride);
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            vpair x = v_set1_pair(q[i * (uint32_t)rows + (uint32_t)r]);
+            UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_dot_pair(acc[r][v], w[v], x);
+        }
+        if (low) {
+            UNROLL for (int r = 0; r < rows; r++)
+            {
+                vpair x = v_set1_pair(ql[i * (uint32_t)rows + (uint32_t)r]);
+                UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_dot_pair(acc[r][v], w[v], x);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int v = 0; v < nv; v++)
+            v_store(b->s + r * S_STRIDE + (v0 + (uint32_t)v) * VL, acc[r][v]);
+    }
+}
+#endif
+
+typedef void qk_fn(const struct qk_block *b, uint32_t v0);
+
+/* Token vectors per pass for each block height: as many as leave registers for K and q. */
+#if VREGS == 32 && VL == 16
+#define QK_NV(rows) ((rows) <= 6 ? 4 : 2)
+#elif VREGS == 32
+#define QK_NV(rows) ((rows) <= 2 ? 8 : (rows) <= 6 ? 4 : 2)
+#else
+#define QK_NV(rows) ((rows) <= 3 ? 4 : 2)
+#endif
+
+/* The instantiations for one block height: the widest pass and single vectors. */
+#define QK_HEIGHT(name, kind, rows)                                                                \
+    static void qk_##name##_##rows##_w(const struct qk_block *b, uint32_t v0)                      \
+    {                                                                                              \
+        qk_core(kind, rows, QK_NV(rows), b, v0);                                                   \
+    }                                                                                              \
+    static void qk_##name##_##rows##_1(const struct qk_block *b, uint32_t v0)                      \
+    {                                                                                              \
+        qk_core(kind, rows, 1, b, v0);                                                             \
+    }
+#define QK_DOT_HEIGHT(name, low, rows)                                                             \
+    static void qk_##name##_##rows##_w(const struct qk_block *b, uint32_t v0)                      \
+    {                                                                                              \
+        qk_dot_core(rows, QK_NV(rows), low, b, v0);                                                \
+    }                                                                                              \
+    static void qk_##name##_##rows##_1(const struct qk_block *b, uint32_t v0)                      \
+    {                                                                                              \
+        qk_dot_core(rows, 1, low, b, v0);                                                          \
+    }
+#define QK_ENTRY(name, unused, rows) {qk_##name##_##rows##_w, qk_##name##_##rows##_1},
+
+#ifdef PKVI_BFDOT
+EACH_HEIGHT(QK_DOT_HEIGHT, dot, false)
+EACH_HEIGHT(QK_DOT_HEIGHT, dot2, true)
+static qk_fn *const qk_dot_table[2][BLOCK_ROWS][2] = {{EACH_HEIGHT(QK_ENTRY, dot, )},
+                                                      {EACH_HEIGHT(QK_ENTRY, dot2, )}};
+#else
+EACH_HEIGHT(QK_HEIGHT, f32, KIND_F32)
+EACH_HEIGHT(QK_HEIGHT, f16, KIND_F16)
+EACH_HEIGHT(QK_HEIGHT, bf16, KIND_BF16)
+static qk_fn *const qk_table[3][BLOCK_ROWS][2] = {{EACH_HEIGHT(QK_ENTRY, f32, )},
+                                                  {EACH_HEIGHT(QK_ENTRY, f16, )},
+                                                  {EACH_HEIGHT(QK_ENTRY, bf16, )}};
+#endif
+
+/* Scores of token vectors [first, last) for one block of rows. */
+static void qk_run(int kind, uint32_t rows, const struct qk_block *b, uint32_t first, uint32_t last)
+{
+#ifdef PKVI_BFDOT
+    (void)kind;
+    qk_fn *const *fn = qk_dot_table[b->q_low != NULL][rows - 1];
+#else
+    qk_fn *const *fn = qk_table[kind][rows - 1];
+#endif
+    const uint32_t wide = QK_NV(rows);
+    while (first < last && first % wide != 0)
+        fn[1](b, first++);
+    for (; first + wide <= last; first += wide)
+        fn[0](b, first);
+    while (first < last)
+        fn[1](b, first++);
+}

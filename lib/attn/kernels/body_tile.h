@@ -1,0 +1,219 @@
+/* A tile: up to PKVI_TILE_ROWS rows (query rows x KV heads) whose scores of one leaf are in
+ * scratch, and the steps of a leaf. */
+
+struct tile {
+    const pkvi_attend_job *job;
+    uint32_t row0, rows;   /* query rows [row0, row0 + rows) of the job … */
+    uint32_t head0, heads; /* … for these KV heads */
+    int kind;              /* how the page's tiles are read */
+    bool panel_k, panel_v; /* tiles are first converted to f32 panels (all heads of many rows) */
+    uint32_t page_shift;
+    float *q;     /* packed queries, per head in blocks of rows: [dim][block] */
+    float *q_low; /* BFDOT: their low parts, or NULL */
+    float *s;     /* [heads * rows][S_STRIDE] scores, then probabilities */
+    float *vmax;  /* [heads * rows][VL] running maximum of the leaf */
+    float *vsum;  /* [heads * rows][VL] running sum of the leaf */
+    float *panel; /* [max dim][GROUP] or [GROUP][dims] */
+    struct group groups[LEAF_GROUPS];
+    uint32_t n_groups;
+};
+
+/* Height of the first register block when `rows` are left: equal blocks. */
+VI uint32_t block_rows(uint32_t rows)
+{
+    uint32_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    return (rows + blocks - 1) / blocks;
+}
+
+/* Bytes of a slot in a K row (one dim; bf16: one pair of dims). */
+VI uint32_t k_slot_bytes(int kind)
+{
+    return kind == KIND_F16 ? 2 : 4;
+}
+
+VI const char *part_of(const pkvi_attend_job *job, int64_t page)
+{
+    int64_t last = (int64_t)job->n_pages - 1;
+    return (const char *)job->parts[page < 0 ? 0 : page > last ? last : page];
+}
+
+/* K or V tile of a head, from the slot's place in its page on. */
+VI const char *k_tile(const struct tile *t, uint32_t head, int64_t slot)
+{
+    const pkvi_layout *l = t->job->layout;
+    const char *part = part_of(t->job, slot >> t->page_shift);
+    return part + (size_t)head * l->k_head_bytes +
+           (size_t)(slot & (l->page_tokens - 1)) * k_slot_bytes(t->kind);
+}
+VI const char *v_tile(const struct tile *t, uint32_t head, int64_t slot)
+{
+    const pkvi_layout *l = t->job->layout;
+    const char *part = part_of(t->job, slot >> t->page_shift);
+    return part + l->v_offset + (size_t)head * l->v_head_bytes +
+           (size_t)(slot & (l->page_tokens - 1)) * l->dim_v * l->elem_bytes;
+}
+
+/* The tile that will be read after (phase K or V, group g, head h): where prefetches go. */
+VI const char *next_tile(const struct tile *t, bool values, uint32_t g, uint32_t h, uint32_t at)
+{
+    if (h + 1 < t->heads)
+        h++;
+    else if (g + 1 < t->n_groups) {
+        g++;
+        h = 0;
+    } else {
+        g = 0;
+        h = 0;
+        values = !values;
+        if (!values) {
+            /* The next leaf's first keys. */
+            int64_t slot = t->groups[t->n_groups - 1].slot0 + GROUP + at;
+            return k_tile(t, t->head0, slot);
+        }
+    }
+    int64_t slot = t->groups[g].slot0 + at;
+    return values ? v_tile(t, t->head0 + h, slot) : k_tile(t, t->head0 + h, slot);
+}
+
+#ifdef PKVI_BFDOT
+static uint32_t bf16_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return (bits | 0x400000u) >> 16;
+    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+
+static float bf16_value(uint32_t half)
+{
+    uint32_t bits = half << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static void pack_dot_block(const struct tile *t, const float *q, uint32_t rows, float *high,
+                           float *low)
+{
+    const uint32_t dims = t->job->layout->dim_k;
+    uint32_t *hi = (uint32_t *)(void *)high, *lo = (uint32_t *)(void *)low;
+    for (uint32_t i = 0; i < dims / 2; i++)
+        for (uint32_t r = 0; r < rows; r++) {
+            const float *x = q + (size_t)r * dims + 2 * i;
+            uint32_t a = bf16_bits(x[0]), b = bf16_bits(x[1]);
+            hi[i * rows + r] = a | b << 16;
+            if (lo)
+                lo[i * rows + r] = bf16_bits(x[0] - bf16_value(a)) | bf16_bits(x[1] - bf16_value(b))
+                                                                         << 16;
+        }
+}
+#else
+/* Packs the rows of one head into blocks. */
+static void pack_block(const struct tile *t, const float *q, uint32_t rows, float *out)
+{
+    const uint32_t dims = t->job->layout->dim_k;
+    for (uint32_t d = 0; d < dims; d++)
+        for (uint32_t r = 0; r < rows; r++)
+            out[d * rows + r] = q[(size_t)r * dims + d];
+}
+#endif
+
+static void pack_queries(const struct tile *t)
+{
+    const pkvi_attend_job *job = t->job;
+    const uint32_t dims = job->layout->dim_k;
+    for (uint32_t h = 0; h < t->heads; h++) {
+        const float *q = job->q + (size_t)(t->head0 - job->head0 + h) * job->q_head_stride +
+                         (size_t)t->row0 * dims;
+        for (uint32_t r = 0, n; r < t->rows; r += n) {
+            n = block_rows(t->rows - r);
+            size_t at = (size_t)(h * t->rows + r) * dims;
+#ifdef PKVI_BFDOT
+            pack_dot_block(t, q + (size_t)r * dims, n, t->q + at / 2,
+                           t->q_low ? t->q_low + at / 2 : NULL);
+#else
+            pack_block(t, q + (size_t)r * dims, n, t->q + at);
+#endif
+        }
+    }
+}
+
+/* Converts a group's K tiles of one head to a panel [dim][GROUP] of f32 (BFDOT: pairs). */
+static void k_panel(const struct tile *t, const struct group *g, uint32_t gi, uint32_t h)
+{
+    const pkvi_layout *l = t->job->layout;
+    const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
+    const size_t stride = (size_t)l->page_tokens * k_slot_bytes(t->kind);
+    for (uint32_t at = g->first / run * run; at < g->last; at += run) {
+        const char *k = k_tile(t, t->head0 + h, g->slot0 + at);
+        const char *next = next_tile(t, false, gi, h, at);
+        float *out = t->panel + at;
+        const uint32_t rows = t->kind == KIND_F16 || t->kind == KIND_F32 ? l->dim_k : l->dim_k / 2;
+        for (uint32_t i = 0; i < rows; i++, k += stride, next += stride) {
+            if ((i * stride) % 64 == 0 || stride >= 64)
+                for (uint32_t line = 0; line < run * k_slot_bytes(t->kind); line += 64)
+                    v_prefetch(next + line);
+            for (uint32_t s = 0; s < run; s += VL) {
+                const bool half = VL > run;
+                const char *from = k + s * k_slot_bytes(t->kind);
+                float *to = out + s;
+#ifdef PKVI_BFDOT
+                store_out(to + (size_t)i * GROUP, load_out((const float *)(const void *)from, half),
+                          half);
+#else
+                if (t->kind == KIND_BF16) {
+                    vpair w = half ? v_load_pair_half(from) : v_load_pair(from);
+                    store_out(to + (size_t)(2 * i) * GROUP, v_pair_lo(w), half);
+                    store_out(to + (size_t)(2 * i + 1) * GROUP, v_pair_hi(w), half);
+                } else
+                    store_out(to + (size_t)i * GROUP, load_value(t->kind, from, half, false), half);
+#endif
+            }
+        }
+    }
+}
+
+/* Raw dot products of one group for one head, all rows. */
+static void group_scores(const struct tile *t, uint32_t gi, uint32_t h)
+{
+    const struct group *g = &t->groups[gi];
+    const pkvi_layout *l = t->job->layout;
+    const uint32_t P = l->page_tokens;
+    const uint32_t run = P < GROUP ? P : GROUP;
+    const uint32_t first = g->first / VL, last = (g->last + VL - 1) / VL;
+    struct qk_block b = {.dims = l->dim_k};
+    int kind = t->kind;
+    if (t->panel_k) {
+        k_panel(t, g, gi, h);
+        if (kind != KIND_BFDOT) kind = KIND_F32;
+        b.k_stride = GROUP * sizeof(float);
+        for (uint32_t v = 0; v < GROUP_VECS; v++)
+            b.k[v] = (const char *)(t->panel + v * VL);
+        for (int j = 0; j < 8; j++)
+            b.pf[j] = b.k[0];
+    } else {
+        b.k_stride = (size_t)P * k_slot_bytes(kind);
+        b.pf_stride = 2 * (size_t)P * l->elem_bytes;
+        for (uint32_t v = first; v < last; v++)
+            b.k[v] = k_tile(t, t->head0 + h, g->slot0 + v * VL);
+        const uint32_t row = run * k_slot_bytes(kind);
+        const uint32_t pair = 2 * run * l->elem_bytes;
+        for (uint32_t j = 0; j < 2 * l->elem_bytes; j++) {
+            uint32_t page = j * 64 / pair, rest = j * 64 % pair;
+            b.pf[j] = next_tile(t, false, gi, h, page * run) +
+                      (size_t)(rest / row) * P * k_slot_bytes(kind) + rest % row;
+        }
+    }
+    for (uint32_t r = 0, n; r < t->rows; r += n) {
+        n = block_rows(t->rows - r);
+        size_t at = (size_t)(h * t->rows + r) * l->dim_k;
+        b.q = kind == KIND_BFDOT ? t->q + at / 2 : t->q + at;
+        b.q_low = t->q_low ? t->q_low + at / 2 : NULL;
+        b.s = t->s + (size_t)(h * t->rows + r) * S_STRIDE + gi * GROUP;
+        qk_run(kind, n, &b, first, last);
+        if (r == 0) { /* the other blocks find the lines already on their way */
+            for (int j = 0; j < 8; j++)
+                b.pf[j] = t->panel_k ? b.k[0] : b.k[first];
+        }
+    }
+}

@@ -1,0 +1,21 @@
+/* The "avx2" row of the kernel table. */
+#define VI static inline __attribute__((always_inline))
+#include "vec_avx2.h"
+#include "vec.h"
+#include "body.h"
+#include "rows.h"
+
+const pkvi_kernels pkvi_row_avx2 = {
+    .name = "avx2",
+    .features = PKVI_CPU_AVX2,
+    .attend = attend,
+    .write = write_rows,
+    .read = read_rows,
+    .digest = digest,
+    .score = score,
+    .merge = merge,
+    .finish = finish,
+    .merge_states = merge_states,
+    .convert = convert,
+    .exp2 = exp2_array,
+};

@@ -1,0 +1,21 @@
+/* The "generic" row of the kernel table. */
+#define VI static inline __attribute__((always_inline))
+#include "vec_generic.h"
+#include "vec.h"
+#include "body.h"
+#include "rows.h"
+
+const pkvi_kernels pkvi_row_generic = {
+    .name = "generic",
+    .features = 0,
+    .attend = attend,
+    .write = write_rows,
+    .read = read_rows,
+    .digest = digest,
+    .score = score,
+    .merge = merge,
+    .finish = finish,
+    .merge_states = merge_states,
+    .convert = convert,
+    .exp2 = exp2_array,
+};

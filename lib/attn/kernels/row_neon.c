@@ -1,0 +1,21 @@
+/* The "neon" row of the kernel table. */
+#define VI static inline __attribute__((always_inline))
+#include "vec_neon.h"
+#include "vec.h"
+#include "body.h"
+#include "rows.h"
+
+const pkvi_kernels pkvi_row_neon = {
+    .name = "neon",
+    .features = PKVI_CPU_NEON,
+    .attend = attend,
+    .write = write_rows,
+    .read = read_rows,
+    .digest = digest,
+    .score = score,
+    .merge = merge,
+    .finish = finish,
+    .merge_states = merge_states,
+    .convert = convert,
+    .exp2 = exp2_array,
+};

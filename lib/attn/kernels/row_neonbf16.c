@@ -1,0 +1,33 @@
+/* The "neonbf16" row of the kernel table: bf16 pages by bf16 dot products, everything else as in
+ * "neon". Queries are split into a high and a low bf16 part unless they are bf16 already, so scores
+ * are as exact as with f32 products; probabilities are rounded to bf16 (their sum is taken after
+ * the rounding), which costs at most 2^-8 of sum p|v|. */
+#define PKVI_BFDOT 1
+#define VI static inline __attribute__((always_inline))
+#include "vec_neon.h"
+#include "vec.h"
+#include "body.h"
+#include "rows.h"
+
+static void attend_bf16(const pkvi_attend_job *job)
+{
+    if (job->layout->dtype == PKV_DTYPE_BF16)
+        attend(job);
+    else
+        pkvi_row_neon.attend(job);
+}
+
+const pkvi_kernels pkvi_row_neonbf16 = {
+    .name = "neonbf16",
+    .features = PKVI_CPU_NEON | PKVI_CPU_NEON_BF16,
+    .attend = attend_bf16,
+    .write = write_rows,
+    .read = read_rows,
+    .digest = digest,
+    .score = score,
+    .merge = merge,
+    .finish = finish,
+    .merge_states = merge_states,
+    .convert = convert,
+    .exp2 = exp2_array,
+};
