@@ -57,7 +57,9 @@ static void note_sizes(struct plan_sizes *s, const struct pkvi_attn_group *ag,
     const pkvi_layout *l = &ag->layout;
     size_t rows = (size_t)item->n_tokens * ag->group_size, head_rows = rows * item->n_heads;
     size_t state = plan_state_floats(head_rows, l->dim_v);
-    uint32_t nodes = pkvi_nodes_bound(item->leaf1 ? item->leaf1 - 1 : 0);
+    /* Nodes on a stack: few leaves make few; a join also has those of the shared tiles. */
+    uint32_t nodes = pkvi_nodes_bound(item->leaf1 - 1);
+    if (!lane->n_links) nodes = pkvi_min_u32(nodes, item->leaf1 - item->leaf0);
     size_t kernel = pkvi_kernel_scratch(l, item->n_heads, (uint32_t)rows);
 #define RAISE(field, value) s->field = s->field < (value) ? (value) : s->field
     RAISE(q, head_rows * l->dim_k);
