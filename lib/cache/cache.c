@@ -245,8 +245,10 @@ static uint64_t reclaim_bytes(struct pkv_cache *cache, uint64_t bytes)
     return freed;
 }
 
-bool pkvi_cache_reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
-                        struct pkvi_batch *requester)
+/* Gets pages back so that a pool can hand out n more of `group`: prefix index, then eviction, then
+ * other groups' cached pages, which may leave a whole region empty. False if nothing came back. */
+static bool reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
+                    struct pkvi_batch *requester)
 {
     uint32_t freed = 0;
     for (int slot = 0; slot < PKVI_HOOK_SLOTS && freed < n; slot++) {
@@ -254,9 +256,38 @@ bool pkvi_cache_reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
         if (hooks != NULL && hooks->reclaim != NULL)
             freed += hooks->reclaim(cache->hook_context[slot], group, n - freed, requester);
     }
-    if (freed != 0) return true;
-    /* Nothing of this group: other groups' cached pages may leave a whole region empty. */
-    return reclaim_bytes(cache, cache->regions.config.region_bytes) != 0;
+    return freed != 0 || reclaim_bytes(cache, cache->regions.config.region_bytes) != 0;
+}
+
+/* Pages of `group` that reclaiming could yield at most. Lets a hopeless request fail before it
+ * empties the prefix index. */
+static uint64_t reclaimable(const struct pkv_cache *cache, uint32_t group,
+                            const struct pkvi_batch *requester)
+{
+    const struct pkvi_hooks *evict = cache->hooks[PKVI_HOOK_EVICT];
+    uint64_t most = atomic_load_explicit(&cache->groups[group].pool.cached, memory_order_relaxed);
+    if (evict != NULL && evict->reclaimable != NULL)
+        most += evict->reclaimable(cache->hook_context[PKVI_HOOK_EVICT], group, requester);
+    uint64_t others = 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        if (g != group)
+            others += atomic_load_explicit(&cache->groups[g].pool.cached, memory_order_relaxed) *
+                      cache->groups[g].page_bytes;
+    return most + others / cache->groups[group].page_bytes;
+}
+
+uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
+                            struct pkvi_batch *requester)
+{
+    struct pkvi_pool *pool = &cache->groups[group].pool;
+    uint32_t missing = pkvi_pool_missing(pool, n);
+    while (missing != 0) {
+        const uint64_t most = reclaimable(cache, group, requester);
+        if (missing > most) return missing - (uint32_t)most;
+        if (!reclaim(cache, group, missing, requester)) break;
+        missing = pkvi_pool_missing(pool, n);
+    }
+    return missing;
 }
 
 pkv_status pkv_cache_set_limit(pkv_cache *cache, uint64_t bytes)

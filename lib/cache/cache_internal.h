@@ -142,10 +142,12 @@ struct pkvi_copy {
     uint32_t src, dst; /* page indices in the group's pool; src == PKVI_NO_PAGE once undone */
 };
 
-/* How often the batch copies from one page: whoever is left as its only holder writes in place. */
+/* How often the batch copies from one page: whoever is left as its only holder writes in place, if
+ * that leaves every slot alone that abort would have to give back to a copier. */
 struct pkvi_copy_count {
     uint32_t group, page;
-    uint32_t count; /* 0 = free place */
+    uint32_t count;    /* 0 = free place */
+    uint32_t n_tokens; /* the copiers' slots [0, n_tokens) */
 };
 
 enum pkvi_batch_phase { PKVI_BATCH_OPEN = 0, PKVI_BATCH_RESERVED = 1 };
@@ -260,11 +262,12 @@ struct pkvi_attach {
 pkv_status pkvi_seq_attach(struct pkvi_seq *seq, uint64_t n_tokens,
                            const struct pkvi_attach *groups, int from);
 
-/* Gets pages back so that a pool can hand out n more of `group`: prefix index, then eviction.
- * Returns whether another attempt makes sense. Used by reserve and by pkv_page_alloc. No locks may
- * be held. */
-bool pkvi_cache_reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
-                        struct pkvi_batch *requester);
+/* Reclaims (prefix index, then eviction) until `group` could hand out n pages, or leaves everything
+ * as it is if that is hopeless; returns how many of n stay missing. 0 = an allocation is worth
+ * trying again. Used by reserve and by pkv_page_alloc (requester NULL). No locks may be held. */
+#define PKVI_ALLOC_ATTEMPTS 8 /* other threads may take what was reclaimed */
+uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
+                            struct pkvi_batch *requester);
 
 /* ---- between the files of lib/cache --------------------------------------------------------- */
 

@@ -35,12 +35,13 @@ static struct pkvi_copy_count *find_count(const struct pkvi_batch *batch, uint32
     return &batch->copy_counts[at];
 }
 
-static void count_copy(struct pkvi_batch *batch, uint32_t group, uint32_t page)
+static void count_copy(struct pkvi_batch *batch, const struct pkvi_copy *copy)
 {
-    struct pkvi_copy_count *count = find_count(batch, group, page);
-    count->group = group;
-    count->page = page;
+    struct pkvi_copy_count *count = find_count(batch, copy->group, copy->src);
+    count->group = copy->group;
+    count->page = copy->src;
     count->count++;
+    count->n_tokens = pkvi_max_u32(count->n_tokens, copy->n_tokens);
 }
 
 static pkv_status grow_copies(struct pkvi_batch *batch)
@@ -61,18 +62,20 @@ static pkv_status grow_copies(struct pkvi_batch *batch)
     batch->copy_counts = counts;
     batch->copy_count_capacity = 2 * capacity;
     for (uint32_t i = 0; i < batch->n_copies; i++)
-        count_copy(batch, copies[i].group, copies[i].src);
+        count_copy(batch, &copies[i]);
     return PKV_OK;
 }
 
-/* Would a write into this tail page be seen by somebody outside of the batch, or by an entry of the
- * batch that has not been given a copy of its own? */
-static bool must_copy(const struct pkvi_batch *batch, uint32_t group, uint32_t page)
+/* Would a write into this tail page, from slot `first` on, be seen by somebody outside of the
+ * batch, by an entry of the batch that has not been given a copy of its own, or by one that has but
+ * would get the page back by an abort? */
+static bool must_copy(const struct pkvi_batch *batch, uint32_t group, uint32_t page, uint32_t first)
 {
     const struct pkvi_pool *pool = &batch->cache->groups[group].pool;
     if (PKVI_LIKELY(!pkvi_pool_is_shared(pool, page))) return false;
     if (batch->n_copies == 0 || pkvi_pool_owner(pool, page) != NULL) return true;
-    return pkvi_pool_refs(pool, page) - find_count(batch, group, page)->count > 1;
+    const struct pkvi_copy_count *count = find_count(batch, group, page);
+    return pkvi_pool_refs(pool, page) - count->count > 1 || count->n_tokens > first;
 }
 
 static pkv_status note_copy(struct pkvi_batch *batch, uint32_t entry, uint32_t group, uint32_t page)
@@ -92,7 +95,7 @@ static pkv_status note_copy(struct pkvi_batch *batch, uint32_t entry, uint32_t g
         .src = page,
         .dst = PKVI_NO_PAGE,
     };
-    count_copy(batch, group, page);
+    count_copy(batch, &batch->copies[batch->n_copies - 1]);
     return PKV_OK;
 }
 
@@ -117,7 +120,7 @@ static pkv_status plan(struct pkvi_batch *batch, uint64_t *total_new)
         for (uint32_t g = 0; g < n_groups; g++) {
             const struct pkvi_table *table = &seq->tables[g];
             const uint32_t page = table->page[table->end - 1];
-            if (PKVI_LIKELY(!must_copy(batch, g, page))) continue;
+            if (PKVI_LIKELY(!must_copy(batch, g, page, (uint32_t)seq->length & mask))) continue;
             const pkv_status status = note_copy(batch, i, g, page);
             if (status != PKV_OK) return status;
         }
@@ -136,39 +139,6 @@ static pkv_status not_enough(struct pkvi_batch *batch, uint32_t group)
                      batch->shortfall[group], group, batch->n_entries);
 }
 
-/* Pages of `group` that reclaiming could yield at most: its own cached pages, and the other groups'
- * if whole regions come free. Lets a hopeless reserve fail before it empties the prefix index. */
-static uint64_t reclaimable(const struct pkvi_batch *batch, uint32_t group)
-{
-    const struct pkv_cache *cache = batch->cache;
-    const struct pkvi_hooks *evict = cache->hooks[PKVI_HOOK_EVICT];
-    uint64_t journals = 0, others = 0;
-    if (evict != NULL && evict->reclaimable != NULL)
-        journals = evict->reclaimable(cache->hook_context[PKVI_HOOK_EVICT], group, batch);
-    for (uint32_t g = 0; g < cache->n_groups; g++)
-        if (g != group)
-            others += atomic_load_explicit(&cache->groups[g].pool.cached, memory_order_relaxed) *
-                      cache->groups[g].page_bytes;
-    return journals +
-           atomic_load_explicit(&cache->groups[group].pool.cached, memory_order_relaxed) +
-           others / cache->groups[group].page_bytes;
-}
-
-/* Reclaims until the group can get n pages or that is hopeless; returns how many stay missing. */
-static uint32_t probe(struct pkvi_batch *batch, uint32_t group, uint32_t n)
-{
-    struct pkv_cache *cache = batch->cache;
-    struct pkvi_pool *pool = &cache->groups[group].pool;
-    uint32_t missing = pkvi_pool_missing(pool, n);
-    while (missing != 0) {
-        const uint64_t most = reclaimable(batch, group);
-        if (missing > most) return missing - (uint32_t)most;
-        if (!pkvi_cache_reclaim(cache, group, missing, batch)) break;
-        missing = pkvi_pool_missing(pool, n);
-    }
-    return missing;
-}
-
 static pkv_status count_needs(struct pkvi_batch *batch, uint64_t total_new, uint64_t *all)
 {
     const uint32_t n_groups = batch->cache->n_groups;
@@ -183,7 +153,7 @@ static pkv_status count_needs(struct pkvi_batch *batch, uint64_t total_new, uint
         batch->needed[g] = (uint32_t)needed;
         *all += needed;
         if (needed <= PKVI_PROBE_PAGES) continue;
-        batch->shortfall[g] = probe(batch, g, batch->needed[g]);
+        batch->shortfall[g] = pkvi_cache_missing(batch->cache, g, batch->needed[g], batch);
         if (batch->shortfall[g] == 0 || short_of) continue;
         short_of = true;
         first = g;
@@ -218,12 +188,14 @@ static pkv_status allocate_group(struct pkvi_batch *batch, uint32_t group, uint3
 {
     struct pkvi_pool *pool = &batch->cache->groups[group].pool;
     const uint32_t n = batch->needed[group];
-    for (;;) {
+    for (int attempt = 0; attempt < PKVI_ALLOC_ATTEMPTS; attempt++) {
         const pkv_status status = pkvi_pool_alloc(pool, n, pages);
         if (PKVI_LIKELY(status != PKV_ENOPAGES)) return status;
-        batch->shortfall[group] = probe(batch, group, n);
-        if (batch->shortfall[group] != 0) return status;
+        const uint32_t missing = pkvi_cache_missing(batch->cache, group, n, batch);
+        batch->shortfall[group] = pkvi_max_u32(missing, 1);
+        if (missing != 0) break;
     }
+    return PKV_ENOPAGES;
 }
 
 /* Pages of all groups, back to back in batch->pages. After a failure the groups behind it are still
@@ -400,6 +372,7 @@ static pkv_status take_pages(struct pkvi_batch *batch, uint64_t total_new)
         return pkvi_fail(batch->cache, status, "batch_reserve: no memory for the tables");
     status = allocate(batch);
     if (status != PKV_OK) return status;
+    memset(batch->shortfall, 0, batch->cache->n_groups * sizeof *batch->shortfall);
     hand_out(batch);
     return PKV_OK;
 }
