@@ -17,7 +17,7 @@
 #define MODEL_SEQS 20
 #define MODEL_BATCHES 3
 #define MODEL_PINS 6
-#define MODEL_POOL 160 /* most pages of a group */
+#define MODEL_POOL 120 /* most pages of a group */
 
 /* Windows of the groups; 0 = full attention. */
 extern const uint32_t model_windows[MODEL_GROUPS];

@@ -602,7 +602,7 @@ static const struct {
     void (*run)(struct run *run);
     uint32_t weight;
 } operations[] = {
-    {"create", op_create, 6},     {"destroy", op_destroy, 5},   {"fork", op_fork, 6},
+    {"create", op_create, 4},     {"destroy", op_destroy, 3},   {"fork", op_fork, 4},
     {"truncate", op_truncate, 8}, {"pin", op_pin, 3},           {"unpin", op_unpin, 3},
     {"drop", op_drop, 8},         {"host ref", op_host_ref, 4}, {"begin", op_begin, 14},
     {"add", op_add, 50},          {"reserve", op_reserve, 16},  {"commit", op_commit, 16},

@@ -27,7 +27,8 @@ struct live {
     pkv_seq seq;
     int space;
     uint32_t n;
-    bool publishes; /* no token was ever missing */
+    uint32_t given; /* leading tokens that the library was told */
+    bool dead;      /* its namespace was dropped under it */
     int32_t tokens[MAX_LENGTH];
 };
 
@@ -126,8 +127,8 @@ static uint32_t naive_match(const struct world *w, int space, const int32_t *tok
 
 static void note_published(struct world *w, const struct live *s)
 {
-    uint32_t n = s->n / PAGE * PAGE;
-    if (!s->publishes || n == 0 || naive_match(w, s->space, s->tokens, n) == n) return;
+    uint32_t n = s->given / PAGE * PAGE;
+    if (s->dead || n == 0 || naive_match(w, s->space, s->tokens, n) == n) return;
     ck_assert_uint_lt(w->n_known, MAX_KNOWN);
     struct known *k = &w->known[w->n_known++];
     k->space = s->space;
@@ -182,11 +183,12 @@ static void op_create(struct world *w)
     uint32_t n = make_prompt(w, s->space, prompt);
     ck_assert_int_eq(pkv_seq_create(w->cache, &s->seq), PKV_OK);
     s->used = true;
-    s->publishes = true;
+    s->dead = false;
     s->n = 0;
     pkv_match m = do_match(w, s->space, prompt, n);
     ck_assert_int_eq(pkv_seq_attach(s->seq, &m), PKV_OK);
     s->n = (uint32_t)m.n_tokens;
+    s->given = s->n;
     memcpy(s->tokens, prompt, s->n * sizeof *prompt);
     uint64_t length;
     ck_assert_int_eq(pkv_seq_length(s->seq, &length), PKV_OK);
@@ -220,6 +222,7 @@ static void op_truncate(struct world *w)
     if (status == PKV_EDROPPED) return; /* a window group no longer has what it would need */
     ck_assert_int_eq(status, PKV_OK);
     s->n = n;
+    if (s->given > n) s->given = n;
     check_contents(w, s);
 }
 
@@ -230,6 +233,7 @@ static void op_batch(struct world *w)
     ck_assert_int_eq(pkv_batch_begin(w->cache, &batch), PKV_OK);
     struct live *entry[MAX_SEQUENCES];
     uint32_t n_new[MAX_SEQUENCES], accepted[MAX_SEQUENCES], n = 0;
+    bool silent[MAX_SEQUENCES];
     for (uint32_t i = 0; i < MAX_SEQUENCES; i++) {
         struct live *s = &w->live[i];
         if (!s->used || s->n >= MAX_LENGTH - 24 || below(w, 3) == 0) continue;
@@ -237,17 +241,14 @@ static void op_batch(struct world *w)
         accepted[n] = below(w, 4) ? n_new[n] : below(w, n_new[n] + 1);
         for (uint32_t k = 0; k < n_new[n]; k++)
             s->tokens[s->n + k] = (int32_t)below(w, 2);
-        bool silent = below(w, 60) == 0;
-        ck_assert_int_eq(pkv_batch_add(batch, s->seq, silent ? NULL : s->tokens + s->n, n_new[n]),
-                         PKV_OK);
-        if (silent && accepted[n]) s->publishes = false;
+        silent[n] = below(w, 60) == 0;
+        const int32_t *tokens = silent[n] ? NULL : s->tokens + s->n;
+        ck_assert_int_eq(pkv_batch_add(batch, s->seq, tokens, n_new[n]), PKV_OK);
         entry[n++] = s;
     }
     pkv_status status = n ? pkv_batch_reserve(batch) : PKV_ENOPAGES;
     if (status != PKV_OK) {
         ck_assert_int_eq(status, PKV_ENOPAGES);
-        for (uint32_t i = 0; i < n; i++)
-            entry[i]->publishes = entry[i]->publishes || false;
         ck_assert_int_eq(pkv_batch_abort(batch), PKV_OK);
         return;
     }
@@ -255,6 +256,7 @@ static void op_batch(struct world *w)
         tags(w, entry[i], entry[i]->n, entry[i]->n + n_new[i], true);
     ck_assert_int_eq(pkv_batch_commit_partial(batch, accepted, n), PKV_OK);
     for (uint32_t i = 0; i < n; i++) {
+        if (!silent[i] && entry[i]->given == entry[i]->n) entry[i]->given += accepted[i];
         entry[i]->n += accepted[i];
         note_published(w, entry[i]);
         check_contents(w, entry[i]);
@@ -299,7 +301,7 @@ static void op_drop(struct world *w)
         if (w->known[k].space != space) w->known[kept++] = w->known[k];
     w->n_known = kept;
     for (uint32_t i = 0; i < MAX_SEQUENCES; i++)
-        if (w->live[i].space == space) w->live[i].publishes = false;
+        if (w->live[i].space == space) w->live[i].dead = true;
 }
 
 static void verify(struct world *w)
