@@ -37,7 +37,7 @@ static void observe(const struct pkvi_evict_call *call, uint32_t n_new)
 {
     struct pkvi_evict_state *state = call->state;
     const uint32_t resident = call->table->resident;
-    if (!pkvi_evict_mass_take(state, resident)) return;
+    if (!pkvi_evict_mass_take(state, resident) || n_new == 0) return;
     const pkv_evict_config *config = &call->policy->config;
     if (config->pool) pkvi_evict_mass_pool(call->table, state->share, resident);
     state->mass_steps++;
@@ -215,6 +215,7 @@ void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
         undo(&call, n_tokens);
     if (call.policy->ops->truncate != NULL) call.policy->ops->truncate(&call, n_tokens);
     const uint32_t full = (uint32_t)(n_tokens >> call.page_shift);
+    if (state->cursor > full) state->cursor = full; /* pages will come again with these numbers */
     if (call.policy->config.regret) pkvi_regret_forget(&state->regret, call.info, full, UINT32_MAX);
 }
 
