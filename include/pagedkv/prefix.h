@@ -133,7 +133,7 @@ PKV_API pkv_status pkv_prefix_get_stats(pkv_cache *cache, const pkv_namespace *s
 PKV_API pkv_status pkv_prefix_reclaim(pkv_cache *cache, uint32_t group, uint64_t n,
                                       uint64_t *freed);
 
-/* A stable 256-bit digest of a page and everything before it, the same in every process: BLAKE2b
+/* A stable 256-bit digest of a page and everything before it, the same in every process: SHA-256
  * over the digest before it and the page's tokens in little-endian order, starting from the
  * namespace's bytes and page_tokens. For names in remote tiers. */
 typedef struct pkv_digest {
@@ -141,7 +141,7 @@ typedef struct pkv_digest {
 } pkv_digest;
 
 /* Digests of the full pages of a match: digests[0..match->n_pages). PKV_ERANGE if capacity is too
- * small, PKV_ESTALE as for attach, PKV_ENOTSUP in a build without libb2. Computed when first asked
+ * small, PKV_ESTALE as for attach, PKV_ENOTSUP in a build without nettle. Computed when first asked
  * for and kept with the page. O(pages). */
 PKV_API pkv_status pkv_prefix_digests(pkv_cache *cache, const pkv_match *match, pkv_digest *digests,
                                       uint32_t capacity);

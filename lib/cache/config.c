@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cache/config_limits.h"
+#include "prefix/prefix.h"
 
 /* Bounds that one number decides. The texts of pkv_config_check come from here, too. */
 struct bounds {
@@ -292,6 +293,9 @@ pkv_status pkv_config_check(const pkv_config *config, char *text, size_t capacit
         if (status != PKV_OK) return status;
     }
     check.prefix[0] = '\0';
+    if (config->prefix != 0 && !pkvi_prefix_policy_known(config->prefix_policy))
+        return complain(&check, PKV_EINVAL, "prefix_policy: '%s' is not a policy for a cache",
+                        config->prefix_policy);
     status = check_layers(&check, config);
     if (status == PKV_OK) status = check_rope(&check, config);
     if (status != PKV_OK) return status;

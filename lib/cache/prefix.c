@@ -1,10 +1,369 @@
 /* Binding of lib/prefix to the cache: hooks and the public prefix functions. */
+#include "prefix/prefix.h"
+
 #include "cache/cache_internal.h"
+#include "cache/evict.h"
+
+struct prefix_binding {
+    struct pkv_cache *cache;
+    struct pkvi_prefix *prefix;
+};
+
+static struct prefix_binding *binding_of(const struct pkv_cache *cache)
+{
+    return cache->hook_context[PKVI_HOOK_PREFIX];
+}
+
+static struct pkvi_prefix_seq *state_of(const struct pkvi_seq *seq)
+{
+    return seq->state[PKVI_HOOK_PREFIX];
+}
+
+/* ---- hooks ------------------------------------------------------------------------------------
+ */
+
+static pkv_status on_create(void *context, struct pkvi_seq *seq)
+{
+    const struct prefix_binding *binding = context;
+    struct pkvi_prefix_seq *state;
+    const pkv_status status = pkvi_prefix_seq_create(binding->prefix, &state);
+    if (status == PKV_OK) seq->state[PKVI_HOOK_PREFIX] = state;
+    return status;
+}
+
+static pkv_status on_fork(void *context, const struct pkvi_seq *parent, struct pkvi_seq *child)
+{
+    const struct prefix_binding *binding = context;
+    struct pkvi_prefix_seq *state;
+    const pkv_status status = pkvi_prefix_seq_fork(binding->prefix, state_of(parent), &state);
+    if (status == PKV_OK) child->state[PKVI_HOOK_PREFIX] = state;
+    return status;
+}
+
+static void on_destroy(void *context, struct pkvi_seq *seq)
+{
+    const struct prefix_binding *binding = context;
+    pkvi_prefix_seq_destroy(binding->prefix, state_of(seq));
+    seq->state[PKVI_HOOK_PREFIX] = NULL;
+}
+
+static void on_truncate(void *context, struct pkvi_seq *seq, uint64_t n_tokens)
+{
+    const struct prefix_binding *binding = context;
+    pkvi_prefix_seq_truncate(binding->prefix, state_of(seq), n_tokens);
+}
+
+/* What an eviction policy that dropped pages allows to be published. */
+static bool may_publish(void *context, uint32_t logical, uint64_t *salt)
+{
+    switch (pkvi_evict_publication(context, logical, salt)) {
+    case PKVI_PUBLISH_PLAIN:
+        *salt = 0;
+        return true;
+    case PKVI_PUBLISH_SALTED:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void on_commit(void *context, struct pkvi_batch *batch)
+{
+    const struct prefix_binding *binding = context;
+    for (uint32_t i = 0; i < batch->n_entries; i++) {
+        const struct pkvi_entry *entry = &batch->entries[i];
+        struct pkvi_seq *seq = entry->seq;
+        struct pkvi_evict_seq *evict = pkvi_seq_evict(seq);
+        pkvi_prefix_publish(binding->prefix, state_of(seq), seq->tables,
+                            entry->tokens == PKVI_NO_TOKENS ? NULL : batch->tokens + entry->tokens,
+                            entry->accepted, evict != NULL ? may_publish : NULL, evict);
+    }
+}
+
+static uint32_t on_reclaim(void *context, uint32_t group, uint32_t n, struct pkvi_batch *requester)
+{
+    (void)requester;
+    const struct prefix_binding *binding = context;
+    return (uint32_t)pkvi_prefix_reclaim_pages(binding->prefix, group, n);
+}
+
+static uint64_t on_reclaim_bytes(void *context, uint64_t bytes)
+{
+    const struct prefix_binding *binding = context;
+    return pkvi_prefix_reclaim_bytes(binding->prefix, bytes);
+}
+
+static pkv_status on_verify(void *context, char *text, size_t capacity)
+{
+    const struct prefix_binding *binding = context;
+    return pkvi_prefix_verify(binding->prefix, text, capacity);
+}
+
+static void on_cache_destroy(void *context)
+{
+    struct prefix_binding *binding = context;
+    pkvi_prefix_destroy(binding->prefix);
+    pkvi_mem_free(&binding->cache->mem, binding, sizeof *binding);
+}
+
+static const struct pkvi_hooks hooks = {
+    .seq_create = on_create,
+    .seq_fork = on_fork,
+    .seq_destroy = on_destroy,
+    .seq_truncate = on_truncate,
+    .commit = on_commit,
+    .reclaim = on_reclaim,
+    .reclaim_bytes = on_reclaim_bytes,
+    .verify = on_verify,
+    .destroy = on_cache_destroy,
+};
+
+/* ---- bind -------------------------------------------------------------------------------------
+ */
+
+static pkv_status choose_key(const struct pkv_cache *cache, const pkv_config *config,
+                             uint64_t key[2])
+{
+    key[0] = config->prefix_key[0];
+    key[1] = config->prefix_key[1];
+    if (key[0] != 0 || key[1] != 0) return PKV_OK;
+    return cache->os->random(cache->os->user, key, 2 * sizeof *key) ? PKV_OK : PKV_EIO;
+}
+
+static pkv_status create_module(struct pkv_cache *cache, const pkv_config *config,
+                                struct prefix_binding *binding)
+{
+    struct pkvi_prefix_group groups[PKV_MAX_GROUPS];
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        groups[g] = (struct pkvi_prefix_group){.pool = &cache->groups[g].pool,
+                                               .window = cache->groups[g].window};
+    struct pkvi_prefix_config prefix = {
+        .page_tokens = cache->page_tokens,
+        .n_groups = cache->n_groups,
+        .groups = groups,
+        .policy = config->prefix_policy,
+        .clock = cache->clock,
+        .clock_user = cache->clock_user,
+        .cache = cache,
+    };
+    const pkv_status status = choose_key(cache, config, prefix.key);
+    if (status != PKV_OK) return status;
+    return pkvi_prefix_create(&prefix, &cache->mem, &cache->stats, cache->ranks, &binding->prefix);
+}
 
 pkv_status pkvi_prefix_bind(struct pkv_cache *cache, const pkv_config *config)
 {
-    (void)config;
     cache->hooks[PKVI_HOOK_PREFIX] = NULL;
     cache->hook_context[PKVI_HOOK_PREFIX] = NULL;
+    if (config->prefix == 0) return PKV_OK;
+    struct prefix_binding *binding = pkvi_mem_zalloc(&cache->mem, sizeof *binding);
+    if (binding == NULL) return PKV_ENOMEM;
+    binding->cache = cache;
+    const pkv_status status = create_module(cache, config, binding);
+    if (status != PKV_OK) {
+        pkvi_mem_free(&cache->mem, binding, sizeof *binding);
+        return status;
+    }
+    cache->hooks[PKVI_HOOK_PREFIX] = &hooks;
+    cache->hook_context[PKVI_HOOK_PREFIX] = binding;
     return PKV_OK;
+}
+
+/* ---- public functions -------------------------------------------------------------------------
+ */
+
+/* The module, or a failure in the name of the calling function. */
+static pkv_status module_of(pkv_cache *cache, const char *caller, struct pkvi_prefix **prefix)
+{
+    *prefix = NULL;
+    if (cache == NULL) return PKV_EINVAL;
+    if (binding_of(cache) == NULL)
+        return pkvi_fail(cache, PKV_ENOTSUP, "%s: the cache has no prefix index", caller);
+    *prefix = binding_of(cache)->prefix;
+    return PKV_OK;
+}
+
+static pkv_status report(pkv_cache *cache, const char *caller, pkv_status status)
+{
+    if (status == PKV_OK) return PKV_OK;
+    return pkvi_fail(cache, status, "%s: %s", caller, pkv_status_text(status));
+}
+
+/* What a match function is given. */
+static pkv_status check_match(pkv_cache *cache, const char *caller, const int32_t *tokens,
+                              uint64_t n, const pkv_match *match)
+{
+    if (match == NULL || (tokens == NULL && n != 0))
+        return pkvi_fail(cache, PKV_EINVAL, "%s: a NULL argument", caller);
+    if (match->struct_size != sizeof *match)
+        return pkvi_fail(cache, PKV_EVERSION, "%s: struct_size %zu of the match is unknown", caller,
+                         match->struct_size);
+    return PKV_OK;
+}
+
+pkv_status pkv_prefix_match(pkv_cache *cache, const pkv_namespace *space, const int32_t *tokens,
+                            uint64_t n, pkv_match *match)
+{
+    struct pkvi_prefix *prefix;
+    pkv_status status = module_of(cache, "prefix_match", &prefix);
+    if (status == PKV_OK) status = check_match(cache, "prefix_match", tokens, n, match);
+    if (status != PKV_OK) return status;
+    return report(cache, "prefix_match", pkvi_prefix_match(prefix, space, tokens, n, 0, match));
+}
+
+pkv_status pkv_seq_match(pkv_seq handle, const int32_t *tokens, uint64_t n, pkv_match *match)
+{
+    struct pkvi_seq *seq = NULL;
+    struct pkvi_prefix *prefix = NULL;
+    pkv_status status = pkvi_seq_get(handle, "seq_match", &seq);
+    if (status == PKV_OK) status = module_of(handle.cache, "seq_match", &prefix);
+    if (status == PKV_OK) status = check_match(handle.cache, "seq_match", tokens, n, match);
+    if (status != PKV_OK) return status;
+    struct pkvi_evict_seq *evict = pkvi_seq_evict(seq);
+    const uint64_t salt = evict != NULL ? pkvi_evict_salt(evict) : 0;
+    return report(handle.cache, "seq_match",
+                  pkvi_prefix_match_seq(prefix, state_of(seq), tokens, n, salt, match));
+}
+
+/* Hands the granted pages to the sequence; gives everything back if it cannot take them. */
+static pkv_status hand_over(struct pkvi_seq *seq, struct pkvi_prefix *prefix, uint64_t n_tokens,
+                            struct pkvi_prefix_grant *grant)
+{
+    struct pkv_cache *cache = seq->cache;
+    struct pkvi_attach attach[PKV_MAX_GROUPS];
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        attach[g] = (struct pkvi_attach){
+            .first = grant->first[g], .n = grant->n[g], .pages = grant->pages[g]};
+    const pkv_status status = pkvi_seq_attach(seq, n_tokens, attach, PKVI_HOOK_PREFIX);
+    if (status != PKV_OK) {
+        for (uint32_t g = 0; g < cache->n_groups; g++)
+            if (grant->n[g] != 0)
+                pkvi_pool_unref(&cache->groups[g].pool, grant->n[g], grant->pages[g]);
+        pkvi_prefix_ungrant(prefix, state_of(seq));
+    } else if (grant->first_salted != UINT32_MAX) {
+        pkvi_evict_depend(pkvi_seq_evict(seq), grant->first_salted);
+    }
+    pkvi_prefix_grant_free(prefix, grant);
+    return status;
+}
+
+pkv_status pkv_seq_attach(pkv_seq handle, const pkv_match *match)
+{
+    struct pkvi_seq *seq = NULL;
+    struct pkvi_prefix *prefix = NULL;
+    pkv_status status = pkvi_seq_get_idle(handle, "seq_attach", &seq);
+    if (status == PKV_OK) status = module_of(handle.cache, "seq_attach", &prefix);
+    if (status == PKV_OK) status = check_match(handle.cache, "seq_attach", NULL, 0, match);
+    if (status != PKV_OK) return status;
+    if (seq->length != 0)
+        return pkvi_fail(handle.cache, PKV_ESTATE, "seq_attach: the sequence is not empty");
+    struct pkvi_prefix_grant grant;
+    status = pkvi_prefix_grant(prefix, state_of(seq), match, &grant);
+    if (status != PKV_OK) return report(handle.cache, "seq_attach", status);
+    return hand_over(seq, prefix, match->n_tokens, &grant);
+}
+
+pkv_status pkv_seq_set_namespace(pkv_seq handle, const pkv_namespace *space)
+{
+    struct pkvi_seq *seq = NULL;
+    struct pkvi_prefix *prefix = NULL;
+    pkv_status status = pkvi_seq_get_idle(handle, "seq_set_namespace", &seq);
+    if (status == PKV_OK) status = module_of(handle.cache, "seq_set_namespace", &prefix);
+    if (status != PKV_OK) return status;
+    if (seq->length != 0)
+        return pkvi_fail(handle.cache, PKV_ESTATE, "seq_set_namespace: the sequence is not empty");
+    return report(handle.cache, "seq_set_namespace",
+                  pkvi_prefix_seq_set_space(prefix, state_of(seq), space));
+}
+
+pkv_status pkv_seq_set_retention(pkv_seq handle, uint32_t priority, uint64_t ttl_ns)
+{
+    struct pkvi_seq *seq = NULL;
+    struct pkvi_prefix *prefix = NULL;
+    pkv_status status = pkvi_seq_get_idle(handle, "seq_set_retention", &seq);
+    if (status == PKV_OK) status = module_of(handle.cache, "seq_set_retention", &prefix);
+    if (status != PKV_OK) return status;
+    if (priority > PKV_PRIORITY_MAX)
+        return pkvi_fail(handle.cache, PKV_EINVAL, "seq_set_retention: priority %u exceeds %u",
+                         priority, PKV_PRIORITY_MAX);
+    pkvi_prefix_seq_set_retention(state_of(seq), priority, ttl_ns);
+    return PKV_OK;
+}
+
+pkv_status pkv_prefix_pin(pkv_cache *cache, const pkv_match *match, uint32_t priority,
+                          uint64_t ttl_ns, pkv_pin *pin)
+{
+    struct pkvi_prefix *prefix;
+    pkv_status status = module_of(cache, "prefix_pin", &prefix);
+    if (status == PKV_OK) status = check_match(cache, "prefix_pin", NULL, 0, match);
+    if (status != PKV_OK) return status;
+    if (pin == NULL) return pkvi_fail(cache, PKV_EINVAL, "prefix_pin: pin is NULL");
+    return report(cache, "prefix_pin", pkvi_prefix_pin(prefix, match, priority, ttl_ns, pin));
+}
+
+pkv_status pkv_prefix_unpin(pkv_cache *cache, pkv_pin pin)
+{
+    struct pkvi_prefix *prefix;
+    const pkv_status status = module_of(cache, "prefix_unpin", &prefix);
+    if (status != PKV_OK) return status;
+    return report(cache, "prefix_unpin", pkvi_prefix_unpin(prefix, pin));
+}
+
+pkv_status pkv_prefix_drop(pkv_cache *cache, const pkv_namespace *space, uint64_t *pages)
+{
+    struct pkvi_prefix *prefix;
+    const pkv_status status = module_of(cache, "prefix_drop", &prefix);
+    if (status != PKV_OK) return status;
+    return report(cache, "prefix_drop", pkvi_prefix_drop(prefix, space, pages));
+}
+
+pkv_status pkv_prefix_set_quota(pkv_cache *cache, const pkv_namespace *space,
+                                const pkv_prefix_quota *quota)
+{
+    struct pkvi_prefix *prefix;
+    const pkv_status status = module_of(cache, "prefix_set_quota", &prefix);
+    if (status != PKV_OK) return status;
+    if (quota == NULL) return pkvi_fail(cache, PKV_EINVAL, "prefix_set_quota: quota is NULL");
+    if (quota->struct_size != sizeof *quota)
+        return pkvi_fail(cache, PKV_EVERSION, "prefix_set_quota: struct_size %zu is unknown",
+                         quota->struct_size);
+    return report(cache, "prefix_set_quota", pkvi_prefix_set_quota(prefix, space, quota));
+}
+
+pkv_status pkv_prefix_get_stats(pkv_cache *cache, const pkv_namespace *space,
+                                pkv_prefix_stats *stats)
+{
+    struct pkvi_prefix *prefix;
+    const pkv_status status = module_of(cache, "prefix_get_stats", &prefix);
+    if (status != PKV_OK) return status;
+    if (stats == NULL) return pkvi_fail(cache, PKV_EINVAL, "prefix_get_stats: stats is NULL");
+    if (stats->struct_size != sizeof *stats)
+        return pkvi_fail(cache, PKV_EVERSION, "prefix_get_stats: struct_size %zu is unknown",
+                         stats->struct_size);
+    return report(cache, "prefix_get_stats", pkvi_prefix_get_stats(prefix, space, stats));
+}
+
+pkv_status pkv_prefix_reclaim(pkv_cache *cache, uint32_t group, uint64_t n, uint64_t *freed)
+{
+    struct pkvi_prefix *prefix;
+    const pkv_status status = module_of(cache, "prefix_reclaim", &prefix);
+    if (status != PKV_OK) return status;
+    if (group >= cache->n_groups)
+        return pkvi_fail(cache, PKV_EINVAL, "prefix_reclaim: group %u of %u", group,
+                         cache->n_groups);
+    const uint64_t pages = pkvi_prefix_reclaim_pages(prefix, group, n);
+    if (freed != NULL) *freed = pages;
+    return PKV_OK;
+}
+
+pkv_status pkv_prefix_digests(pkv_cache *cache, const pkv_match *match, pkv_digest *digests,
+                              uint32_t capacity)
+{
+    struct pkvi_prefix *prefix;
+    pkv_status status = module_of(cache, "prefix_digests", &prefix);
+    if (status == PKV_OK) status = check_match(cache, "prefix_digests", NULL, 0, match);
+    if (status != PKV_OK) return status;
+    if (digests == NULL && capacity != 0)
+        return pkvi_fail(cache, PKV_EINVAL, "prefix_digests: digests is NULL");
+    return report(cache, "prefix_digests", pkvi_prefix_digests(prefix, match, digests, capacity));
 }

@@ -4,7 +4,7 @@
 static const char *check_node(const struct pkvi_index *ix, uint32_t id)
 {
     const struct pkvi_node *node = pkvi_node(ix, id);
-    if (!node->resident && !node->children && !node->pins && !node->ghosts)
+    if (!node->resident && !node->children && !node->pins && !node->holds)
         return "index: a node that nothing needs is still there";
     if (node->parent != PKVI_NIL) {
         const struct pkvi_node *parent = pkvi_node(ix, node->parent);
@@ -22,7 +22,7 @@ static const char *check_node(const struct pkvi_index *ix, uint32_t id)
         if (m->kids > node->children) return "index: more resident children than children";
     }
     uint32_t found = ix->key_bytes ? pkvi_index_find(ix, node->space, node->parent, node->hash,
-                                                     pkvi_node_tokens(ix, id))
+                                                     pkvi_node_tokens(ix, id), node->id)
                                    : pkvi_index_find_id(ix, node->hash, node->id);
     return found == id ? NULL : "index: a node is not found under its own identity";
 }

@@ -7,10 +7,13 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-uint64_t pkvi_hash_tokens(const struct pkvi_index *ix, uint64_t parent_hash, const uint32_t *tokens)
+uint64_t pkvi_hash_tokens(const struct pkvi_index *ix, uint64_t parent_hash, const uint32_t *tokens,
+                          uint64_t salt)
 {
     if (ix->collide) return 0;
-    return XXH3_64bits_withSeed(tokens, ix->key_bytes, parent_hash ^ ix->options.key[0]);
+    uint64_t seed = parent_hash ^ ix->options.key[0];
+    if (PKVI_UNLIKELY(salt)) seed = XXH3_64bits_withSeed(&salt, sizeof salt, seed);
+    return XXH3_64bits_withSeed(tokens, ix->key_bytes, seed);
 }
 
 uint64_t pkvi_hash_id(const struct pkvi_index *ix, uint64_t id)
@@ -128,13 +131,13 @@ void pkvi_buckets_remove(struct pkvi_index *ix, uint32_t id)
 }
 
 uint32_t pkvi_index_find(const struct pkvi_index *ix, uint32_t space, uint32_t parent,
-                         uint64_t hash, const uint32_t *tokens)
+                         uint64_t hash, const uint32_t *tokens, uint64_t salt)
 {
     uint32_t id = *bucket_at(ix, bucket_of(ix, hash));
     while (id != PKVI_NIL) {
         const struct pkvi_node *node = pkvi_node(ix, id);
         if (node->hash == hash && node->parent == parent && node->space == space &&
-            memcmp(pkvi_node_tokens(ix, id), tokens, ix->key_bytes) == 0)
+            node->id == salt && memcmp(pkvi_node_tokens(ix, id), tokens, ix->key_bytes) == 0)
             return id;
         id = node->next;
     }

@@ -30,7 +30,9 @@ static void lay_out_chunk(struct pkvi_index *ix)
     size_t members = PKVI_NODE_CHUNK * sizeof(struct pkvi_member) * ix->options.n_groups;
     ix->member_offset = nodes;
     ix->key_offset = nodes + members;
-    ix->chunk_bytes = nodes + members + PKVI_NODE_CHUNK * ix->key_bytes;
+    ix->generation_offset = ix->key_offset + PKVI_NODE_CHUNK * ix->key_bytes;
+    ix->chunk_bytes = ix->generation_offset;
+    if (ix->key_bytes) ix->chunk_bytes += PKVI_NODE_CHUNK * sizeof(uint32_t);
 }
 
 pkv_status pkvi_index_init(struct pkvi_index *ix, struct pkvi_mem *mem,
@@ -72,6 +74,8 @@ static bool add_chunk(struct pkvi_index *ix)
     }
     char *memory = pkvi_mem_alloc_aligned(ix->mem, ix->chunk_bytes, PKVI_CACHE_LINE);
     if (!memory) return false;
+    if (ix->key_bytes)
+        memset(memory + ix->generation_offset, 0, PKVI_NODE_CHUNK * sizeof(uint32_t));
     ix->chunk[ix->n_chunks++] = memory;
     return true;
 }
@@ -120,11 +124,12 @@ void pkvi_index_collect(struct pkvi_index *ix, uint32_t id)
 {
     while (id != PKVI_NIL) {
         struct pkvi_node *node = pkvi_node(ix, id);
-        if (node->resident || node->children || node->pins || node->ghosts) return;
+        if (node->resident || node->children || node->pins || node->holds) return;
         uint32_t parent = node->parent;
         pkvi_buckets_remove(ix, id);
         if (ix->key_bytes) pkvi_siblings_remove(ix, pkvi_siblings_root(ix, id), id);
         if (parent != PKVI_NIL) pkvi_node(ix, parent)->children--;
+        if (ix->key_bytes) ++*pkvi_node_generation(ix, id);
         node->space = PKVI_NIL;
         node->next = ix->free_node;
         ix->free_node = id;

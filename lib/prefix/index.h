@@ -18,7 +18,7 @@
 /* One node: 64 bytes, one cache line. */
 struct pkvi_node {
     uint64_t hash;
-    uint64_t id;          /* ids mode: the block id. Token mode: unused */
+    uint64_t id;          /* ids mode: the block id. Token mode: the salt, 0 = none */
     uint64_t resident;    /* bit g: the node has a page in group g */
     uint32_t parent;      /* PKVI_NIL: first page of its namespace */
     uint32_t next;        /* hash chain, or the free list */
@@ -26,7 +26,7 @@ struct pkvi_node {
     uint32_t depth;       /* pages before this one */
     uint32_t children;    /* nodes with this parent, whatever their state */
     uint32_t pins;        /* reasons to keep node and pages: pins with TTL, running requests */
-    uint32_t ghosts;      /* policies that still remember the node after its page went */
+    uint32_t holds;       /* reasons to keep the node, not its pages: ghosts, sequences */
     uint32_t first;       /* root of the search tree of children (siblings.c) */
     uint32_t left, right; /* place in the parent's search tree */
 };
@@ -61,6 +61,8 @@ struct pkvi_use {
     uint32_t position; /* block number in the request */
     uint32_t length;   /* blocks of the request */
     bool partial;      /* the block is the request's last and not full */
+    uint32_t priority; /* retention asked for by the publisher (policy priority) */
+    uint64_t ttl_ns;   /* 0 = for ever */
 };
 
 struct pkvi_index_options {
@@ -75,8 +77,8 @@ struct pkvi_index_options {
 struct pkvi_index {
     struct pkvi_mem *mem;
     struct pkvi_index_options options;
-    size_t key_bytes;                              /* bytes of tokens per node, 0 in ids mode */
-    size_t member_offset, key_offset, chunk_bytes; /* layout of a chunk */
+    size_t key_bytes; /* bytes of tokens per node, 0 in ids mode */
+    size_t member_offset, key_offset, generation_offset, chunk_bytes; /* layout of a chunk */
     bool collide;
 
     char **chunk; /* directory of node chunks */
@@ -118,6 +120,13 @@ static inline uint32_t *pkvi_node_tokens(const struct pkvi_index *ix, uint32_t i
     return (uint32_t *)(void *)(chunk + (id & (PKVI_NODE_CHUNK - 1)) * ix->key_bytes);
 }
 
+/* Counts how often the node's slot was given up: tells a stale reference to it. Token mode only. */
+static inline uint32_t *pkvi_node_generation(const struct pkvi_index *ix, uint32_t id)
+{
+    char *chunk = ix->chunk[id >> PKVI_NODE_CHUNK_SHIFT] + ix->generation_offset;
+    return (uint32_t *)(void *)chunk + (id & (PKVI_NODE_CHUNK - 1));
+}
+
 static inline bool pkvi_node_has(const struct pkvi_node *node, uint32_t group)
 {
     return node->resident >> group & 1;
@@ -130,15 +139,15 @@ pkv_status pkvi_index_init(struct pkvi_index *ix, struct pkvi_mem *mem,
 void pkvi_index_destroy(struct pkvi_index *ix);
 
 /* Hash of a block below a parent's hash (token mode) or of an id (ids mode). O(page_tokens). */
-uint64_t pkvi_hash_tokens(const struct pkvi_index *ix, uint64_t parent_hash,
-                          const uint32_t *tokens);
+uint64_t pkvi_hash_tokens(const struct pkvi_index *ix, uint64_t parent_hash, const uint32_t *tokens,
+                          uint64_t salt);
 uint64_t pkvi_hash_id(const struct pkvi_index *ix, uint64_t id);
 /* Where a namespace's chains start. */
 uint64_t pkvi_hash_space(const struct pkvi_index *ix, const void *name, size_t n);
 
 /* The node with this identity or PKVI_NIL. Expected O(1). */
 uint32_t pkvi_index_find(const struct pkvi_index *ix, uint32_t space, uint32_t parent,
-                         uint64_t hash, const uint32_t *tokens);
+                         uint64_t hash, const uint32_t *tokens, uint64_t salt);
 uint32_t pkvi_index_find_id(const struct pkvi_index *ix, uint64_t hash, uint64_t id);
 /* Two stages of prefetching a later find. */
 void pkvi_index_prefetch_bucket(const struct pkvi_index *ix, uint64_t hash);

@@ -33,7 +33,7 @@ struct pkvi_policy *pkvi_policy_create(const struct pkvi_policy_ops *ops, struct
     policy->ops = ops;
     policy->ix = ix;
     policy->group = group;
-    policy->leaf_first = ops->leaf_first || needs_leaves;
+    policy->leaf_first = ix->options.replay ? ops->leaf_first : needs_leaves;
     policy->capacity = capacity;
     if (ops->setup(policy)) return policy;
     pkvi_mem_free(ix->mem, policy, ops->bytes);

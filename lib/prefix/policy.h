@@ -29,6 +29,7 @@ struct pkvi_policy {
     bool leaf_first;   /* a member with resident children is blocked */
     uint64_t capacity; /* pages it may expect to hold; may change at any time */
     uint64_t size;     /* members with a page */
+    uint64_t now;      /* nanoseconds, refreshed before calls in a live index; 0 in a replay */
 };
 
 struct pkvi_policy_ops {

@@ -105,14 +105,14 @@ void pkvi_ghost_push(struct pkvi_policy *policy, struct pkvi_queue *queue, uint3
 {
     pkvi_queue_push_newest(policy, queue, id);
     pkvi_policy_member(policy, id)->flags |= PKVI_MEMBER_GHOST;
-    pkvi_node(policy->ix, id)->ghosts++;
+    pkvi_node(policy->ix, id)->holds++;
 }
 
 void pkvi_ghost_revive(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t id)
 {
     pkvi_queue_remove(policy, queue, id);
     pkvi_policy_member(policy, id)->flags &= (uint8_t)~PKVI_MEMBER_GHOST;
-    pkvi_node(policy->ix, id)->ghosts--;
+    pkvi_node(policy->ix, id)->holds--;
 }
 
 void pkvi_ghost_drop_oldest(struct pkvi_policy *policy, struct pkvi_queue *queue)

@@ -52,9 +52,15 @@ struct world {
     uint64_t clock;
 };
 
-static uint64_t world_clock(void *user) { return ((struct world *)user)->clock; }
+static uint64_t world_clock(void *user)
+{
+    return ((struct world *)user)->clock;
+}
 
-static uint32_t below(struct world *w, uint32_t n) { return (uint32_t)(pkvt_random(&w->seed) % n); }
+static uint32_t below(struct world *w, uint32_t n)
+{
+    return (uint32_t)(pkvt_random(&w->seed) % n);
+}
 
 static const pkv_namespace spaces[MAX_SPACES] = {{NULL, 0}, {"a", 1}, {"ab", 2}};
 
@@ -85,8 +91,10 @@ static void tags(struct world *w, const struct live *s, uint32_t from, uint32_t 
                 continue;
             }
             uint64_t tag = tag_at(s->space, s->tokens, i + 1);
-            if (write) *slot(w, g, page, i % PAGE) = tag;
-            else ck_assert_uint_eq(*slot(w, g, page, i % PAGE), tag);
+            if (write)
+                *slot(w, g, page, i % PAGE) = tag;
+            else
+                ck_assert_uint_eq(*slot(w, g, page, i % PAGE), tag);
         }
 }
 
@@ -278,9 +286,9 @@ static void op_pin(struct world *w)
     uint32_t n = make_prompt(w, space, prompt);
     pkv_match m = do_match(w, space, prompt, n);
     if (m.n_tokens == 0) return;
-    ck_assert_int_eq(pkv_prefix_pin(w->cache, &m, below(w, PKV_PIN_FIRM), 1 + below(w, 1000),
-                                    &w->pins[at]),
-                     PKV_OK);
+    ck_assert_int_eq(
+        pkv_prefix_pin(w->cache, &m, below(w, PKV_PIN_FIRM), 1 + below(w, 1000), &w->pins[at]),
+        PKV_OK);
     w->clock += below(w, 200);
 }
 
@@ -374,14 +382,22 @@ static void run(const struct shape *shape, uint64_t seed, int steps)
     open_world(w, shape, seed);
     for (int i = 0; i < steps; i++) {
         uint32_t op = below(w, 100);
-        if (op < 16) op_create(w);
-        else if (op < 28) op_destroy(w);
-        else if (op < 34) op_fork(w);
-        else if (op < 42) op_truncate(w);
-        else if (op < 90) op_batch(w);
-        else if (op < 95) op_pin(w);
-        else if (op < 97 && shape->pressure) op_reclaim(w);
-        else if (op == 99 && below(w, 4) == 0) op_drop(w);
+        if (op < 16)
+            op_create(w);
+        else if (op < 28)
+            op_destroy(w);
+        else if (op < 34)
+            op_fork(w);
+        else if (op < 42)
+            op_truncate(w);
+        else if (op < 90)
+            op_batch(w);
+        else if (op < 95)
+            op_pin(w);
+        else if (op < 97 && shape->pressure)
+            op_reclaim(w);
+        else if (op == 99 && below(w, 4) == 0)
+            op_drop(w);
         if (i % 25 == 0) verify(w);
     }
     close_world(w);

@@ -1,0 +1,135 @@
+/* What happens to one node's page in one group: published, held, idle, evicted. */
+#include "internal.h"
+
+static void *owner_of(uint32_t id)
+{
+    return (void *)((uintptr_t)id + 1);
+}
+
+void pkvi_member_publish(struct pkvi_prefix *px, uint32_t id, uint32_t group, uint32_t page,
+                         const struct pkvi_prefix_seq *seq)
+{
+    struct pkvi_space *space = pkvi_space_of(px, id);
+    struct pkvi_policy *policy = space->domain->lanes[group].policy;
+    struct pkvi_use use = {.next_use = UINT32_MAX,
+                           .position = pkvi_node(&px->core, id)->depth,
+                           .priority = seq->priority,
+                           .ttl_ns = seq->ttl_ns};
+    policy->now = px->now;
+    if (policy->ops->miss) policy->ops->miss(policy, id, &use);
+    pkvi_index_set_page(&px->core, id, group, page);
+    pkvi_member(&px->core, group, id)->busy = 1;
+    pkvi_pool_set_owner(px->groups[group].pool, page, owner_of(id));
+    policy->capacity = ++policy->size;
+    policy->ops->insert(policy, id, &use);
+    pkvi_lane_settle(px, space->domain, group);
+    space->pages++;
+    space->published++;
+    if (pkvi_events_on(px->stats))
+        pkvi_event(px->stats, PKV_EVENT_PAGE_PUBLISH, group,
+                   pkvi_pool_id(px->groups[group].pool, page), 0, 0);
+}
+
+void pkvi_member_unblocked(struct pkvi_prefix *px, uint32_t id, uint32_t group)
+{
+    struct pkvi_member *m = pkvi_member(&px->core, group, id);
+    if (!pkvi_node_has(pkvi_node(&px->core, id), group)) return;
+    struct pkvi_policy *policy = pkvi_policy_of(px, id, group);
+    if (pkvi_policy_blocked(policy, id)) return;
+    if (m->flags & PKVI_MEMBER_PARKED) policy->ops->unpark(policy, id);
+    pkvi_lane_settle(px, pkvi_space_of(px, id)->domain, group);
+}
+
+void pkvi_member_idle(struct pkvi_prefix *px, uint32_t id, uint32_t group)
+{
+    struct pkvi_policy *policy = pkvi_policy_of(px, id, group);
+    pkvi_member(&px->core, group, id)->busy = 0;
+    policy->now = px->now;
+    if (policy->ops->finish) policy->ops->finish(policy, &id, 1, NULL, false);
+    pkvi_member_unblocked(px, id, group);
+}
+
+void pkvi_member_busy(struct pkvi_prefix *px, uint32_t id, uint32_t group)
+{
+    pkvi_member(&px->core, group, id)->busy = 1;
+}
+
+void pkvi_node_pin(struct pkvi_prefix *px, uint32_t id)
+{
+    pkvi_node(&px->core, id)->pins++;
+}
+
+void pkvi_node_unpin(struct pkvi_prefix *px, uint32_t id)
+{
+    if (--pkvi_node(&px->core, id)->pins > 0) return;
+    for (uint32_t g = 0; g < px->config.n_groups; g++)
+        pkvi_member_unblocked(px, id, g);
+    pkvi_index_collect(&px->core, id);
+}
+
+/* Takes a member's page out of the index. `evicted`: by the policy's choice. */
+static uint32_t take_page(struct pkvi_prefix *px, uint32_t id, uint32_t group, bool evicted)
+{
+    struct pkvi_space *space = pkvi_space_of(px, id);
+    struct pkvi_policy *policy = space->domain->lanes[group].policy;
+    uint32_t page = pkvi_index_clear_page(&px->core, id, group);
+    pkvi_member(&px->core, group, id)->busy = 0;
+    policy->size--;
+    policy->ops->remove(policy, id, evicted);
+    pkvi_lane_settle(px, space->domain, group);
+    space->pages--;
+    uint32_t parent = pkvi_node(&px->core, id)->parent;
+    if (parent != PKVI_NIL && pkvi_member(&px->core, group, parent)->kids == 0)
+        pkvi_member_unblocked(px, parent, group);
+    return page;
+}
+
+static void free_page(struct pkvi_prefix *px, uint32_t group, uint32_t page, uint64_t *bytes)
+{
+    struct pkvi_pool *pool = px->groups[group].pool;
+    if (pkvi_events_on(px->stats))
+        pkvi_event(px->stats, PKV_EVENT_PAGE_RECLAIM, group, pkvi_pool_id(pool, page), 0, 0);
+    pkvi_pool_free_cached(pool, 1, &page);
+    *bytes += pool->config.page_bytes;
+}
+
+uint32_t pkvi_member_evict(struct pkvi_prefix *px, uint32_t id, uint32_t group, uint64_t *bytes)
+{
+    struct pkvi_space *space = pkvi_space_of(px, id);
+    uint64_t also = px->full_groups >> group & 1 ? px->all_groups : 0;
+    uint32_t freed = 0;
+    for (uint32_t g = 0; g < px->config.n_groups; g++) {
+        const struct pkvi_member *m = pkvi_member(&px->core, g, id);
+        if (g != group && (!(also >> g & 1) || !pkvi_node_has(pkvi_node(&px->core, id), g) ||
+                           m->busy || (m->kids && px->full_groups >> g & 1)))
+            continue;
+        free_page(px, g, take_page(px, id, g, true), bytes);
+        space->reclaimed++;
+        freed++;
+    }
+    pkvi_count(px->stats, PKVI_COUNT_PAGES_RECLAIMED, freed);
+    pkvi_index_collect(&px->core, id);
+    return 1;
+}
+
+uint32_t pkvi_node_strip(struct pkvi_prefix *px, uint32_t id)
+{
+    uint32_t freed = 0;
+    uint64_t bytes = 0;
+    for (uint32_t g = 0; g < px->config.n_groups; g++) {
+        struct pkvi_member *m = pkvi_member(&px->core, g, id);
+        struct pkvi_policy *policy = pkvi_policy_of(px, id, g);
+        if (pkvi_node_has(pkvi_node(&px->core, id), g)) {
+            bool busy = m->busy;
+            uint32_t page = take_page(px, id, g, false);
+            if (busy)
+                pkvi_pool_clear_owner(px->groups[g].pool, page);
+            else
+                free_page(px, g, page, &bytes);
+            freed += !busy;
+        } else if (m->flags & PKVI_MEMBER_GHOST) {
+            policy->ops->forget(policy, id);
+        }
+    }
+    return freed;
+}

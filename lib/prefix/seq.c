@@ -1,0 +1,271 @@
+/* Where a sequence stands in the index, and what it publishes. */
+#include <string.h>
+
+#include "internal.h"
+
+static size_t seq_bytes(const struct pkvi_prefix *px)
+{
+    return sizeof(struct pkvi_prefix_seq) + px->config.page_tokens * sizeof(int32_t);
+}
+
+/* Was the sequence's namespace dropped under it? Then its cursor means nothing. */
+static bool dropped(const struct pkvi_prefix_seq *seq)
+{
+    return seq->space_generation != seq->space->generation;
+}
+
+void pkvi_cursor_move(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq, uint32_t id)
+{
+    uint32_t before = seq->cursor;
+    if (id != PKVI_NIL) pkvi_node(&px->core, id)->holds++;
+    seq->cursor = id;
+    if (before == PKVI_NIL) return;
+    pkvi_node(&px->core, before)->holds--;
+    pkvi_index_collect(&px->core, before);
+}
+
+pkv_status pkvi_prefix_seq_create(struct pkvi_prefix *px, struct pkvi_prefix_seq **out)
+{
+    struct pkvi_prefix_seq *seq = pkvi_mem_alloc(px->mem, seq_bytes(px));
+    if (!seq) return PKV_ENOMEM;
+    pkvi_prefix_lock(px);
+    struct pkvi_space *space = px->space[0];
+    *seq = (struct pkvi_prefix_seq){.space = space,
+                                    .space_generation = space->generation,
+                                    .cursor = PKVI_NIL,
+                                    .priority = PKV_PRIORITY_DEFAULT};
+    space->sequences++;
+    pkvi_prefix_unlock(px);
+    *out = seq;
+    return PKV_OK;
+}
+
+pkv_status pkvi_prefix_seq_fork(struct pkvi_prefix *px, const struct pkvi_prefix_seq *parent,
+                                struct pkvi_prefix_seq **out)
+{
+    struct pkvi_prefix_seq *seq = pkvi_mem_alloc(px->mem, seq_bytes(px));
+    if (!seq) return PKV_ENOMEM;
+    memcpy(seq, parent, sizeof *seq + parent->n_tail * sizeof *seq->tail);
+    pkvi_prefix_lock(px);
+    seq->space->sequences++;
+    if (dropped(seq)) seq->cursor = PKVI_NIL;
+    if (seq->cursor != PKVI_NIL) pkvi_node(&px->core, seq->cursor)->holds++;
+    pkvi_prefix_unlock(px);
+    *out = seq;
+    return PKV_OK;
+}
+
+void pkvi_prefix_seq_destroy(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq)
+{
+    if (!seq) return;
+    pkvi_prefix_lock(px);
+    if (!dropped(seq)) pkvi_cursor_move(px, seq, PKVI_NIL);
+    seq->space->sequences--;
+    pkvi_space_settle(px, seq->space);
+    pkvi_prefix_unlock(px);
+    pkvi_mem_free(px->mem, seq, seq_bytes(px));
+}
+
+pkv_status pkvi_prefix_seq_set_space(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
+                                     const pkv_namespace *name)
+{
+    pkvi_prefix_lock(px);
+    struct pkvi_space *space;
+    pkv_status status = pkvi_space_get(px, name, &space);
+    if (status == PKV_OK) {
+        struct pkvi_space *before = seq->space;
+        if (!dropped(seq)) pkvi_cursor_move(px, seq, PKVI_NIL);
+        space->sequences++;
+        before->sequences--;
+        seq->space = space;
+        seq->space_generation = space->generation;
+        seq->cursor = PKVI_NIL;
+        seq->published = seq->n_tail = 0;
+        seq->broken = false;
+        pkvi_space_settle(px, space);
+        pkvi_space_settle(px, before);
+    }
+    pkvi_prefix_unlock(px);
+    return status;
+}
+
+void pkvi_prefix_seq_set_retention(struct pkvi_prefix_seq *seq, uint32_t priority, uint64_t ttl_ns)
+{
+    seq->priority = priority;
+    seq->ttl_ns = ttl_ns;
+}
+
+/* Back into published pages: the cursor moves up, and the tokens of the page that is open again
+ * come from its node. */
+static void truncate_published(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
+                               uint64_t n_tokens)
+{
+    uint32_t pages = (uint32_t)(n_tokens >> px->page_shift);
+    uint32_t id = seq->cursor, open = PKVI_NIL;
+    for (uint32_t i = seq->published; i > pages; i--) {
+        open = id;
+        id = pkvi_node(&px->core, id)->parent;
+    }
+    seq->published = pages;
+    seq->n_tail = (uint32_t)(n_tokens & (px->config.page_tokens - 1u));
+    seq->broken = false;
+    memcpy(seq->tail, pkvi_node_tokens(&px->core, open), seq->n_tail * sizeof *seq->tail);
+    pkvi_cursor_move(px, seq, id);
+}
+
+void pkvi_prefix_seq_truncate(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
+                              uint64_t n_tokens)
+{
+    uint64_t published = (uint64_t)seq->published << px->page_shift;
+    if (n_tokens >= published) {
+        if (n_tokens > published + seq->n_tail) return; /* beyond what is known: stays broken */
+        seq->n_tail = (uint32_t)(n_tokens - published);
+        seq->broken = false;
+        return;
+    }
+    pkvi_prefix_lock(px);
+    if (!dropped(seq)) truncate_published(px, seq, n_tokens);
+    pkvi_prefix_unlock(px);
+}
+
+/* ---- publishing
+ * ---------------------------------------------------------------------------------- */
+
+struct publisher {
+    struct pkvi_prefix *px;
+    struct pkvi_prefix_seq *seq;
+    const struct pkvi_table *tables;
+};
+
+/* Gives a node those pages of the table that it lacks. Returns how many it had already. */
+static uint32_t fill_node(const struct publisher *p, uint32_t id, uint32_t logical)
+{
+    uint32_t had = 0;
+    for (uint32_t g = 0; g < p->px->config.n_groups; g++) {
+        uint32_t page = pkvi_table_page(&p->tables[g], logical);
+        if (page == PKVI_NO_PAGE) continue;
+        if (pkvi_node_has(pkvi_node(&p->px->core, id), g)) {
+            had += pkvi_member(&p->px->core, g, id)->page != page;
+            continue;
+        }
+        if (pkvi_pool_owner(p->px->groups[g].pool, page)) continue;
+        pkvi_member_publish(p->px, id, g, page, p->seq);
+    }
+    return had;
+}
+
+/* Pages above the cursor may have been reclaimed if they were not this sequence's (it had computed
+ * duplicates): then its own take their place, so that what follows can be reached. */
+static void restore_path(const struct publisher *p)
+{
+    const struct pkvi_prefix *px = p->px;
+    uint32_t logical = p->seq->published;
+    for (uint32_t id = p->seq->cursor; id != PKVI_NIL; id = pkvi_node(&px->core, id)->parent) {
+        logical--;
+        if ((pkvi_node(&px->core, id)->resident & px->full_groups) == px->full_groups) return;
+        fill_node(p, id, logical);
+    }
+}
+
+/* Makes room for one more page in a namespace that is at its limit. */
+static bool within_limit(struct pkvi_prefix *px, struct pkvi_space *space)
+{
+    struct pkvi_domain *domain = space->domain;
+    if (!domain->max) return true;
+    for (uint32_t g = 0; g < px->config.n_groups; g++) {
+        struct pkvi_policy *policy = domain->lanes[g].policy;
+        while (policy->size >= domain->max) {
+            uint64_t bytes = 0;
+            policy->now = px->now;
+            policy->capacity = policy->size;
+            uint32_t id = policy->ops->victim(policy);
+            if (id == PKVI_NIL) return false;
+            pkvi_member_evict(px, id, g, &bytes);
+        }
+    }
+    return true;
+}
+
+/* Publishes the page after the cursor. */
+static void publish_page(const struct publisher *p, const int32_t *tokens, uint64_t salt)
+{
+    struct pkvi_prefix *px = p->px;
+    struct pkvi_prefix_seq *seq = p->seq;
+    struct pkvi_index *ix = &px->core;
+    const uint32_t *key = (const uint32_t *)(const void *)tokens;
+    uint64_t above = seq->cursor == PKVI_NIL ? seq->space->hash : pkvi_node(ix, seq->cursor)->hash;
+    uint64_t hash = pkvi_hash_tokens(ix, above, key, salt);
+    uint32_t id = pkvi_index_find(ix, seq->space->slot, seq->cursor, hash, key, salt);
+    bool fresh = id == PKVI_NIL || !pkvi_node(ix, id)->resident;
+    if (id != PKVI_NIL) pkvi_node(ix, id)->holds++; /* evictions must not take it along */
+    if (fresh && !within_limit(px, seq->space)) seq->broken = true;
+    if (id != PKVI_NIL) {
+        pkvi_node(ix, id)->holds--;
+        if (seq->broken) pkvi_index_collect(ix, id);
+    }
+    if (seq->broken) return;
+    if (id == PKVI_NIL) {
+        id = pkvi_index_add(ix, seq->space->slot, seq->cursor, hash, key, salt);
+        seq->broken = id == PKVI_NIL;
+        if (seq->broken) return;
+    }
+    uint32_t had = fill_node(p, id, seq->published);
+    seq->space->duplicate += had != 0;
+    pkvi_cursor_move(px, seq, id);
+    seq->published++;
+}
+
+static void publish_pages(const struct publisher *p, const int32_t *tokens, uint32_t n,
+                          pkvi_publish_fn may, void *context)
+{
+    struct pkvi_prefix_seq *seq = p->seq;
+    uint32_t page_tokens = p->px->config.page_tokens;
+    restore_path(p);
+    while (seq->n_tail + n >= page_tokens && !seq->broken) {
+        uint64_t salt = 0;
+        if (may && !may(context, seq->published, &salt)) {
+            seq->broken = true;
+            break;
+        }
+        if (seq->n_tail) {
+            uint32_t taken = page_tokens - seq->n_tail;
+            memcpy(seq->tail + seq->n_tail, tokens, taken * sizeof *tokens);
+            publish_page(p, seq->tail, salt);
+            seq->n_tail = 0;
+            tokens += taken;
+            n -= taken;
+        } else {
+            publish_page(p, tokens, salt);
+            tokens += page_tokens;
+            n -= page_tokens;
+        }
+    }
+    if (seq->broken) return;
+    memcpy(seq->tail, tokens, n * sizeof *tokens);
+    seq->n_tail = n;
+}
+
+void pkvi_prefix_publish(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
+                         const struct pkvi_table *tables, const int32_t *tokens, uint32_t n,
+                         pkvi_publish_fn may, void *context)
+{
+    if (seq->broken || n == 0) return;
+    if (!tokens) {
+        seq->broken = true;
+        return;
+    }
+    if (seq->n_tail + n < px->config.page_tokens) {
+        memcpy(seq->tail + seq->n_tail, tokens, n * sizeof *tokens);
+        seq->n_tail += n;
+        return;
+    }
+    struct publisher p = {.px = px, .seq = seq, .tables = tables};
+    pkvi_prefix_lock(px);
+    px->now = px->config.clock(px->config.clock_user);
+    if (dropped(seq))
+        seq->broken = true;
+    else
+        publish_pages(&p, tokens, n, may, context);
+    pkvi_space_settle(px, seq->space);
+    pkvi_prefix_unlock(px);
+}
