@@ -8,7 +8,7 @@
 
 /* From jemalloc's public interface (stable since 4.0); a test compares them with the header. */
 extern void *mallocx(size_t size, int flags) __attribute__((weak));
-extern void sdallocx(void *ptr, size_t size, int flags) __attribute__((weak));
+extern void dallocx(void *ptr, int flags) __attribute__((weak));
 extern int mallctl(const char *name, void *old_value, size_t *old_size, void *new_value,
                    size_t new_size) __attribute__((weak));
 
@@ -32,12 +32,15 @@ static void *je_alloc(void *user, size_t size, size_t alignment)
 static void je_free(void *user, void *ptr, size_t size)
 {
     (void)user;
-    sdallocx(ptr, size, FLAG_NO_TCACHE);
+    /* Not sdallocx: it needs the alignment as well as the size to find the size class, and the
+     * vtable's free does not have it. */
+    (void)size;
+    dallocx(ptr, FLAG_NO_TCACHE);
 }
 
 bool pkvi_jemalloc_present(void)
 {
-    return mallocx && sdallocx && mallctl;
+    return mallocx && dallocx && mallctl;
 }
 
 bool pkvi_jemalloc_create(pkv_allocator *allocator, unsigned *arena)
