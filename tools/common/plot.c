@@ -25,6 +25,7 @@ typedef struct frame {
     cairo_t *cr;
     const plot_panel *panel;
     double left, top, right, bottom; /* the plot area */
+    double floor;                    /* the panel's lower edge */
     plot_axis x, y;
 } frame;
 
@@ -133,18 +134,29 @@ static void draw_grid(const frame *f)
     }
 }
 
+/* Do the names need more room than their bars have? Then they are drawn at an angle. */
+static bool names_are_slanted(cairo_t *cr, const plot_panel *p)
+{
+    double widest = 0;
+    use_font(cr, 12, false);
+    for (size_t i = 0; i < p->n_categories; i++)
+        widest = fmax(widest, text_width(cr, p->categories[i]));
+    return p->n_categories > 0 && widest > (WIDTH - LEGEND - LEFT) / (double)p->n_categories - 6;
+}
+
 static void draw_category_names(const frame *f)
 {
     const plot_panel *p = f->panel;
+    bool slanted = names_are_slanted(f->cr, p);
     cairo_set_source_rgb(f->cr, 0.2, 0.2, 0.2);
-    use_font(f->cr, 12, false);
-    double room = (f->right - f->left) / (double)p->n_categories - 6;
-    double widest = 0;
-    for (size_t i = 0; i < p->n_categories; i++)
-        widest = fmax(widest, text_width(f->cr, p->categories[i]));
-    if (widest > room) use_font(f->cr, fmax(7, 12 * room / widest), false);
-    for (size_t i = 0; i < p->n_categories; i++)
-        draw_text(f->cr, at_x(f, (double)i), f->bottom + 18, 0.5, p->categories[i]);
+    use_font(f->cr, slanted ? 11 : 12, false);
+    for (size_t i = 0; i < p->n_categories; i++) {
+        cairo_save(f->cr);
+        cairo_translate(f->cr, at_x(f, (double)i) + (slanted ? 6 : 0), f->bottom + 16);
+        if (slanted) cairo_rotate(f->cr, -0.5);
+        draw_text(f->cr, 0, 0, slanted ? 1 : 0.5, p->categories[i]);
+        cairo_restore(f->cr);
+    }
 }
 
 static void draw_labels(const frame *f)
@@ -162,7 +174,7 @@ static void draw_labels(const frame *f)
     }
     use_font(cr, 13, false);
     if (f->panel->x_label != NULL)
-        draw_text(cr, (f->left + f->right) / 2, f->bottom + 38, 0.5, f->panel->x_label);
+        draw_text(cr, (f->left + f->right) / 2, f->floor - 14, 0.5, f->panel->x_label);
     if (f->panel->y_label != NULL) {
         cairo_save(cr);
         cairo_translate(cr, 18, (f->top + f->bottom) / 2);
@@ -274,7 +286,12 @@ static void draw_marks(const frame *f)
         cairo_line_to(cr, x, f->bottom);
         cairo_stroke(cr);
         cairo_set_dash(cr, NULL, 0, 0);
-        bool flip = x + 6 + text_width(cr, m->label) > f->right;
+        double wide = text_width(cr, m->label);
+        bool flip = x + 6 + wide > f->right;
+        cairo_set_source_rgba(cr, 1, 1, 1, 0.8);
+        cairo_rectangle(cr, flip ? x - 7 - wide : x + 3, f->top + 1, wide + 4, 15);
+        cairo_fill(cr);
+        cairo_set_source_rgb(cr, 0.75, 0.05, 0.15);
         draw_text(cr, flip ? x - 5 : x + 5, f->top + 12, flip ? 1 : 0, m->label);
     }
 }
@@ -303,12 +320,14 @@ static void draw_legend(const frame *f)
 
 static int draw_panel(cairo_t *cr, const plot_panel *panel, double top, tool_error *err)
 {
+    bool slanted = names_are_slanted(cr, panel);
     frame f = {.cr = cr,
                .panel = panel,
                .left = LEFT,
                .right = WIDTH - LEGEND,
                .top = top + 30,
-               .bottom = top + PANEL_HEIGHT - 52};
+               .bottom = top + PANEL_HEIGHT - (slanted ? 100 : 52),
+               .floor = top + PANEL_HEIGHT};
     if (!make_axes(&f))
         return tool_fail(err, "--plot: nothing to show in '%s'",
                          panel->title != NULL ? panel->title : "the plot");

@@ -254,3 +254,9 @@ int synthetic_trace(const char *description, trace *out, tool_error *err)
     if (code != 0) trace_free(out);
     return code;
 }
+
+int synthetic_check(const char *description, tool_error *err)
+{
+    settings s;
+    return parse_settings(description, &s, err);
+}

@@ -32,4 +32,7 @@
  * trace's name is "synthetic:KIND". The caller frees *out. */
 int synthetic_trace(const char *description, trace *out, tool_error *err);
 
+/* Checks a description without building anything. */
+int synthetic_check(const char *description, tool_error *err);
+
 #endif

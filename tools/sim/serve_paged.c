@@ -1,0 +1,295 @@
+/* The memory of pkv-sim serve on the library: ids only, one cache. */
+#include <pagedkv/pagedkv.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "serve.h"
+
+typedef struct paged {
+    serve_memory base; /* first: the engine only sees this */
+    const serve_options *options;
+    const trace *input;
+    pkv_cache *cache;
+    pkv_batch batch; /* between reserve and commit */
+    uint64_t page_bytes[MODEL_MAX_GROUPS];
+    uint32_t n_groups, page_tokens;
+    uint64_t limit;
+} paged;
+
+static paged *self(serve_memory *m)
+{
+    return (paged *)m;
+}
+
+static int failed(paged *p, const char *call, pkv_status status, tool_error *err)
+{
+    char detail[256] = "";
+    pkv_cache_last_error(p->cache, detail, sizeof detail);
+    return tool_fail(err, "%s: %s (%s)", call, pkv_status_text(status), detail);
+}
+
+/* Bytes of pages that n tokens of a sequence need when nothing is shared; a windowed group holds
+ * its window and what one step adds. */
+static uint64_t bytes_alone(const paged *p, uint64_t n)
+{
+    uint64_t bytes = 0, page = p->page_tokens;
+    for (uint32_t g = 0; g < p->n_groups; g++) {
+        uint64_t window = p->options->model->groups[g].window, held = n;
+        if (window != 0 && held > window) held = window;
+        bytes += (held + page - 1) / page * p->page_bytes[g];
+    }
+    return bytes;
+}
+
+/* ---- start ---------------------------------------------------------------------------------- */
+
+/* Would its prompt find memory now, beside the prompts being computed? The safe rule alone would
+ * start everything, for a sequence that holds nothing harms nobody. */
+static int fits_now(paged *p, const serve_sequence *s, uint64_t outstanding, uint64_t shared,
+                    tool_error *err)
+{
+    pkv_stats stats = {.struct_size = sizeof stats};
+    pkv_status status = pkv_cache_stats(p->cache, &stats);
+    if (status != PKV_OK) return failed(p, "pkv_cache_stats", status, err);
+    double wanted = (double)bytes_alone(p, s->target - shared + outstanding);
+    double kept = p->options->watermark * (double)p->limit;
+    return (double)stats.bytes_used + (double)stats.metadata_bytes + wanted + kept <=
+           (double)p->limit;
+}
+
+/* May a sequence of this length start, by the watermark rule? */
+static int room(paged *p, const serve_sequence *s, uint64_t outstanding, uint64_t shared,
+                tool_error *err)
+{
+    uint32_t safe = 0;
+    uint64_t tokens = s->target + outstanding;
+    if (tokens > INT32_MAX) tokens = INT32_MAX; /* the longest sequence; it will not fit */
+    pkv_status status = pkv_admit_probe(p->cache, tokens, shared, &safe, NULL, 0);
+    if (status != PKV_OK) return failed(p, "pkv_admit_probe", status, err);
+    return safe == 1;
+}
+
+/* A new sequence with what the match found, and its claim if the rule wants one. */
+static int open_sequence(paged *p, serve_sequence *s, const pkv_match *match, tool_error *err)
+{
+    pkv_status status = PKV_OK;
+    const char *call = "pkv_seq_attach";
+    if (match->n_tokens > 0) status = pkv_seq_attach(s->seq, match);
+    if (status == PKV_OK && p->options->admission == SERVE_SAFE) {
+        call = "pkv_admit";
+        status = pkv_admit(s->seq, serve_final_length(s->request));
+    }
+    if (status == PKV_EUNSAFE) return 0;
+    return status == PKV_OK ? 1 : failed(p, call, status, err);
+}
+
+static int start(serve_memory *m, serve_sequence *s, uint64_t outstanding, bool alone,
+                 tool_error *err)
+{
+    paged *p = self(m);
+    pkv_match match = {.struct_size = sizeof match};
+    pkv_status status;
+    if (bytes_alone(p, serve_final_length(s->request)) > p->limit) return 0;
+    if (s->tokens != NULL) { /* all but the last token: the model needs one to run on */
+        status = pkv_prefix_match(p->cache, NULL, s->tokens, s->target - 1, &match);
+        if (status != PKV_OK) return failed(p, "pkv_prefix_match", status, err);
+    }
+    if (!alone) {
+        int got = p->options->admission == SERVE_SAFE
+                      ? fits_now(p, s, outstanding, match.n_tokens, err)
+                      : room(p, s, outstanding, match.n_tokens, err);
+        if (got != 1) return got;
+    }
+    status = pkv_seq_create(p->cache, &s->seq);
+    if (status != PKV_OK) return failed(p, "pkv_seq_create", status, err);
+    int got = open_sequence(p, s, &match, err);
+    if (got == 1)
+        s->length = match.n_tokens;
+    else
+        pkv_seq_destroy(s->seq);
+    return got;
+}
+
+/* ---- steps ---------------------------------------------------------------------------------- */
+
+static pkv_status add(paged *p, const serve_sequence *s)
+{
+    int32_t answer;
+    const int32_t *tokens = NULL;
+    if (s->tokens != NULL && s->length < s->target) {
+        tokens = s->tokens + s->length;
+    } else if (s->tokens != NULL) {
+        answer = serve_answer_token(p->input, s->request, s->length);
+        tokens = &answer;
+    }
+    return pkv_batch_add(p->batch, s->seq, tokens, s->step);
+}
+
+/* A batch of everything that has a step. 0 = nothing has. */
+static int fill_batch(paged *p, serve_sequence *const *list, size_t n, tool_error *err)
+{
+    bool any = false;
+    pkv_status status = pkv_batch_begin(p->cache, &p->batch);
+    if (status != PKV_OK) return failed(p, "pkv_batch_begin", status, err);
+    for (size_t i = 0; i < n; i++) {
+        if (list[i]->step == 0) continue;
+        any = true;
+        status = add(p, list[i]);
+        if (status != PKV_OK) return failed(p, "pkv_batch_add", status, err);
+    }
+    return any;
+}
+
+static int drop_batch(paged *p, tool_error *err)
+{
+    pkv_status status = pkv_batch_abort(p->batch);
+    return status == PKV_OK ? 0 : failed(p, "pkv_batch_abort", status, err);
+}
+
+/* Makes the sequence behind batch entry number `entry` sit out. */
+static void sit_out(serve_sequence *const *list, size_t n, uint32_t entry)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (list[i]->step == 0) continue;
+        if (entry-- > 0) continue;
+        list[i]->step = 0;
+        return;
+    }
+}
+
+static int reserve(serve_memory *m, serve_sequence *const *list, size_t n, tool_error *err)
+{
+    paged *p = self(m);
+    for (;;) {
+        uint32_t blocked = 0;
+        int got = fill_batch(p, list, n, err);
+        if (got < 0) return -1;
+        if (got == 0) return drop_batch(p, err);
+        if (p->options->admission == SERVE_WATERMARK) break;
+        pkv_status status = pkv_admit_check_batch(p->batch, &blocked);
+        if (status == PKV_OK) break;
+        if (status != PKV_EUNSAFE) return failed(p, "pkv_admit_check_batch", status, err);
+        if (drop_batch(p, err) < 0) return -1;
+        sit_out(list, n, blocked);
+    }
+    pkv_status status = pkv_batch_reserve(p->batch);
+    if (status == PKV_OK) return 1;
+    if (status != PKV_ENOPAGES && status != PKV_ENOMEM)
+        return failed(p, "pkv_batch_reserve", status, err);
+    return drop_batch(p, err);
+}
+
+static int commit(serve_memory *m, serve_sequence *const *list, size_t n, tool_error *err)
+{
+    pkv_status status = pkv_batch_commit(self(m)->batch);
+    if (status != PKV_OK) return failed(self(m), "pkv_batch_commit", status, err);
+    for (size_t i = 0; i < n; i++)
+        list[i]->length += list[i]->step;
+    return 1;
+}
+
+static int stop(serve_memory *m, serve_sequence *s, tool_error *err)
+{
+    pkv_status status = pkv_seq_destroy(s->seq);
+    return status == PKV_OK ? 1 : failed(self(m), "pkv_seq_destroy", status, err);
+}
+
+/* ---- limit, figures ------------------------------------------------------------------------- */
+
+static int set_limit(serve_memory *m, uint64_t bytes, tool_error *err)
+{
+    pkv_status status = pkv_cache_set_limit(self(m)->cache, bytes);
+    if (status == PKV_EBUSY) return 0;
+    if (status != PKV_OK) return failed(self(m), "pkv_cache_set_limit", status, err);
+    self(m)->limit = bytes;
+    return 1;
+}
+
+static int usage(serve_memory *m, serve_sequence *const *list, size_t n, serve_usage *u,
+                 tool_error *err)
+{
+    paged *p = self(m);
+    pkv_stats stats = {.struct_size = sizeof stats};
+    pkv_status status = pkv_cache_stats(p->cache, &stats);
+    if (status != PKV_OK) return failed(p, "pkv_cache_stats", status, err);
+    *u = (serve_usage){
+        .limit = stats.memory_limit, .used = stats.bytes_used, .metadata = stats.metadata_bytes};
+    for (uint32_t g = 0; g < p->n_groups; g++) {
+        pkv_group_stats group = {.struct_size = sizeof group};
+        status = pkv_cache_group_stats(p->cache, g, &group);
+        if (status != PKV_OK) return failed(p, "pkv_cache_group_stats", status, err);
+        u->cached += group.pages_cached * group.page_bytes;
+        if (g == 0) u->slots_held = group.pages_used * p->page_tokens;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint64_t over = list[i]->length % p->page_tokens;
+        u->slots_empty += over == 0 ? 0 : p->page_tokens - over;
+    }
+    return 1;
+}
+
+static int verify(serve_memory *m, tool_error *err)
+{
+    char text[256] = "";
+    if (pkv_cache_verify(self(m)->cache, text, sizeof text) == PKV_OK) return 1;
+    return tool_fail(err, "the cache is inconsistent: %s", text);
+}
+
+static void destroy(serve_memory *m)
+{
+    pkv_cache_destroy(self(m)->cache);
+    free(self(m));
+}
+
+/* ---- create --------------------------------------------------------------------------------- */
+
+static int open_cache(paged *p, tool_error *err)
+{
+    const serve_options *o = p->options;
+    pkv_config config;
+    pkv_group_config groups[MODEL_MAX_GROUPS];
+    char text[256] = "";
+    pkv_status status = pkv_config_init(&config, sizeof config);
+    if (status != PKV_OK) return tool_fail(err, "pkv_config_init: %s", pkv_status_text(status));
+    memcpy(groups, o->model->groups, sizeof groups);
+    config.page_tokens = o->page_tokens;
+    config.groups = groups;
+    config.n_groups = o->model->n_groups;
+    config.storage = PKV_STORAGE_NONE;
+    config.memory_limit = o->memory;
+    config.max_sequences = o->max_seqs + 1;
+    config.prefix = o->prefix && p->input->has_blocks;
+    config.prefix_policy = o->policy;
+    double page = (double)model_token_bytes(o->model) * o->page_tokens;
+    double kept = o->watermark * (double)o->memory / page;
+    config.watermark_pages = kept > 1e9 ? 1000000000 : (uint32_t)kept;
+    status = pkv_config_check(&config, text, sizeof text);
+    if (status != PKV_OK) return tool_fail(err, "%s: %s", pkv_status_text(status), text);
+    status = pkv_cache_create(&config, &p->cache);
+    if (status != PKV_OK) return tool_fail(err, "pkv_cache_create: %s", pkv_status_text(status));
+    for (uint32_t g = 0; g < p->n_groups; g++) {
+        pkv_group_info info = {.struct_size = sizeof info};
+        status = pkv_cache_group_info(p->cache, g, &info);
+        if (status != PKV_OK) return failed(p, "pkv_cache_group_info", status, err);
+        p->page_bytes[g] = info.page_bytes;
+    }
+    return 0;
+}
+
+serve_memory *serve_paged_create(const serve_options *options, const trace *input, tool_error *err)
+{
+    paged *p = calloc(1, sizeof *p);
+    if (p == NULL) {
+        tool_fail(err, "out of memory");
+        return NULL;
+    }
+    p->base = (serve_memory){start, reserve, commit, stop, set_limit, usage, verify, destroy};
+    p->options = options;
+    p->input = input;
+    p->n_groups = options->model->n_groups;
+    p->page_tokens = options->page_tokens;
+    p->limit = options->memory;
+    if (open_cache(p, err) == 0) return &p->base;
+    destroy(&p->base);
+    return NULL;
+}
