@@ -14,7 +14,11 @@ typedef struct paged {
     uint64_t page_bytes[MODEL_MAX_GROUPS];
     uint32_t n_groups, page_tokens;
     uint64_t limit;
+    uint64_t metadata; /* bytes, at the last sample */
+    uint32_t until_sample;
 } paged;
+
+enum { STEPS_PER_SAMPLE = 256 };
 
 static paged *self(serve_memory *m)
 {
@@ -41,6 +45,41 @@ static uint64_t bytes_alone(const paged *p, uint64_t n)
     return bytes;
 }
 
+/* ---- figures ------------------------------------------------------------------------------- */
+
+/* Metadata is read once in a while only: pkv_cache_stats asks the allocator. */
+static int sample_metadata(paged *p, tool_error *err)
+{
+    if (p->until_sample-- > 0) return 0;
+    p->until_sample = STEPS_PER_SAMPLE;
+    pkv_stats stats = {.struct_size = sizeof stats};
+    pkv_status status = pkv_cache_stats(p->cache, &stats);
+    if (status != PKV_OK) return failed(p, "pkv_cache_stats", status, err);
+    p->metadata = stats.metadata_bytes;
+    return 0;
+}
+
+static int usage(serve_memory *m, serve_sequence *const *list, size_t n, serve_usage *u,
+                 tool_error *err)
+{
+    paged *p = self(m);
+    if (sample_metadata(p, err) != 0) return -1;
+    *u = (serve_usage){.limit = p->limit, .metadata = p->metadata};
+    for (uint32_t g = 0; g < p->n_groups; g++) {
+        pkv_group_stats group = {.struct_size = sizeof group};
+        pkv_status status = pkv_cache_group_stats(p->cache, g, &group);
+        if (status != PKV_OK) return failed(p, "pkv_cache_group_stats", status, err);
+        u->used += group.pages_used * group.page_bytes;
+        u->cached += group.pages_cached * group.page_bytes;
+        if (g == 0) u->slots_held = group.pages_used * p->page_tokens;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint64_t over = list[i]->length % p->page_tokens;
+        u->slots_empty += over == 0 ? 0 : p->page_tokens - over;
+    }
+    return 1;
+}
+
 /* ---- start ---------------------------------------------------------------------------------- */
 
 /* Would its prompt find memory now, beside the prompts being computed? The safe rule alone would
@@ -48,13 +87,11 @@ static uint64_t bytes_alone(const paged *p, uint64_t n)
 static int fits_now(paged *p, const serve_sequence *s, uint64_t outstanding, uint64_t shared,
                     tool_error *err)
 {
-    pkv_stats stats = {.struct_size = sizeof stats};
-    pkv_status status = pkv_cache_stats(p->cache, &stats);
-    if (status != PKV_OK) return failed(p, "pkv_cache_stats", status, err);
+    serve_usage now;
+    if (usage(&p->base, NULL, 0, &now, err) < 0) return -1;
     double wanted = (double)bytes_alone(p, s->target - shared + outstanding);
     double kept = p->options->watermark * (double)p->limit;
-    return (double)stats.bytes_used + (double)stats.metadata_bytes + wanted + kept <=
-           (double)p->limit;
+    return (double)now.used + (double)now.metadata + wanted + kept <= (double)p->limit;
 }
 
 /* May a sequence of this length start, by the watermark rule? */
@@ -194,7 +231,7 @@ static int stop(serve_memory *m, serve_sequence *s, tool_error *err)
     return status == PKV_OK ? 1 : failed(self(m), "pkv_seq_destroy", status, err);
 }
 
-/* ---- limit, figures ------------------------------------------------------------------------- */
+/* ---- limit ------------------------------------------------------------------------- */
 
 static int set_limit(serve_memory *m, uint64_t bytes, tool_error *err)
 {
@@ -202,29 +239,6 @@ static int set_limit(serve_memory *m, uint64_t bytes, tool_error *err)
     if (status == PKV_EBUSY) return 0;
     if (status != PKV_OK) return failed(self(m), "pkv_cache_set_limit", status, err);
     self(m)->limit = bytes;
-    return 1;
-}
-
-static int usage(serve_memory *m, serve_sequence *const *list, size_t n, serve_usage *u,
-                 tool_error *err)
-{
-    paged *p = self(m);
-    pkv_stats stats = {.struct_size = sizeof stats};
-    pkv_status status = pkv_cache_stats(p->cache, &stats);
-    if (status != PKV_OK) return failed(p, "pkv_cache_stats", status, err);
-    *u = (serve_usage){
-        .limit = stats.memory_limit, .used = stats.bytes_used, .metadata = stats.metadata_bytes};
-    for (uint32_t g = 0; g < p->n_groups; g++) {
-        pkv_group_stats group = {.struct_size = sizeof group};
-        status = pkv_cache_group_stats(p->cache, g, &group);
-        if (status != PKV_OK) return failed(p, "pkv_cache_group_stats", status, err);
-        u->cached += group.pages_cached * group.page_bytes;
-        if (g == 0) u->slots_held = group.pages_used * p->page_tokens;
-    }
-    for (size_t i = 0; i < n; i++) {
-        uint64_t over = list[i]->length % p->page_tokens;
-        u->slots_empty += over == 0 ? 0 : p->page_tokens - over;
-    }
     return 1;
 }
 
