@@ -85,12 +85,23 @@ static void attend_share(struct worker *w, uint32_t layer)
         if (end > page1 * o->page) end = page1 * o->page;
         w->hi[r] = end - page0 * o->page;
     }
-    pkvi_attend_job job = {.layout = &b->layout, .parts = b->parts[layer] + page0,
-                           .n_pages = page1 - page0, .head0 = head0, .head1 = head1,
-                           .n_rows = rows, .q = w->q, .q_head_stride = (size_t)rows * o->dim,
-                           .lo = w->lo, .hi = w->hi, .scale = 1 / sqrtf((float)o->dim),
-                           .o = w->out, .o_head_stride = (size_t)rows * o->dim, .o_stride = o->dim,
-                           .m = w->m, .l = w->l, .scratch = w->scratch,
+    pkvi_attend_job job = {.layout = &b->layout,
+                           .parts = b->parts[layer] + page0,
+                           .n_pages = page1 - page0,
+                           .head0 = head0,
+                           .head1 = head1,
+                           .n_rows = rows,
+                           .q = w->q,
+                           .q_head_stride = (size_t)rows * o->dim,
+                           .lo = w->lo,
+                           .hi = w->hi,
+                           .scale = 1 / sqrtf((float)o->dim),
+                           .o = w->out,
+                           .o_head_stride = (size_t)rows * o->dim,
+                           .o_stride = o->dim,
+                           .m = w->m,
+                           .l = w->l,
+                           .scratch = w->scratch,
                            .flags = PKVI_JOB_Q_BF16};
     o->kernels->attend(&job);
 }
@@ -133,12 +144,14 @@ static double timed(struct bench *b, int phase)
 static void setup(struct bench *b)
 {
     const struct options *o = &b->o;
-    if (pkvi_layout_init(&b->layout, o->dtype, o->page, o->heads, o->dim, o->dim, 0) != PKV_OK) exit(2);
+    if (pkvi_layout_init(&b->layout, o->dtype, o->page, o->heads, o->dim, o->dim, 0) != PKV_OK)
+        exit(2);
     b->n_pages = (o->context + o->page - 1) / o->page;
     b->layer_bytes = b->layout.part_bytes * b->n_pages;
     b->layers = o->resident ? 1 : (uint32_t)((256u << 20) / b->layer_bytes) + 1;
     size_t bytes = b->layer_bytes * b->layers;
-    b->arena = mmap(NULL, bytes + (4 << 20), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    b->arena =
+        mmap(NULL, bytes + (4 << 20), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (b->arena == MAP_FAILED) exit(1);
     b->arena = (char *)(((uintptr_t)b->arena + (2 << 20) - 1) & ~(uintptr_t)((2 << 20) - 1));
     madvise(b->arena, bytes, MADV_HUGEPAGE);
@@ -175,8 +188,10 @@ static void setup(struct bench *b)
         w->l = must(calloc(states, 4));
         w->lo = must(calloc(rows, 4));
         w->hi = must(calloc(rows, 4));
-        w->scratch = must(aligned_alloc(64, pkvi_kernel_scratch(&b->layout, o->heads, (uint32_t)rows)));
-        for (size_t j = 0; j < states * o->dim; j++) w->q[j] = (float)(j % 17) * 0.125f - 1.0f;
+        w->scratch =
+            must(aligned_alloc(64, pkvi_kernel_scratch(&b->layout, o->heads, (uint32_t)rows)));
+        for (size_t j = 0; j < states * o->dim; j++)
+            w->q[j] = (float)(j % 17) * 0.125f - 1.0f;
     }
 }
 
@@ -207,15 +222,18 @@ static void measure(struct bench *b)
             const double t = timed(b, (int)s);
             const double rate = (double)(b->layer_bytes * b->layers) / t / 1e9;
             if (rate > read) read = rate;
-            if (rep == 0 && !o->resident) fprintf(stderr, "%s %.1f  ", probe_read_shape_name(s), rate);
+            if (rep == 0 && !o->resident)
+                fprintf(stderr, "%s %.1f  ", probe_read_shape_name(s), rate);
         }
         if (rep == 0) fputc('\n', stderr);
         double t = timed(b, -1), f = 0;
-        for (uint32_t i = 0; i < o->threads; i++) f += b->workers[i].flops;
+        for (uint32_t i = 0; i < o->threads; i++)
+            f += b->workers[i].flops;
         const double fma = f / t / 1e9;
         t = timed(b, -3);
         f = 0;
-        for (uint32_t i = 0; i < o->threads; i++) f += b->workers[i].flops;
+        for (uint32_t i = 0; i < o->threads; i++)
+            f += b->workers[i].flops;
         if (f / t / 1e9 > best_dot) best_dot = f / t / 1e9;
         double attend = 1e9;
         uint32_t tries = o->resident ? 40 : b->layers < 4 ? b->layers : 4;
@@ -226,15 +244,19 @@ static void measure(struct bench *b)
         if (read > best_read) best_read = read;
         if (fma > best_fma) best_fma = fma;
         if (attend < best) best = attend;
-        double limit = o->resident ? fma : fmin(fma, flops / ((double)b->layer_bytes / (read * 1e9)) / 1e9);
+        double limit =
+            o->resident ? fma : fmin(fma, flops / ((double)b->layer_bytes / (read * 1e9)) / 1e9);
         fraction[rep] = flops / attend / 1e9 / limit;
     }
-    const double limit = fmin(best_fma, o->resident ? 1e9 : flops / (double)b->layer_bytes * best_read);
-    printf("%-10s %-4s heads %u G %u q %u d %u P %u ctx %u thr %u: %8.1f us, %5.1f GB/s, %6.1f GFLOP/s "
+    const double limit =
+        fmin(best_fma, o->resident ? 1e9 : flops / (double)b->layer_bytes * best_read);
+    printf("%-10s %-4s heads %u G %u q %u d %u P %u ctx %u thr %u: %8.1f us, %5.1f GB/s, %6.1f "
+           "GFLOP/s "
            "| read %.1f fma %.1f dot %.1f | of roofline: median %.2f, best/best %.2f\n",
-           o->kernels->name, pkv_dtype_name(o->dtype), o->heads, o->group, o->queries, o->dim, o->page,
-           o->context, o->threads, best * 1e6, (double)b->layer_bytes / best / 1e9, flops / best / 1e9,
-           best_read, best_fma, best_dot, median(fraction, o->reps), flops / best / 1e9 / limit);
+           o->kernels->name, pkv_dtype_name(o->dtype), o->heads, o->group, o->queries, o->dim,
+           o->page, o->context, o->threads, best * 1e6, (double)b->layer_bytes / best / 1e9,
+           flops / best / 1e9, best_read, best_fma, best_dot, median(fraction, o->reps),
+           flops / best / 1e9 / limit);
 }
 
 int main(int argc, char **argv)
@@ -242,33 +264,64 @@ int main(int argc, char **argv)
     static struct bench bench;
     struct options *o = &bench.o;
     const char *isa = NULL;
-    *o = (struct options){.dtype = PKV_DTYPE_F16, .heads = 8, .group = 4, .queries = 1, .dim = 128,
-                          .page = 16, .context = 16384, .threads = 2, .reps = 15};
-    const struct option longs[] = {{"isa", 1, 0, 'i'}, {"dtype", 1, 0, 't'}, {"heads", 1, 0, 'h'},
-                                   {"group", 1, 0, 'g'}, {"queries", 1, 0, 'q'}, {"dim", 1, 0, 'd'},
-                                   {"page", 1, 0, 'p'}, {"context", 1, 0, 'c'}, {"threads", 1, 0, 'n'},
-                                   {"reps", 1, 0, 'r'}, {"resident", 0, 0, 'R'}, {"ordered", 0, 0, 'O'},
-                                   {0, 0, 0, 0}};
+    *o = (struct options){.dtype = PKV_DTYPE_F16,
+                          .heads = 8,
+                          .group = 4,
+                          .queries = 1,
+                          .dim = 128,
+                          .page = 16,
+                          .context = 16384,
+                          .threads = 2,
+                          .reps = 15};
+    const struct option longs[] = {
+        {"isa", 1, 0, 'i'},   {"dtype", 1, 0, 't'},    {"heads", 1, 0, 'h'},
+        {"group", 1, 0, 'g'}, {"queries", 1, 0, 'q'},  {"dim", 1, 0, 'd'},
+        {"page", 1, 0, 'p'},  {"context", 1, 0, 'c'},  {"threads", 1, 0, 'n'},
+        {"reps", 1, 0, 'r'},  {"resident", 0, 0, 'R'}, {"ordered", 0, 0, 'O'},
+        {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         const uint32_t n = optarg ? (uint32_t)strtoul(optarg, NULL, 10) : 0;
         switch (c) {
-        case 'i': isa = optarg; break;
+        case 'i':
+            isa = optarg;
+            break;
         case 't':
-            o->dtype = strcmp(optarg, "f32") == 0   ? PKV_DTYPE_F32
+            o->dtype = strcmp(optarg, "f32") == 0    ? PKV_DTYPE_F32
                        : strcmp(optarg, "bf16") == 0 ? PKV_DTYPE_BF16
                                                      : PKV_DTYPE_F16;
             break;
-        case 'h': o->heads = n; break;
-        case 'g': o->group = n; break;
-        case 'q': o->queries = n; break;
-        case 'd': o->dim = n; break;
-        case 'p': o->page = n; break;
-        case 'c': o->context = n; break;
-        case 'n': o->threads = n < MAX_THREADS ? n : MAX_THREADS; break;
-        case 'r': o->reps = n < MAX_REPS ? n : MAX_REPS; break;
-        case 'R': o->resident = true; break;
-        case 'O': o->ordered = true; break;
-        default: return 2;
+        case 'h':
+            o->heads = n;
+            break;
+        case 'g':
+            o->group = n;
+            break;
+        case 'q':
+            o->queries = n;
+            break;
+        case 'd':
+            o->dim = n;
+            break;
+        case 'p':
+            o->page = n;
+            break;
+        case 'c':
+            o->context = n;
+            break;
+        case 'n':
+            o->threads = n < MAX_THREADS ? n : MAX_THREADS;
+            break;
+        case 'r':
+            o->reps = n < MAX_REPS ? n : MAX_REPS;
+            break;
+        case 'R':
+            o->resident = true;
+            break;
+        case 'O':
+            o->ordered = true;
+            break;
+        default:
+            return 2;
         }
     }
     o->kernels = pkvi_kernel_find(isa);
@@ -285,6 +338,7 @@ int main(int argc, char **argv)
     measure(&bench);
     bench.phase = -2;
     pthread_barrier_wait(&bench.start);
-    for (uint32_t i = 1; i < o->threads; i++) pthread_join(threads[i], NULL);
+    for (uint32_t i = 1; i < o->threads; i++)
+        pthread_join(threads[i], NULL);
     return 0;
 }

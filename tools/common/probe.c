@@ -15,13 +15,23 @@ static const struct {
     const char *name;
     unsigned streams, ahead; /* lines to prefetch ahead of each stream, 0 = none */
 } shapes[] = {
-    {"1 stream", 1, 0},   {"2 streams", 2, 0}, {"4 streams", 4, 0},
-    {"8 streams", 8, 0},  {"1 stream, prefetch", 1, 32}, {"4 streams, prefetch", 4, 16},
+    {"1 stream", 1, 0},
+    {"2 streams", 2, 0},
+    {"4 streams", 4, 0},
+    {"8 streams", 8, 0},
+    {"1 stream, prefetch", 1, 32},
+    {"4 streams, prefetch", 4, 16},
     {"8 streams, prefetch", 8, 8},
 };
 
-unsigned probe_read_shapes(void) { return (unsigned)(sizeof shapes / sizeof *shapes); }
-const char *probe_read_shape_name(unsigned shape) { return shapes[shape].name; }
+unsigned probe_read_shapes(void)
+{
+    return (unsigned)(sizeof shapes / sizeof *shapes);
+}
+const char *probe_read_shape_name(unsigned shape)
+{
+    return shapes[shape].name;
+}
 
 typedef struct {
     uint64_t word[8];
@@ -35,10 +45,12 @@ typedef struct {
         for (unsigned s = 0; s < streams; s++) {                                                   \
             const char *p = data + s * run + at;                                                   \
             if (ahead) __builtin_prefetch(p + 64 * ahead);                                         \
-            for (int i = 0; i < 8; i++) sum[i] += ((const line *)(const void *)p)->word[i];        \
+            for (int i = 0; i < 8; i++)                                                            \
+                sum[i] += ((const line *)(const void *)p)->word[i];                                \
         }                                                                                          \
     uint64_t total = 0;                                                                            \
-    for (int i = 0; i < 8; i++) total += sum[i];                                                   \
+    for (int i = 0; i < 8; i++)                                                                    \
+        total += sum[i];                                                                           \
     return total
 
 static uint64_t read_plain(const char *data, size_t bytes, unsigned streams, size_t ahead)
@@ -101,7 +113,8 @@ static double fma_plain(uint64_t rounds, float *sink)
             acc[c] = acc[c] * y + x;
             __asm__ volatile("" : "+m"(acc[c])); /* keep the chain honest */
         }
-    for (int c = 0; c < CHAINS; c++) *sink += acc[c][0];
+    for (int c = 0; c < CHAINS; c++)
+        *sink += acc[c][0];
     return (double)rounds * CHAINS * 4 * 2;
 }
 
@@ -118,29 +131,41 @@ static double fma_plain(uint64_t rounds, float *sink)
         "xmm11", "xmm14", "xmm15", "cc", "memory"
 #define CHAIN_LOOP(op, p)                                                                          \
     __asm__ volatile(CHAIN12(ZERO_OP, p) "vbroadcastss %[x], %%" p "14\n\t"                        \
-                     "vbroadcastss %[x], %%" p "15\n\t"                                            \
-                     "1:\n\t" CHAIN12(op, p) CHAIN12(op, p) "dec %[n]\n\t"                         \
-                     "jnz 1b\n\t"                                                                  \
-                     "vmovss %%xmm0, %[x]\n\t"                                                     \
-                     "vzeroupper\n\t"                                                              \
+                                         "vbroadcastss %[x], %%" p "15\n\t"                        \
+                                         "1:\n\t" CHAIN12(op, p)                                   \
+                                             CHAIN12(op, p) "dec %[n]\n\t"                         \
+                                                            "jnz 1b\n\t"                           \
+                                                            "vmovss %%xmm0, %[x]\n\t"              \
+                                                            "vzeroupper\n\t"                       \
                      : [n] "+r"(n), [x] "+m"(*sink)                                                \
                      :                                                                             \
                      : CLOBBERS)
 
-TARGET("avx2,fma") static void chains_avx2(uint64_t n, float *sink) { CHAIN_LOOP(FMA_OP, "ymm"); }
-TARGET("avx512f") static void chains_avx512(uint64_t n, float *sink) { CHAIN_LOOP(FMA_OP, "zmm"); }
-TARGET("avx512f") static void chains_dot(uint64_t n, float *sink) { CHAIN_LOOP(DOT_OP, "zmm"); }
+TARGET("avx2,fma") static void chains_avx2(uint64_t n, float *sink)
+{
+    CHAIN_LOOP(FMA_OP, "ymm");
+}
+TARGET("avx512f") static void chains_avx512(uint64_t n, float *sink)
+{
+    CHAIN_LOOP(FMA_OP, "zmm");
+}
+TARGET("avx512f") static void chains_dot(uint64_t n, float *sink)
+{
+    CHAIN_LOOP(DOT_OP, "zmm");
+}
 #elif defined(__aarch64__)
 static void chains_neon(uint64_t n, float *sink)
 {
     float32x4_t x = vdupq_n_f32(*sink), acc[CHAINS];
-    for (int c = 0; c < CHAINS; c++) acc[c] = vdupq_n_f32(0);
+    for (int c = 0; c < CHAINS; c++)
+        acc[c] = vdupq_n_f32(0);
     for (uint64_t i = 0; i < 2 * n; i++)
         for (int c = 0; c < CHAINS; c++) {
             acc[c] = vfmaq_f32(acc[c], x, x);
             __asm__ volatile("" : "+w"(acc[c]));
         }
-    for (int c = 0; c < CHAINS; c++) *sink += vgetq_lane_f32(acc[c], 0);
+    for (int c = 0; c < CHAINS; c++)
+        *sink += vgetq_lane_f32(acc[c], 0);
 }
 #endif
 

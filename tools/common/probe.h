@@ -1,6 +1,7 @@
 /* Limits of the machine, for fractions of a roofline: how fast memory can be read, how many
- * multiply-adds a core can do. The functions are single passes without threads or timing: the caller
- * runs and times them as it does what it compares with them. Run-time dispatch per ISA. MT-safe. */
+ * multiply-adds a core can do. The functions are single passes without threads or timing: the
+ * caller runs and times them as it does what it compares with them. Run-time dispatch per ISA.
+ * MT-safe. */
 #ifndef TOOLS_PROBE_H
 #define TOOLS_PROBE_H
 

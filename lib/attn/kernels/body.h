@@ -9,7 +9,7 @@
 
 #include "kernel.h"
 
-/* How tile elements are read. F32 also serves panels (tiles converted to f32 in scratch). */
+/* How tile elements are read. F32 also serves panels (keys converted to f32 in scratch). */
 enum { KIND_F32, KIND_F16, KIND_BF16, KIND_BFDOT };
 
 enum {
@@ -26,8 +26,9 @@ enum {
 #define BLOCK_ROWS 12
 #define EACH_HEIGHT(M, a, b)                                                                       \
     M(a, b, 1)                                                                                     \
-    M(a, b, 2) M(a, b, 3) M(a, b, 4) M(a, b, 5) M(a, b, 6) M(a, b, 7) M(a, b, 8) M(a, b, 9)        \
-        M(a, b, 10) M(a, b, 11) M(a, b, 12)
+    M(a, b, 2)                                                                                     \
+    M(a, b, 3) M(a, b, 4) M(a, b, 5) M(a, b, 6) M(a, b, 7) M(a, b, 8) M(a, b, 9) M(a, b, 10)       \
+        M(a, b, 11) M(a, b, 12)
 #elif VREGS == 32
 #define BLOCK_ROWS 8
 #define EACH_HEIGHT(M, a, b)                                                                       \
@@ -36,8 +37,6 @@ enum {
 #define BLOCK_ROWS 6
 #define EACH_HEIGHT(M, a, b) M(a, b, 1) M(a, b, 2) M(a, b, 3) M(a, b, 4) M(a, b, 5) M(a, b, 6)
 #endif
-
-#define PANEL_ROWS BLOCK_ROWS /* from more rows on, tiles are converted to f32 first */
 
 #include "body_qk.h"
 #include "body_pv.h"

@@ -19,7 +19,8 @@ static void group_positions(const pkvi_attend_job *job, int64_t slot0, uint32_t 
 
 /* Turns raw dot products into base-2 scores (scale, softcap, ALiBi, mask) and updates the maxima.
  */
-static void group_finish(const struct tile *t, uint32_t gi, uint32_t h, const float *pos)
+static __attribute__((noinline)) void group_finish(const struct tile *t, uint32_t gi, uint32_t h,
+                                                   const float *pos)
 {
     const pkvi_attend_job *job = t->job;
     const struct group *g = &t->groups[gi];
@@ -114,7 +115,7 @@ static void scale_floats(float *x, size_t n, float by)
 }
 
 /* After a leaf's scores: the new maximum of every row, and the state so far rescaled to it. */
-static void leaf_maxima(const struct tile *t)
+static __attribute__((noinline)) void leaf_maxima(const struct tile *t)
 {
     const pkvi_attend_job *job = t->job;
     for (uint32_t h = 0; h < t->heads; h++)
@@ -132,8 +133,9 @@ static void leaf_maxima(const struct tile *t)
         }
 }
 
-/* The values of one group and head: where they are, or a panel of them. */
-static void value_span(const struct tile *t, uint32_t gi, uint32_t h, struct pv_span *span)
+/* Where the values of one group and head are. */
+static __attribute__((noinline)) void value_span(const struct tile *t, uint32_t gi, uint32_t h,
+                                                 struct pv_span *span)
 {
     const struct group *g = &t->groups[gi];
     const pkvi_layout *l = t->job->layout;
@@ -160,36 +162,7 @@ VI vf span_value(int kind, const struct pv_span *s, uint32_t page, uint32_t toke
     return load_value(kind, row, half, pairs && token % 2);
 }
 
-/* Replaces the span by one "page" of f32 rows in scratch. */
-static void v_panel(const struct tile *t, struct pv_span *s)
-{
-    const uint32_t dims = t->job->layout->dim_v, width = (dims + 15) / 16 * 16;
-    for (uint32_t i = 0; i < s->n_pages; i++) {
-        const char *next = s->next[i];
-        const uint32_t pairs = t->kind == KIND_BF16 ? 2 : 1;
-        for (uint32_t token = s->t0[i]; token < s->t1[i]; token++) {
-            float *out = t->panel + (size_t)(s->column[i] + token) * width;
-            if (token % pairs == 0)
-                for (uint32_t at = 0; at < s->row_bytes; at += 64)
-                    v_prefetch(next + token / pairs * s->row_bytes + at);
-            uint32_t vec = 0;
-            for (; vec < dims / VL; vec++)
-                v_store(out + vec * VL, span_value(t->kind, s, i, token, vec, false));
-            if (dims % VL)
-                v_store_half(out + vec * VL, span_value(t->kind, s, i, token, vec, true));
-        }
-    }
-    const uint32_t n = s->n_pages - 1;
-    *s = (struct pv_span){.n_pages = 1,
-                          .v = {(const char *)t->panel},
-                          .next = {(const char *)t->panel},
-                          .t0 = {s->column[0] + s->t0[0]},
-                          .t1 = {s->column[n] + s->t1[n]},
-                          .column = {0},
-                          .row_bytes = width * sizeof(float)};
-}
-
-static bool span_finite(int kind, const struct pv_span *s, uint32_t dims)
+static __attribute__((noinline)) bool span_finite(int kind, const struct pv_span *s, uint32_t dims)
 {
     vf sum = v_zero();
     for (uint32_t i = 0; i < s->n_pages; i++)
@@ -236,14 +209,14 @@ static void careful_values(const struct tile *t, uint32_t gi, uint32_t h, int ki
     }
 }
 
-static void group_values(const struct tile *t, uint32_t gi, uint32_t h)
+static __attribute__((noinline)) void group_values(const struct tile *t, uint32_t gi, uint32_t h)
 {
     const pkvi_attend_job *job = t->job;
     const struct group *g = &t->groups[gi];
     const uint32_t dims = job->layout->dim_v;
     const size_t head = t->head0 - job->head0 + h;
     float *o = job->o + head * job->o_head_stride + t->row0 * job->o_stride;
-    int kind = t->kind;
+    const int kind = t->kind;
     struct pv_span span;
     value_span(t, gi, h, &span);
     for (uint32_t r = 0; r < t->rows; r++) {
@@ -251,10 +224,6 @@ static void group_values(const struct tile *t, uint32_t gi, uint32_t h)
         const float m = job->m[row];
         row_probs(t, g, t->s + at * S_STRIDE + gi * GROUP, m == NEG_INF ? 0.0f : m,
                   t->vsum + at * VL, job->page_sum ? job->page_sum + row * job->n_pages : NULL);
-    }
-    if (t->panel_v) {
-        v_panel(t, &span);
-        kind = KIND_F32;
     }
     if (g->mixed && !span_finite(kind, &span, dims)) {
         careful_values(t, gi, h, kind, &span, o);
@@ -316,7 +285,7 @@ static void leaf(struct tile *t)
                 v_hsum(v_load(t->vsum + (size_t)(h * t->rows + r) * VL));
 }
 
-static void empty_state(const struct tile *t)
+static __attribute__((noinline)) void empty_state(const struct tile *t)
 {
     const pkvi_attend_job *job = t->job;
     for (uint32_t h = 0; h < t->heads; h++)
@@ -345,9 +314,8 @@ static void tile_scratch(struct tile *t)
     at += (size_t)LEAF_GROUPS * t->rows * 2 + 16 - (size_t)LEAF_GROUPS * t->rows * 2 % 16;
     for (uint32_t g = 0; g < LEAF_GROUPS; g++)
         t->groups[g].vis = vis + (size_t)g * t->rows;
-    t->panel = at;
-    uint32_t wide = l->dim_k > l->dim_v ? l->dim_k : l->dim_v;
-    at += (size_t)GROUP * ((wide + 15) / 16 * 16);
+    t->k_panel = at;
+    at += t->panel ? (size_t)GROUP * l->dim_k : 0;
     t->q = at;
     t->q_low = NULL;
 #ifdef PKVI_BFDOT
@@ -401,9 +369,7 @@ static void attend(const pkvi_attend_job *job)
         t.heads = job->head1 - t.head0 < heads ? job->head1 - t.head0 : heads;
         for (t.row0 = 0; t.row0 < job->n_rows; t.row0 += t.rows) {
             t.rows = job->n_rows - t.row0 < rows ? job->n_rows - t.row0 : rows;
-            /* Many rows pay for a conversion to f32; vectors wider than a page need one. */
-            t.panel_v = t.rows > PANEL_ROWS && (t.kind == KIND_F16 || t.kind == KIND_BF16);
-            t.panel_k = t.panel_v || VL > l->page_tokens;
+            t.panel = VL > l->page_tokens; /* a vector of tokens must lie in one page */
             attend_tile(&t);
         }
     }

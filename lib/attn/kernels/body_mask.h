@@ -57,8 +57,10 @@ static uint64_t tree_bits(const pkvi_attend_job *job, uint32_t row, int64_t slot
 }
 
 /* Fills *g for the slots from slot0; false if no row sees any of them. */
-static bool group_make(const pkvi_attend_job *job, const struct row_bounds *b, uint32_t row0,
-                       uint32_t rows, int64_t slot0, struct group *g, uint64_t *vis)
+static __attribute__((noinline)) bool group_make(const pkvi_attend_job *job,
+                                                 const struct row_bounds *b, uint32_t row0,
+                                                 uint32_t rows, int64_t slot0, struct group *g,
+                                                 uint64_t *vis)
 {
     int64_t end = slot0 + GROUP;
     *g = (struct group){.slot0 = slot0, .first = 0, .last = GROUP, .full = true, .vis = vis};

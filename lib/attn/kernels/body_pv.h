@@ -56,7 +56,7 @@ VI void pv_token(int kind, int rows, int nv, bool half, bool odd, vf acc[BLOCK_R
     UNROLL for (int r = 0; r < rows; r++)
     {
         vf w = v_set1(p[r * S_STRIDE]);
-        UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(w, x[v], acc[r][v]);
+        UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_acc(acc[r][v], w, x[v]);
     }
 }
 
@@ -124,6 +124,7 @@ VI void pv_page(int kind, int rows, int nv, bool half, vf acc[BLOCK_ROWS][8],
     for (; t + 2 <= end; t += 2) {
         pv_prefetch(kind, nv, next + t / 2 * bytes);
         pv_token(kind, rows, nv, half, false, acc, v + t / 2 * bytes, p + t);
+        FORGET(v);
         pv_token(kind, rows, nv, half, true, acc, v + t / 2 * bytes, p + t + 1);
     }
     if (t < end) pv_token(kind, rows, nv, half, false, acc, v + t / 2 * bytes, p + t);
@@ -154,7 +155,7 @@ typedef void pv_fn(const struct pv_block *b, uint32_t vec);
 #if VREGS == 32
 #define PV_NV(rows) ((rows) <= 2 ? 8 : (rows) <= 6 ? 4 : (rows) <= 8 ? 3 : 2)
 #else
-#define PV_NV(rows) ((rows) <= 1 ? 8 : (rows) <= 3 ? 4 : 2)
+#define PV_NV(rows) ((rows) <= 1 ? 8 : (rows) <= 2 ? 4 : (rows) <= 3 ? 3 : 2)
 #endif
 
 /* The instantiations for one block height: the widest pass, single vectors, the half vector. */

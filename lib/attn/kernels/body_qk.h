@@ -19,19 +19,38 @@ VI int vec_pair_bytes(int kind)
     return kind == KIND_F32 ? VL * 8 : VL * 4;
 }
 
-/* Both dims of pair i of one token vector as floats. */
-VI void load_dims(int kind, const char *k, size_t stride, uint32_t i, vf *even, vf *odd)
+/* The even or odd dim of a pair as floats; `at` is the byte offset of the pair (f16, f32: of its
+ * even dim). */
+VI vf load_dim(int kind, const char *k, size_t at, size_t stride, bool odd)
 {
     if (kind == KIND_BF16) {
-        vpair w = v_load_pair(k + i * stride);
-        *even = v_pair_lo(w);
-        *odd = v_pair_hi(w);
-    } else if (kind == KIND_F16) {
-        *even = v_load_f16(k + 2 * i * stride);
-        *odd = v_load_f16(k + (2 * i + 1) * stride);
-    } else {
-        *even = v_load((const float *)(const void *)(k + 2 * i * stride));
-        *odd = v_load((const float *)(const void *)(k + (2 * i + 1) * stride));
+        vpair w = v_load_pair(k + at);
+        return odd ? v_pair_hi(w) : v_pair_lo(w);
+    }
+    const char *p = k + at + (odd ? stride : 0);
+    return kind == KIND_F16 ? v_load_f16(p) : v_load((const float *)(const void *)p);
+}
+
+/* One dim: every row's q times every token vector. What there is less of is held in registers. */
+VI void qk_step(int kind, int rows, int nv, vf acc[BLOCK_ROWS][8], const char *const *k, size_t at,
+                size_t stride, bool odd, const float *q)
+{
+    if (rows < nv) {
+        vf w[BLOCK_ROWS];
+        UNROLL for (int r = 0; r < rows; r++) w[r] = v_set1(q[r]);
+        UNROLL for (int v = 0; v < nv; v++)
+        {
+            vf x = load_dim(kind, k[v], at, stride, odd);
+            UNROLL for (int r = 0; r < rows; r++) acc[r][v] = v_acc(acc[r][v], w[r], x);
+        }
+        return;
+    }
+    vf x[8];
+    UNROLL for (int v = 0; v < nv; v++) x[v] = load_dim(kind, k[v], at, stride, odd);
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        vf w = v_set1(q[r]);
+        UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_acc(acc[r][v], w, x[v]);
     }
 }
 
@@ -45,23 +64,16 @@ VI void qk_core(int kind, int rows, int nv, const struct qk_block *b, uint32_t v
     const int lines = nv * vec_pair_bytes(kind) / 64;
     const char *const *pf = b->pf + v0 * (uint32_t)vec_pair_bytes(kind) / 64;
     const char *const *k = b->k + v0;
-    const float *q = b->q;
+    const float *q = b->q, *const end = q + (size_t)b->dims * (uint32_t)rows;
     const size_t stride = b->k_stride, pf_stride = b->pf_stride;
-    const uint32_t pairs = b->dims / 2;
-    for (uint32_t i = 0; i < pairs; i++, q += 2 * rows) {
-        UNROLL for (int j = 0; j < lines; j++) v_prefetch(pf[j] + i * pf_stride);
-        vf even[8], odd[8];
-        UNROLL for (int v = 0; v < nv; v++) load_dims(kind, k[v], stride, i, &even[v], &odd[v]);
-        UNROLL for (int r = 0; r < rows; r++)
-        {
-            vf x = v_set1(q[r]);
-            UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(x, even[v], acc[r][v]);
-        }
-        UNROLL for (int r = 0; r < rows; r++)
-        {
-            vf x = v_set1(q[rows + r]);
-            UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(x, odd[v], acc[r][v]);
-        }
+    size_t ahead = 0;
+    for (size_t at = 0; q < end; q += 2 * rows) {
+        UNROLL for (int j = 0; j < lines; j++) v_prefetch(pf[j] + ahead);
+        ahead += pf_stride;
+        qk_step(kind, rows, nv, acc, k, at, stride, false, q);
+        FORGET(at);
+        qk_step(kind, rows, nv, acc, k, at, stride, true, q + rows);
+        at += kind == KIND_BF16 ? stride : 2 * stride;
     }
     UNROLL for (int r = 0; r < rows; r++)
     {
@@ -119,7 +131,7 @@ typedef void qk_fn(const struct qk_block *b, uint32_t v0);
 #elif VREGS == 32
 #define QK_NV(rows) ((rows) <= 2 ? 8 : (rows) <= 6 ? 4 : 2)
 #else
-#define QK_NV(rows) ((rows) <= 3 ? 4 : 2)
+#define QK_NV(rows) ((rows) <= 2 ? 4 : (rows) <= 3 ? 3 : 2)
 #endif
 
 /* The instantiations for one block height: the widest pass and single vectors. */

@@ -6,22 +6,24 @@ struct tile {
     uint32_t row0, rows;   /* query rows [row0, row0 + rows) of the job … */
     uint32_t head0, heads; /* … for these KV heads */
     int kind;              /* how the page's tiles are read */
-    bool panel_k, panel_v; /* tiles are first converted to f32 panels (all heads of many rows) */
+    bool panel;            /* pages are narrower than vectors: keys pass through k_panel */
     uint32_t page_shift;
-    float *q;     /* packed queries, per head in blocks of rows: [dim][block] */
-    float *q_low; /* BFDOT: their low parts, or NULL */
-    float *s;     /* [heads * rows][S_STRIDE] scores, then probabilities */
-    float *vmax;  /* [heads * rows][VL] running maximum of the leaf */
-    float *vsum;  /* [heads * rows][VL] running sum of the leaf */
-    float *panel; /* [max dim][GROUP] or [GROUP][dims] */
+    float *q;       /* packed queries, per head in blocks of rows: [dim][block] */
+    float *q_low;   /* BFDOT: their low parts, or NULL */
+    float *s;       /* [heads * rows][S_STRIDE] scores, then probabilities */
+    float *vmax;    /* [heads * rows][VL] running maximum of the leaf */
+    float *vsum;    /* [heads * rows][VL] running sum of the leaf */
+    float *k_panel; /* [dim][GROUP] */
     struct group groups[LEAF_GROUPS];
     uint32_t n_groups;
 };
 
-/* Height of the first register block when `rows` are left: equal blocks. */
+/* Height of the first register block when `rows` are left: equal blocks, but with 16 registers a
+ * tall block and one of 2 rows beat two of 3 or 4. */
 VI uint32_t block_rows(uint32_t rows)
 {
-    uint32_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    if (VREGS == 16 && (rows == 7 || rows == 8)) return rows - 2;
+    const uint32_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     return (rows + blocks - 1) / blocks;
 }
 
@@ -118,7 +120,7 @@ static void pack_block(const struct tile *t, const float *q, uint32_t rows, floa
 }
 #endif
 
-static void pack_queries(const struct tile *t)
+static __attribute__((noinline)) void pack_queries(const struct tile *t)
 {
     const pkvi_attend_job *job = t->job;
     const uint32_t dims = job->layout->dim_k;
@@ -139,7 +141,8 @@ static void pack_queries(const struct tile *t)
 }
 
 /* Converts a group's K tiles of one head to a panel [dim][GROUP] of f32 (BFDOT: pairs). */
-static void k_panel(const struct tile *t, const struct group *g, uint32_t gi, uint32_t h)
+static __attribute__((noinline)) void fill_panel(const struct tile *t, const struct group *g,
+                                                 uint32_t gi, uint32_t h)
 {
     const pkvi_layout *l = t->job->layout;
     const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
@@ -147,7 +150,7 @@ static void k_panel(const struct tile *t, const struct group *g, uint32_t gi, ui
     for (uint32_t at = g->first / run * run; at < g->last; at += run) {
         const char *k = k_tile(t, t->head0 + h, g->slot0 + at);
         const char *next = next_tile(t, false, gi, h, at);
-        float *out = t->panel + at;
+        float *out = t->k_panel + at;
         const uint32_t rows = t->kind == KIND_F16 || t->kind == KIND_F32 ? l->dim_k : l->dim_k / 2;
         for (uint32_t i = 0; i < rows; i++, k += stride, next += stride) {
             if ((i * stride) % 64 == 0 || stride >= 64)
@@ -174,7 +177,7 @@ static void k_panel(const struct tile *t, const struct group *g, uint32_t gi, ui
 }
 
 /* Raw dot products of one group for one head, all rows. */
-static void group_scores(const struct tile *t, uint32_t gi, uint32_t h)
+static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_t gi, uint32_t h)
 {
     const struct group *g = &t->groups[gi];
     const pkvi_layout *l = t->job->layout;
@@ -183,12 +186,12 @@ static void group_scores(const struct tile *t, uint32_t gi, uint32_t h)
     const uint32_t first = g->first / VL, last = (g->last + VL - 1) / VL;
     struct qk_block b = {.dims = l->dim_k};
     int kind = t->kind;
-    if (t->panel_k) {
-        k_panel(t, g, gi, h);
+    if (t->panel) {
+        fill_panel(t, g, gi, h);
         if (kind != KIND_BFDOT) kind = KIND_F32;
         b.k_stride = GROUP * sizeof(float);
         for (uint32_t v = 0; v < GROUP_VECS; v++)
-            b.k[v] = (const char *)(t->panel + v * VL);
+            b.k[v] = (const char *)(t->k_panel + v * VL);
         for (int j = 0; j < 8; j++)
             b.pf[j] = b.k[0];
     } else {
@@ -213,7 +216,7 @@ static void group_scores(const struct tile *t, uint32_t gi, uint32_t h)
         qk_run(kind, n, &b, first, last);
         if (r == 0) { /* the other blocks find the lines already on their way */
             for (int j = 0; j < 8; j++)
-                b.pf[j] = t->panel_k ? b.k[0] : b.k[first];
+                b.pf[j] = t->panel ? b.k[0] : b.k[first];
         }
     }
 }

@@ -43,10 +43,10 @@ size_t pkvi_kernel_scratch(const pkvi_layout *l, uint32_t n_heads, uint32_t n_ro
     const size_t rows = n_rows <= PKVI_TILE_ROWS ? n_rows : PKVI_PREFILL_ROWS;
     size_t heads = PKVI_TILE_ROWS / rows;
     if (heads > n_heads) heads = n_heads;
-    const size_t states = heads * rows, wide = l->dim_k > l->dim_v ? l->dim_k : l->dim_v;
-    size_t floats = states * (PKVI_LEAF + 16 + 16 + 16); /* scores, maxima, sums */
-    floats += (PKVI_LEAF / GROUP) * rows * 2 + 16;       /* visibility */
-    floats += GROUP * ((wide + 15) / 16 * 16);           /* panel */
-    floats += states * l->dim_k;                         /* queries */
+    const size_t states = heads * rows;
+    size_t floats = states * (PKVI_LEAF + 16 + 16 + 16);          /* scores, maxima, sums */
+    floats += (PKVI_LEAF / GROUP) * rows * 2 + 16;                /* visibility */
+    floats += l->page_tokens < 16 ? (size_t)GROUP * l->dim_k : 0; /* panel */
+    floats += states * l->dim_k;                                  /* queries */
     return (floats * sizeof(float) + 63) / 64 * 64;
 }

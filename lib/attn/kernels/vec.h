@@ -8,6 +8,8 @@
  *   v_load_f16/bf16, v_store_ VL 16-bit values, converted; stores round to nearest even
  *   v_*_half                  the first VL/2 lanes only (16 lanes only: dims are multiples of 8)
  *   v_load_pair, v_pair_lo/hi VL bf16 pairs; the first or second value of each as floats
+ *   v_fma(a, b, c)            a * b + c
+ *   v_acc(acc, a, b)          acc + a * b, the same value; for accumulators of inner loops
  *   v_max(a, b), v_min        b if either is NaN
  *   v_round, v_scale2(a, n)   to nearest even; a * 2^n for integral n in [-126, 127]
  *   v_zero_below(a, x, l)     x < l ? 0 : a, with NaN x keeping a
@@ -24,6 +26,14 @@
 #define UNROLL PKVI_PRAGMA(clang loop unroll(full))
 #else
 #define UNROLL PKVI_PRAGMA(GCC unroll 16)
+#endif
+
+/* Makes the compiler forget what it knows about an address or stride, so that it loads a vector
+ * twice rather than keep it in a register that 16-register ISAs do not have. No instruction. */
+#if VREGS == 16
+#define FORGET(x) __asm__("" : "+r"(x))
+#else
+#define FORGET(x) (void)(x)
 #endif
 
 #if VL < 16

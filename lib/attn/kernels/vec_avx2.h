@@ -85,6 +85,13 @@ VI vf v_fma(vf a, vf b, vf c)
 {
     return _mm256_fmadd_ps(a, b, c);
 }
+/* In place, and spelled out: GCC 12 otherwise rotates accumulators through other registers and
+ * spills them. */
+VI vf v_acc(vf acc, vf a, vf b)
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+    return acc;
+}
 VI vf v_max(vf a, vf b)
 {
     return _mm256_max_ps(a, b);

@@ -115,6 +115,13 @@ VI vf v_fma(vf a, vf b, vf c)
 {
     return _mm512_fmadd_ps(a, b, c);
 }
+/* In place, and spelled out: GCC 12 otherwise rotates accumulators through other registers and
+ * spills them. */
+VI vf v_acc(vf acc, vf a, vf b)
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+}
 VI vf v_max(vf a, vf b)
 {
     return _mm512_max_ps(a, b);
@@ -174,7 +181,8 @@ VI void v_prefetch(const void *p)
 #ifdef PKVI_BFDOT
 VI vf v_dot_pair(vf acc, vpair a, vpair b)
 {
-    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
 }
 VI vpair v_set1_pair(uint32_t x)
 {

@@ -133,6 +133,10 @@ VI vf v_fma(vf a, vf b, vf c)
 {
     return a * b + c;
 }
+VI vf v_acc(vf acc, vf a, vf b)
+{
+    return v_fma(a, b, acc);
+}
 VI vf v_max(vf a, vf b)
 {
     return v_select(a > b, a, b);

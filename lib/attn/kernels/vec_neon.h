@@ -81,6 +81,10 @@ VI vf v_fma(vf a, vf b, vf c)
 {
     return vfmaq_f32(c, a, b);
 }
+VI vf v_acc(vf acc, vf a, vf b)
+{
+    return v_fma(a, b, acc);
+}
 /* a > b ? a : b, like the x86 instruction, so that NaN is treated alike everywhere. */
 VI vf v_max(vf a, vf b)
 {
