@@ -7,13 +7,13 @@
 #                                    qemu-user, and the Python tests' environment
 set -eu
 
-build='gcc g++ meson ninja-build pkg-config libjemalloc-dev libxxhash-dev libb2-dev
+build='gcc g++ meson ninja-build pkg-config libjemalloc-dev libxxhash-dev nettle-dev
        libarchive-dev libjansson-dev libcairo2-dev xz-utils'
 checks='check cmake clang clang-format llvm python3 python3-venv python3-pip git
         qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross man-db'
 # Debian's libjemalloc-dev cannot be installed for two architectures at once; the cross-built tests run
 # on the libc allocator.
-cross='libxxhash-dev:arm64 libb2-dev:arm64 check:arm64'
+cross='libxxhash-dev:arm64 nettle-dev:arm64 check:arm64'
 
 with_checks=0
 for arg in "$@"; do

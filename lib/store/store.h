@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "pagedkv/types.h"
+#include <pagedkv/types.h>
 
 /* Digest kinds, or-ed into pkvi_layout.digest. Both describe the keys of a full page, per KV head.
  */
