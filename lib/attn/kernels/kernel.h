@@ -18,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "pagedkv/types.h"
+#include <pagedkv/types.h>
 #include "store/store.h"
 
 /* Slots of a leaf: scores of a leaf are computed first, then one maximum, then P*V. Leaf boundaries
@@ -41,7 +41,11 @@ enum {
      * one product per pair instead of a high and a low part; other rows ignore it. */
     PKVI_JOB_Q_BF16 = 2u,
     /* Only `mass` is computed, from keys and mass_lse2; o, m, l and V are not touched. */
-    PKVI_JOB_MASS_ONLY = 4u
+    PKVI_JOB_MASS_ONLY = 4u,
+    /* The scratch still holds this job's queries in the kernel's own order: the last call with it had
+     * the same layout, q, heads, rows and Q_BF16, and they fit one pass (rows x heads <=
+     * PKVI_TILE_ROWS). Saves the reordering. */
+    PKVI_JOB_SAME_Q = 8u
 };
 
 /* Attention of n_rows query rows per KV head over the slots of consecutive resident pages.
