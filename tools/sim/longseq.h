@@ -36,17 +36,21 @@ typedef struct longseq_source {
     uint32_t kv_heads, group_size, dim;
 } longseq_source;
 
-enum { LONGSEQ_MIN_DIM = 64 };
+enum { LONGSEQ_MIN_DIM = 64, LONGSEQ_PLACE = 32 };
+
+/* What the vectors of a position say about where it is; the same for all heads and layers. */
+void longseq_place(uint64_t position, float place[LONGSEQ_PLACE]);
 
 /* One vector of `dim` floats: key and value of a KV head, query of a query head. */
-void longseq_key(const longseq_source *s, uint32_t seq, uint64_t position, uint32_t layer,
-                 uint32_t head, float *out);
+void longseq_key(const longseq_source *s, uint32_t seq, uint64_t position, const float *place,
+                 uint32_t layer, uint32_t head, float *out);
 void longseq_value(const longseq_source *s, uint32_t seq, uint64_t position, uint32_t layer,
                    uint32_t head, float *out);
-void longseq_query(const longseq_source *s, uint32_t seq, uint64_t position, uint32_t layer,
-                   uint32_t head, float *out);
+void longseq_query(const longseq_source *s, uint32_t seq, uint64_t position, const float *place,
+                   uint32_t layer, uint32_t head, float *out);
 
-/* ---- options and truth (longseq_truth.c) -------------------------------------------------------- */
+/* ---- options and truth (longseq_truth.c) --------------------------------------------------------
+ */
 
 typedef struct longseq_options {
     const model *geometry; /* one group, full attention */
@@ -70,7 +74,8 @@ void longseq_truth_free(longseq_truth *truth);
 /* How many steps of progress making it takes. */
 uint64_t longseq_truth_work(const longseq_options *o);
 
-/* ---- one run (longseq_run.c) -------------------------------------------------------------------- */
+/* ---- one run (longseq_run.c) --------------------------------------------------------------------
+ */
 
 enum { LONGSEQ_POINTS = 40 };
 
@@ -84,7 +89,7 @@ typedef struct longseq_result {
     char policy[32];
     longseq_pattern pattern;
     uint64_t budget_tokens, steps, tokens_reached;
-    bool exhausted;            /* memory ran out before the end */
+    bool exhausted; /* memory ran out before the end */
     uint64_t resident_tokens_max, resident_tokens_max_in_step, pages_evicted, memory_bytes_max;
     double mass_retained, mass_retained_oracle, output_error, regret_rate;
     double us_first_tenth, us_last_tenth;
@@ -97,7 +102,8 @@ int longseq_run(const longseq_options *o, const longseq_source *s, const longseq
                 const char *policy, uint64_t budget, progress *bar, longseq_result *result,
                 tool_error *err);
 
-/* ---- reports (longseq_report.c) ------------------------------------------------------------------ */
+/* ---- reports (longseq_report.c)
+ * ------------------------------------------------------------------ */
 
 void longseq_print_table(const longseq_options *o, const longseq_result *results, size_t n);
 int longseq_print_json(const longseq_options *o, const longseq_result *results, size_t n,

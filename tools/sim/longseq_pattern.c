@@ -49,8 +49,8 @@ enum kind { KEY = 1, VALUE, QUERY, CODE, CHOICE };
 static uint64_t stream(const longseq_source *s, enum kind kind, uint32_t seq, uint64_t position,
                        uint32_t layer, uint32_t head)
 {
-    const uint64_t where = hash(s->seed ^ hash((uint64_t)kind << 56 ^ (uint64_t)seq << 32 ^
-                                               (uint64_t)layer << 16 ^ head));
+    const uint64_t where = hash(
+        s->seed ^ hash((uint64_t)kind << 56 ^ (uint64_t)seq << 32 ^ (uint64_t)layer << 16 ^ head));
     return hash(where ^ position);
 }
 
@@ -86,24 +86,24 @@ static uint64_t needle_position(const longseq_source *s, uint32_t seq, uint64_t 
     return n * NEEDLE_GAP + 32 + stream(s, CHOICE, seq, n, 0, 0) % (NEEDLE_GAP - 64);
 }
 
-/* Angles from about one radian per token down to one per 2,000. */
-static void place(uint64_t position, float scale, float *out)
+/* Angles from half a radian per token down to one radian in 4,000 tokens. */
+void longseq_place(uint64_t position, float place[LONGSEQ_PLACE])
 {
     for (uint32_t i = 0; i < PLACE_PAIRS; i++) {
         const double angle = (double)position * 0.5 * pow(0.0005, i / (double)(PLACE_PAIRS - 1));
-        out[2 * i] = scale * (float)cos(angle);
-        out[2 * i + 1] = scale * (float)sin(angle);
+        place[2 * i] = (float)cos(angle);
+        place[2 * i + 1] = (float)sin(angle);
     }
 }
 
-void longseq_key(const longseq_source *s, uint32_t seq, uint64_t position, uint32_t layer,
-                 uint32_t head, float *out)
+void longseq_key(const longseq_source *s, uint32_t seq, uint64_t position, const float *place,
+                 uint32_t layer, uint32_t head, float *out)
 {
     memset(out, 0, CONTENT_DIM * sizeof *out);
     noise(stream(s, KEY, seq, position, layer, head), key_noise, s->dim - CONTENT_DIM,
           out + CONTENT_DIM);
     if (position < SINK_TOKENS) out[SINK_DIM] = 1;
-    place(position, 1, out + PLACE_DIM);
+    memcpy(out + PLACE_DIM, place, LONGSEQ_PLACE * sizeof *out);
     const uint64_t needle = position / NEEDLE_GAP;
     if (needle_position(s, seq, needle) == position) {
         memset(out + CONTENT_DIM, 0, (s->dim - CONTENT_DIM) * sizeof *out);
@@ -134,8 +134,8 @@ static longseq_pattern pattern_of_head(const longseq_source *s, uint32_t head)
     return s->pattern == PATTERN_MIXED ? (longseq_pattern)(head % 4) : s->pattern;
 }
 
-void longseq_query(const longseq_source *s, uint32_t seq, uint64_t position, uint32_t layer,
-                   uint32_t head, float *out)
+void longseq_query(const longseq_source *s, uint32_t seq, uint64_t position, const float *place,
+                   uint32_t layer, uint32_t head, float *out)
 {
     const float unit = sqrtf((float)s->dim);
     const longseq_pattern pattern = pattern_of_head(s, head);
@@ -145,7 +145,8 @@ void longseq_query(const longseq_source *s, uint32_t seq, uint64_t position, uin
           out + CONTENT_DIM);
     if (pattern == PATTERN_UNIFORM) return;
     if (pattern == PATTERN_SINKS || pattern == PATTERN_NEEDLE) out[SINK_DIM] = unit * sink_nats;
-    place(position, unit * near_nats / PLACE_PAIRS, out + PLACE_DIM);
+    for (uint32_t i = 0; i < LONGSEQ_PLACE; i++)
+        out[PLACE_DIM + i] = unit * near_nats / PLACE_PAIRS * place[i];
     if (pattern == PATTERN_NEEDLE && wanted_needle(s, seq, position, &needle))
         add_code(s, seq, needle, layer, head / s->group_size, unit * needle_nats,
                  out + CONTENT_DIM);

@@ -64,16 +64,17 @@ static int take_sample(const longseq_options *o, const longseq_source *s, longse
 {
     const uint64_t n = truth->position[sample] + 1;
     const uint64_t pages = (n + o->page_tokens - 1) / o->page_tokens;
-    float q[PKV_MAX_HEAD_DIM];
+    float q[PKV_MAX_HEAD_DIM], place[LONGSEQ_PLACE];
     float *mass = calloc(truth->n_layers * truth->kv_heads * pages, sizeof *mass);
     float *out = calloc(truth->n_layers * truth->q_heads, s->dim * sizeof *out);
     truth->mass[sample] = mass;
     truth->out[sample] = out;
     if (mass == NULL || out == NULL) return -1;
+    longseq_place(n - 1, place);
     for (uint32_t l = 0; l < truth->n_layers; l++)
         for (uint32_t h = 0; h < truth->q_heads; h++) {
             const uint32_t kv = l * truth->kv_heads + h / s->group_size;
-            longseq_query(s, 0, n - 1, l, h, q);
+            longseq_query(s, 0, n - 1, place, l, h, q);
             attend(q, keys + kv * capacity * s->dim, values + kv * capacity * s->dim, n, s->dim,
                    o->page_tokens, logits, mass + kv * pages,
                    out + (size_t)(l * truth->q_heads + h) * s->dim);
@@ -118,12 +119,15 @@ int longseq_truth_make(const longseq_options *o, const longseq_source *s, progre
         uint64_t have = 0;
         code = 0;
         for (uint32_t i = 0; i < truth->n_samples && code == 0; i++) {
-            for (; have <= truth->position[i]; have++)
+            for (; have <= truth->position[i]; have++) {
+                float place[LONGSEQ_PLACE];
+                longseq_place(have, place);
                 for (uint32_t kv = 0; kv < truth->n_layers * s->kv_heads; kv++) {
                     const size_t at = (kv * capacity + have) * s->dim;
-                    longseq_key(s, 0, have, kv / s->kv_heads, kv % s->kv_heads, keys + at);
+                    longseq_key(s, 0, have, place, kv / s->kv_heads, kv % s->kv_heads, keys + at);
                     longseq_value(s, 0, have, kv / s->kv_heads, kv % s->kv_heads, values + at);
                 }
+            }
             code = take_sample(o, s, truth, i, keys, values, capacity, logits);
             progress_add(bar, 1);
         }

@@ -14,6 +14,7 @@ static const struct {
 } commands[] = {
     {"waste", sim_waste, "memory waste of paging against contiguous reservation"},
     {"prefix", sim_prefix, "prefix blocks under replacement policies and capacities"},
+    {"longseq", sim_longseq, "long sequences under eviction policies and a memory limit"},
     {"serve", sim_serve, "continuous batching with a clock, under memory pressure"},
 };
 

@@ -183,7 +183,7 @@ static int set_limit(engine *e, const parse_pressure *change)
 {
     double wanted =
         change->relative ? (double)e->limit + change->amount * e->limit_base : change->amount;
-    uint64_t bytes = wanted < 1 ? 1 : (uint64_t)wanted;
+    uint64_t bytes = wanted < 1 ? 1 : (uint64_t)(wanted + 0.5);
     int got;
     while ((got = e->memory->set_limit(e->memory, bytes, e->err)) == 0) {
         if (e->n_running == 0)

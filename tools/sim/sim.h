@@ -8,6 +8,7 @@
 int sim_waste(int argc, char **argv);
 int sim_prefix(int argc, char **argv);
 int sim_serve(int argc, char **argv);
+int sim_longseq(int argc, char **argv);
 
 /* Where requests come from: --trace FILE [--trace-format F], or --synthetic DESCRIPTION, or neither
  * (then `fallback`, a synthetic description). */

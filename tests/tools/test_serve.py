@@ -1,0 +1,304 @@
+#!/usr/bin/env python3
+"""pkv-sim serve as a program: its clock and scheduler against an independent simulation, prefix hits
+against counts made by hand, pressure, preemption, requests that never fit, outputs and bad input.
+
+    test_serve.py PKV-SIM
+"""
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.dom.minidom
+
+SIM = sys.argv.pop(1)
+SEED = int(os.environ.get("PKV_SEED", random.randrange(1 << 31)))
+
+# A machine whose figures are easy to compute with: no shares, no overhead.
+LAYERS, KV, Q, DIM, PARAMS = 4, 2, 4, 64, 1e8
+MODEL = f"layers={LAYERS},kv_heads={KV},q_heads={Q},head_dim={DIM},params={PARAMS:.0f}"
+FLOPS, BANDWIDTH = 1e12, 1e10
+HARDWARE = f"flops={FLOPS:.0f},bandwidth={BANDWIDTH:.0f},flops_share=1,bandwidth_share=1,overhead=0"
+TOKEN_BYTES = LAYERS * KV * DIM * 2 * 2
+
+
+def run(*args, check=None):
+    done = subprocess.run([SIM, "serve", *map(str, args)], capture_output=True, text=True, timeout=120)
+    if check is not None and done.returncode != check:
+        raise AssertionError(f"{args}: exit status {done.returncode}, stderr: {done.stderr}")
+    return done
+
+
+def step_seconds(entries):
+    """entries: (cached tokens, new tokens) of each sequence in the step."""
+    tokens = sum(n for _, n in entries)
+    keys = sum(sum(before + k + 1 for k in range(n)) for before, n in entries)
+    flops = 2 * PARAMS * tokens + 4 * LAYERS * Q * DIM * keys
+    traffic = 2 * PARAMS + TOKEN_BYTES * sum(before + 2 * n for before, n in entries)
+    return max(flops / FLOPS, traffic / BANDWIDTH)
+
+
+def simulate(requests, slots, reserve, chunk, max_seqs):
+    """The rules of docs/tools.md for contiguous reservation, written down a second time."""
+    now, steps, latency, running, first = 0.0, 0, {}, [], {}
+    queue = sorted(range(len(requests)), key=lambda k: (requests[k][0], k))
+    lost = []
+    while queue or running:
+        while queue and requests[queue[0]][0] <= now and len(running) < max_seqs:
+            k = queue[0]
+            _, i, o = requests[k]
+            want = reserve(max(i, 1) + max(o - 1, 0))
+            if sum(r["held"] for r in running) + want > slots:
+                if running:
+                    break
+                lost.append(queue.pop(0))
+                continue
+            queue.pop(0)
+            running.append({"k": k, "held": want, "length": 0, "target": max(i, 1), "made": 0, "out": o})
+        if not running:
+            if queue:
+                now = max(now, requests[queue[0]][0])
+            continue
+        budget, entries = chunk, []
+        for r in running:
+            r["step"] = 1 if r["length"] >= r["target"] else min(r["target"] - r["length"], budget)
+            if r["length"] < r["target"]:
+                budget -= r["step"]
+            if r["step"]:
+                entries.append((r["length"], r["step"]))
+        now += step_seconds(entries)
+        steps += 1
+        for r in list(running):
+            r["length"] += r["step"]
+            if not r["step"] or r["length"] < r["target"]:
+                continue
+            if r["made"] < r["out"]:
+                r["made"] += 1
+                first.setdefault(r["k"], now)
+            if r["made"] >= r["out"]:
+                latency[r["k"]] = now - requests[r["k"]][0]
+                running.remove(r)
+    ttft = [first[k] - requests[k][0] for k in first]
+    mean = lambda x: sum(x) / len(x)
+    return {"steps": steps, "end": now, "ttft": mean(ttft), "latency": mean(list(latency.values())),
+            "never_fit": len(lost), "completed": len(latency)}
+
+
+class Base(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.TemporaryDirectory()
+        self.addCleanup(self.directory.cleanup)
+
+    def path(self, name):
+        return os.path.join(self.directory.name, name)
+
+    def trace(self, requests, blocks=None, block=512, name="t.jsonl"):
+        """requests: (arrival in seconds, in, out)"""
+        with open(self.path(name), "w") as f:
+            for k, (at, i, o) in enumerate(requests):
+                f.write(json.dumps({"timestamp": at * 1000, "input_length": i, "output_length": o,
+                                    "block_size": block, "hash_ids": blocks[k] if blocks else []}) + "\n")
+        return self.path(name)
+
+    def serve(self, path, *args):
+        done = run("--trace", path, "--model", MODEL, "--hardware", HARDWARE, "--json", "--verify", 1, *args,
+                   check=0)
+        out = json.loads(done.stdout)
+        runs = {r["memory"].split("-")[0]: r for r in out["runs"]}
+        for r in out["runs"]:
+            self.assertEqual(r["completed"] + r["never_fit"], out["requests"], f"seed {SEED}")
+        return runs
+
+
+class Clock(Base):
+    def test_one_request(self):
+        runs = self.serve(self.trace([(0, 100, 3)]), "--compare", "oracle")
+        prompt = step_seconds([(0, 100)])
+        end = prompt + step_seconds([(100, 1)]) + step_seconds([(101, 1)])
+        for r in runs.values():
+            self.assertEqual(r["steps"], 3)
+            self.assertAlmostEqual(r["ttft_seconds"]["mean"], prompt, delta=1e-12)
+            self.assertAlmostEqual(r["latency_seconds"]["mean"], end, delta=1e-12)
+            self.assertAlmostEqual(r["tpot_seconds"]["mean"], (end - prompt) / 2, delta=1e-12)
+            self.assertAlmostEqual(r["output_tokens_per_second"], 3 / end, delta=1e-6)
+
+    def random_requests(self, rng, n):
+        return [(rng.randrange(0, 4000) / 1000, rng.choice((0, 1, rng.randrange(1, 900))),
+                 rng.choice((0, 1, rng.randrange(1, 120)))) for _ in range(n)]
+
+    def compare(self, r, want):
+        for key, value in (("steps", want["steps"]), ("completed", want["completed"]),
+                           ("never_fit", want["never_fit"])):
+            self.assertEqual(r[key], value, f"{key} seed {SEED}")
+        for got, value in ((r["ttft_seconds"]["mean"], want["ttft"]),
+                           (r["latency_seconds"]["mean"], want["latency"])):
+            self.assertAlmostEqual(got, value, delta=1e-9 * max(1, value), msg=f"seed {SEED}")
+
+    def test_contiguous_and_ample_paged_against_a_second_implementation(self):
+        rng = random.Random(SEED)
+        for chunk, max_seqs, slots in ((2048, 256, 4000), (64, 8, 2000), (100, 3, 700)):
+            requests = self.random_requests(rng, 120)
+            first = min(r[0] for r in requests)
+            requests = [(at - first, i, o) for at, i, o in requests]
+            power = lambda n: 1 << (n - 1).bit_length()
+            runs = self.serve(self.trace(requests), "--chunk", chunk, "--max-seqs", max_seqs, "--memory",
+                              slots * TOKEN_BYTES + 2**23, "--max-tokens", 600)
+            slots = (slots * TOKEN_BYTES + 2**23) // TOKEN_BYTES
+            self.compare(runs["oracle"], simulate(requests, slots, lambda n: n, chunk, max_seqs))
+            self.compare(runs["pow2"], simulate(requests, slots, power, chunk, max_seqs))
+            self.compare(runs["max"], simulate(requests, slots, lambda n: max(n, 600), chunk, max_seqs))
+            ample = self.serve(self.trace(requests), "--chunk", chunk, "--max-seqs", max_seqs, "--memory", "8GiB",
+                               "--compare", "none")
+            self.compare(ample["paged"], simulate(requests, 1 << 60, lambda n: n, chunk, max_seqs))
+            self.assertEqual(ample["paged"]["preemptions"], 0)
+
+
+class Prefix(Base):
+    def test_hits_are_what_the_block_ids_say(self):
+        # Far apart in time: 64-token blocks, pages of 16. The second shares two blocks, the third
+        # everything, the fourth nothing.
+        path = self.trace([(0, 200, 4), (50, 200, 4), (100, 200, 4), (150, 200, 4)],
+                          [[1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 3, 4], [7, 8, 9, 10]], block=64)
+        r = self.serve(path, "--compare", "none")["paged"]
+        self.assertEqual(r["asked_tokens"], 800)
+        # Of 203 tokens 12 pages were finished; the rest of the third prompt is in none.
+        self.assertEqual(r["hit_tokens"], 128 + 192)
+        self.assertEqual(r["computed_prompt_tokens"], 800 - 128 - 192)
+        none = self.serve(path, "--compare", "none", "--no-prefix")["paged"]
+        self.assertEqual(none["hit_tokens"], 0)
+        self.assertEqual(none["computed_prompt_tokens"], 800)
+
+    def test_a_page_is_shared_in_part(self):
+        # The second prompt is the beginning of the first and ends inside a page: all but its last
+        # token, which the model must run on, is found.
+        path = self.trace([(0, 160, 1), (50, 90, 1)], [[1, 2], [1, 2]], block=80)
+        r = self.serve(path, "--compare", "none")["paged"]
+        self.assertEqual(r["hit_tokens"], 89)
+
+    def test_every_policy_finishes(self):
+        names = ("fifo", "lru", "lru-leaf", "lfu", "sieve", "s3fifo", "arc", "2q", "slru")
+        for name in names:
+            out = json.loads(run("--synthetic", "chat,requests=60", "--memory", "1GiB", "--policy", name, "--json",
+                                 "--compare", "none", check=0).stdout)
+            self.assertEqual(out["runs"][0]["completed"] + out["runs"][0]["never_fit"], 60, name)
+
+
+class Pressure(Base):
+    # 1024 tokens of memory each, roughly; the library's regions are 2 MiB
+    def test_preemption_recomputes_and_loses_nothing(self):
+        path = self.trace([(0, 1500, 900), (0, 1500, 900), (0, 1500, 900)])
+        r = self.serve(path, "--memory", "10MiB", "--watermark", 0, "--compare", "none")["paged"]
+        self.assertGreater(r["preemptions"], 0)
+        self.assertGreater(r["recomputed_tokens"], 0)
+        self.assertEqual(r["completed"], 3)
+        self.assertEqual(r["output_tokens"], 2700)
+        # The last sampled token of a preempted sequence was never fed back: it is no recomputation.
+        more = r["computed_prompt_tokens"] - 4500 - r["recomputed_tokens"]
+        self.assertGreaterEqual(more, 0)
+        self.assertLessEqual(more, r["preemptions"])
+        self.assertLessEqual(r["used_bytes_peak"], 10 << 20)
+
+    def test_safe_admission_never_preempts(self):
+        path = self.trace([(k / 10, 1500, 900) for k in range(12)])
+        r = self.serve(path, "--memory", "12MiB", "--admission", "safe", "--compare", "none")["paged"]
+        self.assertEqual(r["preemptions"], 0)
+        self.assertEqual(r["recomputed_tokens"], 0)
+        self.assertEqual(r["completed"], 12)
+
+    def test_limit_changes(self):
+        requests = [(k / 20, 800, 300) for k in range(40)]
+        path = self.trace(requests)
+        r = self.serve(path, "--memory", "64MiB", "--pressure", "1s:-80%,6s:+80%", "--compare", "max",
+                       "--csv", self.path("t.csv"))
+        for run_ in r.values():
+            self.assertEqual(run_["limit_changes"], 2)
+            self.assertEqual(run_["completed"], 40)
+        with open(self.path("t.csv"), newline="") as f:
+            rows = list(csv.DictReader(f))
+        self.assertEqual({float(row["limit_bytes"]) for row in rows}, {67108864.0, 13421773.0})
+        for row in rows:
+            self.assertLessEqual(float(row["used_bytes"]), 64 << 20)
+        self.assertEqual(sum(int(row["completed"]) for row in rows), 40)
+        self.assertEqual(sum(int(row["output_tokens"]) for row in rows), 40 * 300)
+        for a, b in zip(rows, rows[1:]):
+            self.assertEqual(a["end_s"], b["start_s"])
+
+    def test_requests_that_never_fit_are_named(self):
+        path = self.trace([(0, 100, 5), (0, 900000, 5), (1, 100, 5)])
+        r = self.serve(path, "--memory", "16MiB", "--compare", "oracle")
+        for run_ in r.values():
+            self.assertEqual(run_["completed"], 2)
+            self.assertEqual(run_["never_fit"], 1)
+            self.assertEqual(run_["never_fit_lines"], [2])
+        text = run("--trace", path, "--model", MODEL, "--memory", "16MiB", check=0).stdout
+        self.assertIn("1 requests can never fit the memory; the first on line 2", text)
+
+    def test_a_request_waits_for_the_limit_to_grow(self):
+        path = self.trace([(0, 100, 5), (0, 9000, 5)])
+        r = self.serve(path, "--memory", "16MiB", "--pressure", "100s:64MiB", "--compare", "oracle")
+        for run_ in r.values():
+            self.assertEqual(run_["completed"], 2)
+            self.assertGreater(run_["simulated_seconds"], 100)
+
+    def test_random_scenarios_finish(self):
+        rng = random.Random(SEED)
+        for _ in range(12):
+            args = ["--synthetic", f"{rng.choice(('chat', 'lengths'))},requests={rng.randrange(1, 60)},"
+                    f"seed={rng.randrange(1000)},rate={rng.choice((0.1, 100))},max_tokens=5000",
+                    "--memory", rng.choice(("64MiB", "300MiB", "2GiB")),
+                    "--model", rng.choice(("llama-3-8b", "gemma-3-4b", "mistral-7b", "smollm2-135m")),
+                    "--page-tokens", rng.choice((8, 16, 128)), "--chunk", rng.choice((7, 2048)),
+                    "--admission", rng.choice(("watermark", "safe")), "--verify", 1, "--json"]
+            if rng.random() < 0.6:
+                args += ["--pressure", rng.choice(("5s:-50%,20s:+50%", "1s:-99%,90s:+99%", "2s:100MiB"))]
+            out = json.loads(run(*args, check=0).stdout)
+            for r in out["runs"]:
+                self.assertEqual(r["completed"] + r["never_fit"], out["requests"], f"seed {SEED}: {args}")
+
+
+class Outputs(Base):
+    def test_table_plot_and_help(self):
+        plot = self.path("p.svg")
+        text = run("--synthetic", "chat,requests=40", "--pressure", "5s:-50%", "--plot", plot, check=0).stdout
+        for word in ("paged", "max-", "pow2", "oracle", "first token (s)", "hit rate"):
+            self.assertIn(word, text)
+        with open(plot) as f:
+            self.assertGreater(len(f.read()), 2000)
+        self.assertEqual(xml.dom.minidom.parse(plot).documentElement.tagName, "svg")
+        self.assertIn("Usage: pkv-sim serve", run("--help", check=0).stdout)
+
+    def test_deterministic(self):
+        args = ("--synthetic", "chat,requests=80", "--memory", "1GiB", "--json", "--compare", "none")
+        self.assertEqual(run(*args, check=0).stdout, run(*args, check=0).stdout)
+
+    def test_bad_input(self):
+        cases = (
+            (2, "--memory: '1XB' has an unknown unit", ["--memory", "1XB"]),
+            (2, "--pressure: '60s' is not TIME:CHANGE", ["--pressure", "60s"]),
+            (2, "--pressure: '50%' needs a sign", ["--pressure", "60s:50%"]),
+            (2, "--hardware: 'b200' is not", ["--hardware", "b200"]),
+            (2, "--hardware: bandwidth=… is missing", ["--hardware", "flops=1e12"]),
+            (2, "--admission: 'eager' is not", ["--admission", "eager"]),
+            (2, "--compare: 'best' is not", ["--compare", "best"]),
+            (2, "--policy: unknown policy 'x'", ["--policy", "x"]),
+            (2, "--policy: opt needs to know the future", ["--policy", "opt"]),
+            (2, "--page-tokens: 24 is not", ["--page-tokens", "24"]),
+            (2, "--max-seqs: 0 is not in", ["--max-seqs", "0"]),
+            (2, "--speed: nan", ["--speed", "nan"]),
+            (1, "No such file", ["--trace", "/nonexistent"]),
+            (1, "paged: ", ["--memory", "1KiB"]),
+        )
+        for status, message, args in cases:
+            done = run(*args)
+            self.assertEqual(done.returncode, status, f"{args}: {done.stderr}")
+            if "nan" not in message:
+                self.assertIn(message, done.stderr)
+            self.assertTrue(done.stderr.startswith("pkv-sim serve: "), done.stderr)
+            self.assertEqual(done.stdout, "")
+
+
+if __name__ == "__main__":
+    unittest.main()
