@@ -204,7 +204,7 @@ START_TEST(verify_finds_damage)
         change;                                                                                    \
         text[0] = 0;                                                                               \
         ck_assert_int_eq(pkvi_pool_verify(pool(0), NULL, 0, text, sizeof text), PKV_ECORRUPT);     \
-        ck_assert_msg(text[0] != 0, "no text for " #change);                                       \
+        ck_assert_msg(text[0] != 0, "no text for %s", #change);                                    \
         repair;                                                                                    \
     } while (0)
     DAMAGE(pool(0)->out++, pool(0)->out--);
@@ -221,7 +221,7 @@ START_TEST(verify_finds_damage)
     DAMAGE(aux->owner = text, aux->owner = NULL);
     uint32_t next = aux->next;
     DAMAGE(aux->next = pages[4] % 16 + 1, aux->next = next); /* a loop */
-    DAMAGE(aux->next = 0, aux->next = next);            /* lost pages or a short stack */
+    DAMAGE(aux->next = 0, aux->next = next);                 /* lost pages or a short stack */
     stop();
 }
 END_TEST
