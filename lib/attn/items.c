@@ -142,13 +142,20 @@ static struct plan_item *new_item(struct pkvi_plan *plan, struct plan_group *pg)
     return item;
 }
 
+static void merge_nothing(void *context, float *left, const float *right)
+{
+    (void)context;
+    (void)left;
+    (void)right;
+}
+
 /* The leaves of the nodes that a walk over pages [page0, page1) leaves behind. */
 static pkv_status note_nodes(struct pkvi_plan *plan, struct plan_group *pg,
                              const struct plan_pages *pages, uint32_t page0, uint32_t page1,
                              bool left_open, uint32_t left, uint32_t *node0, uint32_t *n_nodes)
 {
     uint32_t leaf[2 * 34];
-    struct pkvi_nodes nodes = {.leaf = leaf};
+    struct pkvi_nodes nodes = {.leaf = leaf, .merge = merge_nothing};
     pkvi_nodes_start(&nodes, left_open, left);
     for (uint32_t at = page0; at < page1;) {
         uint32_t l = pages->logical[at] / plan_leaf_pages(plan->model);

@@ -23,6 +23,7 @@ static struct plan_offsets worker_offsets(const struct pkvi_plan *plan, const st
 {
     struct plan_offsets o;
     size_t at = 0, leaf_pages = plan_leaf_pages(plan->model);
+    size_t job_pages = leaf_pages + plan_ahead_pages(plan->model);
     size_t tokens = s->tree ? s->rows : 0;
     o.q = take(&at, s->q, sizeof(float), ok);
     o.q_turned = take(&at, s->turned ? s->q : 0, sizeof(float), ok);
@@ -39,8 +40,8 @@ static struct plan_offsets worker_offsets(const struct pkvi_plan *plan, const st
     o.sinks = take(&at, plan->sinks ? s->head_rows : 0, sizeof(float), ok);
     o.out = take(&at, s->head_rows, sizeof(void *), ok);
     o.lse = take(&at, s->head_rows, sizeof(float *), ok);
-    o.parts = take(&at, leaf_pages, sizeof(void *), ok);
-    o.page_pos = take(&at, leaf_pages, sizeof(int32_t), ok);
+    o.parts = take(&at, job_pages, sizeof(void *), ok);
+    o.page_pos = take(&at, job_pages, sizeof(int32_t), ok);
     o.sums = take(&at, s->sums, sizeof(float), ok);
     /* COMPACT with mass keeps a maximum per run of a leaf; plus one set for the finished rows. */
     o.leaf_max = take(&at, s->turned ? leaf_pages * s->head_rows : 0, sizeof(float), ok);

@@ -53,6 +53,7 @@ void plan_load_rows(struct plan_run_item *run)
     const struct plan_item *item = run->item;
     uint32_t size = run->ag->group_size;
     int32_t *q_pos = PLAN_AT(run, int32_t, q_pos);
+    run->q_in_scratch = NULL;
     run->flags = run->call->q.dtype == PKV_DTYPE_BF16 ? PKVI_JOB_Q_BF16 : 0;
     for (uint32_t i = 0; i < item->n_tokens; i++) {
         uint32_t e, token;
@@ -173,20 +174,23 @@ static void set_tree(struct plan_run_item *run, uint32_t a, uint32_t b, pkvi_att
 /* ---- jobs -------------------------------------------------------------------------------------
  */
 
-/* A job over pages [a, b) without masks and state. */
+/* A job over pages [a, b) without masks and state. The kernel prefetches along the list of pages,
+ * so the list goes on with what this thread reads next, unless page sums need exactly [a, b). */
 static void set_pages(struct plan_run_item *run, uint32_t a, uint32_t b, pkvi_attend_job *job)
 {
     const struct pkvi_attn_group *ag = run->ag;
     const void **parts = PLAN_AT(run, const void *, parts);
     size_t offset = (size_t)run->call->layer * ag->layer_bytes;
-    for (uint32_t i = a; i < b; i++)
+    uint32_t end = b;
+    if (!run->sums) end = pkvi_min_u32(run->pages.n, b + plan_ahead_pages(run->plan->model));
+    for (uint32_t i = a; i < end; i++)
         parts[i - a] =
             (const unsigned char *)pkvi_pool_address(ag->pool, run->pages.page[i]) + offset;
     job->parts = parts;
-    job->n_pages = b - a;
+    job->n_pages = end - a;
     if (!run->plan->alibi) return;
     int32_t *pos = PLAN_AT(run, int32_t, page_pos);
-    for (uint32_t i = a; i < b; i++)
+    for (uint32_t i = a; i < end; i++)
         pos[i - a] = (int32_t)(run->pages.logical[i] << run->plan->model->page_shift);
     job->page_pos = pos;
     job->slopes = PLAN_AT(run, float, slopes);
@@ -223,6 +227,8 @@ static void run_job(struct plan_run_item *run, uint32_t a, uint32_t b, const flo
     set_bounds(run, a, b);
     if (run->item->shared == PKVI_NONE && run->body->entries[run->item->entry].tree)
         set_tree(run, a, b, &job);
+    if (run->q_in_scratch == q && run->head_rows <= PKVI_TILE_ROWS) job.flags |= PKVI_JOB_SAME_Q;
+    run->q_in_scratch = q;
     run->plan->model->kernels->attend(&job);
 }
 
@@ -286,6 +292,7 @@ static void turned_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float
             plan_turn(&ag->rope, run->pg->turns + (size_t)r->turn * ag->rope.rotary_dims, q, turned,
                       run->head_rows, ag->layout.dim_k);
             use = turned;
+            run->q_in_scratch = NULL; /* the same place, other numbers */
         }
         run_job(run, from, to, use, flags | (use == q ? run->flags : 0), state);
         if (run->sums) memcpy(maxima + n_runs * run->head_rows, m, run->head_rows * sizeof *m);

@@ -206,6 +206,12 @@ static inline uint32_t plan_leaf_pages(const struct pkvi_attn_model *model)
     return PKVI_LEAF >> model->page_shift;
 }
 
+/* Pages after a leaf that a kernel job lists for prefetching: 64 slots of them. */
+static inline uint32_t plan_ahead_pages(const struct pkvi_attn_model *model)
+{
+    return model->page_tokens < 64 ? 64 >> model->page_shift : 1;
+}
+
 /* Index of the first page in [from, to) whose leaf is >= leaf. O(1) if dense, else O(log). */
 uint32_t plan_page_of_leaf(const struct pkvi_attn_model *model, const struct plan_pages *pages,
                            uint32_t from, uint32_t to, uint32_t leaf);
@@ -273,8 +279,9 @@ struct plan_run_item {
     uint32_t item_index;
     uint32_t rows; /* per head */
     size_t head_rows;
-    uint32_t flags;          /* PKVI_JOB_* of the queries */
-    struct plan_pages pages; /* what is walked: the lane's pages or the selected ones */
+    uint32_t flags;            /* PKVI_JOB_* of the queries */
+    const float *q_in_scratch; /* the queries that the kernel's scratch holds, or NULL */
+    struct plan_pages pages;   /* what is walked: the lane's pages or the selected ones */
     uint32_t page0, page1;
     float *sums;     /* page sums [page - page0][..], or NULL */
     float *leaf_max; /* [leaf call][head_rows] */

@@ -112,7 +112,7 @@ START_TEST(groups_and_dims)
     for (size_t g = 0; g < COUNT(groups); g++) {
         ac_shape shape = base_shape();
         shape.n_layers = 1;
-        shape.kv_heads = 1 + g % 3;
+        shape.kv_heads = 1 + (uint32_t)g % 3;
         shape.q_heads = shape.kv_heads * groups[g];
         shape.dim_k = dims[g % COUNT(dims)][0];
         shape.dim_v = dims[g % COUNT(dims)][1];
@@ -130,11 +130,11 @@ END_TEST
 
 START_TEST(windows)
 {
-    static const uint32_t windows[] = {1, 7, 16, 17, 100, 512, 600};
+    static const uint32_t sizes[] = {1, 7, 16, 17, 100, 512, 600};
     ac_run run = {.nth = 2};
-    for (size_t i = 0; i < COUNT(windows); i++) {
+    for (size_t i = 0; i < COUNT(sizes); i++) {
         ac_shape shape = base_shape();
-        shape.window = windows[i];
+        shape.window = sizes[i];
         check_step(&shape, 1100, 1, &run, 8);
         check_step(&shape, 555, 30, &run, 30);
     }
@@ -145,10 +145,10 @@ START_TEST(logit_options)
 {
     for (int i = 0; i < 8; i++) {
         ac_shape shape = base_shape();
-        shape.softcap = i & 1 ? 4 : 0;
+        shape.softcap = i & 1 ? 4.0f : 0;
         shape.alibi = i & 2;
         shape.sinks = i & 4;
-        shape.scale = i == 7 ? 0.3f : 0;
+        shape.scale = i == 7 ? 0.3f : 0.0f;
         ac_run run = {.nth = 2};
         check_step(&shape, 600, 9, &run, 20);
     }
@@ -243,7 +243,7 @@ START_TEST(reference)
         shape.dtype = i == 3 ? PKV_DTYPE_BF16 : PKV_DTYPE_F16;
         shape.window = i == 1 ? 50 : 0;
         shape.alibi = shape.sinks = i == 2;
-        shape.softcap = i == 2 ? 2 : 0;
+        shape.softcap = i == 2 ? 2.0f : 0;
         uint64_t random = 4;
         ac_case *c = ac_open(&shape);
         pkv_plan_options options = ac_options(c);
@@ -314,7 +314,7 @@ START_TEST(cascade_is_bitwise_the_same)
         pkv_plan *off = make_plan(c, &options);
         /* 0: the root; 1..40: forks; 41..50: forks of fork 5 after it grew; 51: a stranger. */
         ac_create(c, 0);
-        ac_fill(c, 0, 1100, 512, &random);
+        ac_fill(c, 0, variant == 0 ? 3400 : 1100, 512, &random);
         for (uint32_t i = 1; i <= 40; i++) {
             ac_fork(c, 0, i);
             ac_fill(c, i, i == 5 ? 1000 : pkvt_below(&random, 60), 500, &random);

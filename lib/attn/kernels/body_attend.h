@@ -336,7 +336,7 @@ static void attend_tile(struct tile *t)
                    0, (size_t)t->rows * job->n_pages * sizeof(float));
     const struct row_bounds bounds = row_bounds(job, t->row0, t->rows);
     if (bounds.min_lo >= bounds.max_hi) return;
-    pack_queries(t);
+    if (!(job->flags & PKVI_JOB_SAME_Q)) pack_queries(t);
     const int64_t phase = job->leaf_phase;
     int64_t slot = (bounds.min_lo + phase) / PKVI_LEAF * PKVI_LEAF - phase;
     for (; slot < bounds.max_hi; slot += PKVI_LEAF) {
