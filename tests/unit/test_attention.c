@@ -428,10 +428,10 @@ END_TEST
 
 START_TEST(read_back)
 {
-    static const pkv_dtype types[] = {PKV_DTYPE_F32, PKV_DTYPE_F16, PKV_DTYPE_BF16};
+    static const pkv_dtype all[] = {PKV_DTYPE_F32, PKV_DTYPE_F16, PKV_DTYPE_BF16};
     for (size_t i = 0; i < 3; i++) {
         ac_shape shape = base_shape();
-        shape.dtype = types[i];
+        shape.dtype = all[i];
         shape.dim_v = 40;
         uint64_t random = 2;
         ac_case *c = ac_open(&shape);
@@ -448,10 +448,10 @@ START_TEST(read_back)
                     uint64_t content = c->seqs[0].content[first + t];
                     for (uint32_t d = 0; d < 64; d++)
                         ck_assert_float_eq(k[(t * 2 + h) * 64 + d],
-                                           ac_round(ac_value(content, 'k', 1, h, d), types[i]));
+                                           ac_round(ac_value(content, 'k', 1, h, d), all[i]));
                     for (uint32_t d = 0; d < 40; d++)
                         ck_assert_float_eq(v[(t * 2 + h) * 40 + d],
-                                           ac_round(ac_value(content, 'v', 1, h, d), types[i]));
+                                           ac_round(ac_value(content, 'v', 1, h, d), all[i]));
                 }
         }
         ck_assert_int_eq(pkv_read(c->seqs[0].handle, 1, 0, 334, &kr, &vr), PKV_EINVAL);
@@ -522,11 +522,11 @@ START_TEST(merging_states)
 {
     float a[] = {1, 2, 3, 4}, b[] = {5, 6, 7, 8}, la[] = {0, -INFINITY}, lb[] = {0, 1};
     ck_assert_int_eq(pkv_merge_states(a, la, b, lb, 2, 2), PKV_OK);
-    ck_assert_float_eq_tol(a[0], 3, 1e-6);
-    ck_assert_float_eq_tol(a[1], 4, 1e-6);
-    ck_assert_float_eq_tol(la[0], (float)log(2), 1e-6);
-    ck_assert_float_eq_tol(a[2], 7, 1e-6);
-    ck_assert_float_eq_tol(la[1], 1, 1e-6);
+    ck_assert_float_eq_tol(a[0], 3, 1e-6f);
+    ck_assert_float_eq_tol(a[1], 4, 1e-6f);
+    ck_assert_float_eq_tol(la[0], (float)log(2), 1e-6f);
+    ck_assert_float_eq_tol(a[2], 7, 1e-6f);
+    ck_assert_float_eq_tol(la[1], 1, 1e-6f);
     ck_assert_int_eq(pkv_merge_states(NULL, la, b, lb, 2, 2), PKV_EINVAL);
     ck_assert_int_eq(pkv_merge_states(a, la, b, lb, 2, 0), PKV_EINVAL);
     ck_assert_int_eq(pkv_merge_states(a, la, b, lb, SIZE_MAX / 8, 4), PKV_ERANGE);
