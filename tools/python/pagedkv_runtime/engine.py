@@ -12,7 +12,7 @@ from enum import Enum
 import pagedkv
 
 from .model import Model
-from .paged import PagedStore
+from .paged import Blocked, PagedStore, Step
 from .sampling import Sampler, SamplingParams, draft_ngram
 
 
@@ -250,7 +250,7 @@ class Engine:
         while self.running:
             entries = self._entries()
             try:
-                step = self.store.step((r.seq, ids) for r, ids, _ in entries)
+                step = self._reserve(entries)
             except pagedkv.OutOfPages as error:
                 victim = self.running[-1]
                 if len(self.running) > 1:
@@ -267,6 +267,16 @@ class Engine:
             return len(step.tokens)
         return 0
 
+    def _reserve(self, entries: list[tuple[Request, list[int], int]]) -> Step:
+        """The step of these entries; entries that admission blocks are taken out of the list."""
+        while True:
+            try:
+                return self.store.step(((r.seq, ids) for r, ids, _ in entries), self.safe)
+            except Blocked as blocked:
+                if len(entries) == 1:
+                    raise RuntimeError("a safe state lets somebody grow") from blocked
+                del entries[blocked.entry]
+
     def _without_drafts(self) -> int:
         drafts, self.drafts = self.drafts, 0
         try:
@@ -274,7 +284,7 @@ class Engine:
         finally:
             self.drafts = drafts
 
-    def _compute(self, step, entries: list[tuple[Request, list[int], int]]) -> None:
+    def _compute(self, step: Step, entries: list[tuple[Request, list[int], int]]) -> None:
         rows: list[int] = []
         spans: list[tuple[int, int]] = []
         for (request, ids, drafts), start, stop in zip(entries, step.starts, step.starts[1:]):
@@ -353,7 +363,7 @@ class Engine:
                 self.waiting.remove(request)
             self._finish(request, State.DONE)
 
-    def _account(self, step) -> None:
+    def _account(self, step: Step) -> None:
         self.stats.steps += 1
         self.stats.computed_tokens += len(step.tokens)
         counters = self.store.cache.stats()

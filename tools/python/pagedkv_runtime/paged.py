@@ -33,6 +33,14 @@ def groups_of(config: ModelConfig, dtype: str) -> list[pagedkv.Group]:
     ]
 
 
+class Blocked(Exception):
+    """Growing entry ``entry`` now could strand an admitted sequence: leave it out of this step."""
+
+    def __init__(self, entry: int) -> None:
+        super().__init__(f"entry {entry} must wait")
+        self.entry = entry
+
+
 class PagedStore:
     """A pagedkv cache for one model, its plan and the threads that attend.
 
@@ -74,9 +82,11 @@ class PagedStore:
                  trace: TracebackType | None) -> None:
         self.close()
 
-    def step(self, entries: Iterable[tuple[pagedkv.Sequence, SequenceOf[int]]]) -> Step:
-        """Reserves a step for (sequence, new token ids) pairs; see :class:`Step`."""
-        return Step(self, list(entries))
+    def step(self, entries: Iterable[tuple[pagedkv.Sequence, SequenceOf[int]]],
+             safe: bool = False) -> Step:
+        """Reserves a step for (sequence, new token ids) pairs; see :class:`Step`. safe: raise
+        :class:`Blocked` instead of leaving the safe states of admission."""
+        return Step(self, list(entries), safe)
 
     def prepare(self, n_rows: int, context_tokens: int) -> None:
         """Sizes the output rows of a step and decides whether its attention is worth threads."""
@@ -118,7 +128,8 @@ class Step:
     """
 
     def __init__(self, store: PagedStore,
-                 entries: list[tuple[pagedkv.Sequence, SequenceOf[int]]]) -> None:
+                 entries: list[tuple[pagedkv.Sequence, SequenceOf[int]]],
+                 safe: bool = False) -> None:
         self._store = store
         self._timer = store.timer
         start = perf_counter()
@@ -137,6 +148,8 @@ class Step:
         try:
             for (seq, _), part in zip(entries, ids):
                 self._batch.add(seq, part)
+            if safe and (blocked := self._batch.admit_check()) is not None:
+                raise Blocked(blocked)
             self._batch.reserve()
             store.plan.build(self._batch)
         except BaseException:
