@@ -157,8 +157,11 @@ static inline struct pkvi_policy *pkvi_policy_of(const struct pkvi_prefix *px, u
 /* Publishes a page that a table holds as the node's page of the group. */
 void pkvi_member_publish(struct pkvi_prefix *px, uint32_t id, uint32_t group, uint32_t page,
                          const struct pkvi_prefix_seq *seq);
-/* The page has its last reference gone, or its first back. */
-void pkvi_member_idle(struct pkvi_prefix *px, uint32_t id, uint32_t group);
+/* Pages whose last reference went, in path order. *begun (NULL at first): the policy that was told
+ * last that something begins. */
+void pkvi_members_idle(struct pkvi_prefix *px, uint32_t group, const uint32_t *ids, uint32_t n,
+                       const struct pkvi_policy **begun);
+/* A page has a reference again. */
 void pkvi_member_busy(struct pkvi_prefix *px, uint32_t id, uint32_t group);
 /* Something that blocked the node's members (pins, children) went: unparks what may go now. */
 void pkvi_member_unblocked(struct pkvi_prefix *px, uint32_t id, uint32_t group);

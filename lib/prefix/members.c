@@ -40,13 +40,31 @@ void pkvi_member_unblocked(struct pkvi_prefix *px, uint32_t id, uint32_t group)
     pkvi_lane_settle(px, pkvi_space_of(px, id)->domain, group);
 }
 
-void pkvi_member_idle(struct pkvi_prefix *px, uint32_t id, uint32_t group)
+/* One run of pages of the same policy, in path order. */
+static void run_idle(struct pkvi_prefix *px, struct pkvi_policy *policy, const uint32_t *ids,
+                     uint32_t n, const struct pkvi_policy **begun)
 {
-    struct pkvi_policy *policy = pkvi_policy_of(px, id, group);
-    pkvi_member(&px->core, group, id)->busy = 0;
     policy->now = px->now;
-    if (policy->ops->finish) policy->ops->finish(policy, &id, 1, NULL, false);
-    pkvi_member_unblocked(px, id, group);
+    for (uint32_t i = 0; i < n; i++)
+        pkvi_policy_member(policy, ids[i])->busy = 0;
+    if (policy != *begun && policy->ops->begin) policy->ops->begin(policy, 0);
+    *begun = policy;
+    if (policy->ops->finish) policy->ops->finish(policy, ids, n, NULL, false);
+    while (n-- > 0)
+        pkvi_member_unblocked(px, ids[n], policy->group);
+}
+
+void pkvi_members_idle(struct pkvi_prefix *px, uint32_t group, const uint32_t *ids, uint32_t n,
+                       const struct pkvi_policy **begun)
+{
+    while (n > 0) {
+        struct pkvi_policy *policy = pkvi_policy_of(px, ids[n - 1], group);
+        uint32_t from = n - 1;
+        while (from > 0 && pkvi_policy_of(px, ids[from - 1], group) == policy)
+            from--;
+        run_idle(px, policy, ids + from, n - from, begun);
+        n = from;
+    }
 }
 
 void pkvi_member_busy(struct pkvi_prefix *px, uint32_t id, uint32_t group)

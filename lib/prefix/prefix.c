@@ -26,14 +26,14 @@ static void on_idle(void *context, struct pkvi_pool *pool, uint32_t n, const uin
     uint32_t idle[AT_ONCE];
     pkvi_prefix_lock(px);
     px->now = px->config.clock(px->config.clock_user);
+    const struct pkvi_policy *begun = NULL;
     while (n > 0) {
         uint32_t m = pkvi_min_u32(n, AT_ONCE);
         n -= m;
         uint32_t k = pkvi_pool_release_owned(pool, m, pages + n, idle);
-        while (k-- > 0) {
-            uintptr_t owner = (uintptr_t)pkvi_pool_owner(pool, idle[k]);
-            pkvi_member_idle(px, (uint32_t)(owner - 1), group);
-        }
+        for (uint32_t i = 0; i < k; i++)
+            idle[i] = (uint32_t)((uintptr_t)pkvi_pool_owner(pool, idle[i]) - 1);
+        pkvi_members_idle(px, group, idle, k, &begun);
     }
     pkvi_prefix_unlock(px);
 }

@@ -134,8 +134,26 @@ void pkvi_prefix_seq_truncate(struct pkvi_prefix *px, struct pkvi_prefix_seq *se
 struct publisher {
     struct pkvi_prefix *px;
     struct pkvi_prefix_seq *seq;
-    const struct pkvi_table *tables;
+    struct pkvi_table *tables;
 };
+
+/* The sequence computed what a node holds already: its table takes the node's page, and its own is
+ * free again. So whoever holds a page of a path holds the whole path, and no page stays cached that
+ * cannot be reclaimed because the pages below it are held. */
+static void merge_page(const struct publisher *p, uint32_t id, uint32_t group, uint32_t logical)
+{
+    struct pkvi_prefix *px = p->px;
+    struct pkvi_pool *pool = px->groups[group].pool;
+    const uint32_t theirs = pkvi_member(&px->core, group, id)->page;
+    struct pkvi_use use = {.next_use = UINT32_MAX, .length = 1, .position = logical};
+    struct pkvi_policy *policy = pkvi_policy_of(px, id, group);
+    policy->now = px->now;
+    if (policy->ops->touch) policy->ops->touch(policy, id, &use);
+    pkvi_member_busy(px, id, group);
+    pkvi_pool_ref(pool, 1, &theirs);
+    const uint32_t own = pkvi_table_replace(&p->tables[group], logical, theirs);
+    pkvi_pool_unref(pool, 1, &own); /* it has no owner, so no hook runs under the lock */
+}
 
 /* Gives a node those pages of the table that it lacks. Returns how many it had already. */
 static uint32_t fill_node(const struct publisher *p, uint32_t id, uint32_t logical)
@@ -144,11 +162,14 @@ static uint32_t fill_node(const struct publisher *p, uint32_t id, uint32_t logic
     for (uint32_t g = 0; g < p->px->config.n_groups; g++) {
         uint32_t page = pkvi_table_page(&p->tables[g], logical);
         if (page == PKVI_NO_PAGE) continue;
+        const bool owned = pkvi_pool_owner(p->px->groups[g].pool, page) != NULL;
         if (pkvi_node_has(pkvi_node(&p->px->core, id), g)) {
-            had += pkvi_member(&p->px->core, g, id)->page != page;
+            if (pkvi_member(&p->px->core, g, id)->page == page) continue;
+            had++;
+            if (!owned) merge_page(p, id, g, logical);
             continue;
         }
-        if (pkvi_pool_owner(p->px->groups[g].pool, page)) continue;
+        if (owned) continue;
         pkvi_member_publish(p->px, id, g, page, p->seq);
     }
     return had;
@@ -246,7 +267,7 @@ static void publish_pages(const struct publisher *p, const int32_t *tokens, uint
 }
 
 void pkvi_prefix_publish(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
-                         const struct pkvi_table *tables, const int32_t *tokens, uint32_t n,
+                         struct pkvi_table *tables, const int32_t *tokens, uint32_t n,
                          pkvi_publish_fn may, void *context)
 {
     if (seq->broken || n == 0) return;

@@ -1,0 +1,597 @@
+/* adaptive: evict the page that earns least for the room it takes.
+ *
+ * Time is counted in requests (in a live index: in sequences that let go of their pages). When a
+ * page is used, its class is set from what is known then:
+ *
+ *     partial        the last block of a request, not full: almost never used again
+ *     new            first use, below a widely used page (or none): a new conversation
+ *     new, continued first use, below a page of one earlier request: a further turn of one
+ *     used           by the number of uses (2, 3-4, 5-8, more) and the time since the last one
+ *                    (six steps of a factor of four)
+ *
+ * For each class and age (two buckets per factor of two) it counts how many pages were used again
+ * at that age and how many grew older, pages remembered as ghosts included, so that ages beyond the
+ * cache's reach are learned too. That gives hazards, and from them the value of a page: over all
+ * times one could decide to keep it, the most hits per page and unit of time (the Gittins index of
+ * a page whose reuse follows the class's hazards). Unlike LRU it knows that a conversation will
+ * hardly return within seconds, that one which returned several times will return again, and when.
+ *
+ * Pages of one request and class form a segment and age together. Segments stand in lists by class
+ * and bucket, a bitmap ordered by value tells the worst list that is not empty, and its oldest
+ * segment gives its leaves. All steps are amortised O(1); every RECOMPUTE requests the values are
+ * computed anew in O(classes x buckets^2), about 10 us.
+ *
+ * The constants below were chosen once, for all traces: see docs/prefix.md. */
+#include "prefix/policies.h"
+#include "prefix/policy.h"
+
+#include <string.h>
+
+#define CLASSES 27u
+#define BUCKETS 36u
+#define LISTS (CLASSES * BUCKETS)
+#define RANK_WORDS ((LISTS + 63u) / 64u)
+
+#define GHOSTS_PER_PAGE 4u   /* remembered pages: this many per page of capacity … */
+#define GHOSTS_MIN 8192u     /* … or so many */
+#define RECOMPUTE 32u        /* requests between computations of the values */
+#define FIRST_HAZARD 0.05    /* assumed for the youngest bucket */
+#define HAZARD_DECLINE 0.5   /* assumed from bucket to bucket */
+#define POOL_WEIGHT 1000.0   /* pages that the assumption counts for */
+#define CLASS_WEIGHT 500.0   /* pages that the average of all classes counts for */
+#define RATIO_WEIGHT 50.0    /* hits that equality of the classes counts for */
+#define HALVE_AFTER 200000.0 /* events (plus 8 per page) after which counts are halved */
+
+struct links {
+    uint32_t newer, older;
+};
+
+struct ends {
+    uint32_t newest, oldest;
+};
+
+/* Two kinds of lists of segments, both by (class, bucket), each in order of age. */
+enum kind {
+    AGING,  /* every segment: to count who grows older */
+    GIVING, /* segments with a leaf that may go */
+    KINDS
+};
+
+struct segment {
+    uint32_t time;    /* of the last use of its pages */
+    uint32_t members; /* pages and ghosts; 0 = free */
+    struct ends leaves;
+    struct links link[KINDS];
+    uint8_t class;
+    uint8_t bucket[KINDS];
+    bool giving;
+};
+
+struct adaptive {
+    struct pkvi_policy base;
+    uint32_t now;              /* number of the running request */
+    uint32_t current[CLASSES]; /* its segments */
+    struct segment *segment;   /* [0] is used when memory for more is refused */
+    uint32_t n_segments, segment_capacity, free_segment;
+    struct ends list[KINDS][CLASSES][BUCKETS];
+    uint64_t filled[RANK_WORDS];     /* bit r: the GIVING list of rank r has segments */
+    uint16_t rank[CLASSES][BUCKETS]; /* place in the order of value, worst first */
+    uint16_t by_rank[LISTS];
+    double reused[CLASSES][BUCKETS];   /* pages used again at this age */
+    double survived[CLASSES][BUCKETS]; /* pages that grew older than this age */
+    double events;                     /* uses counted since the counts were last halved */
+    uint32_t since_computed;
+    struct pkvi_queue ghosts;
+    double value[CLASSES][BUCKETS];
+};
+
+/* In pkvi_member: a = time of the last use, b = segment or PKVI_NIL, list = class, count = what
+ * follows, flags with one more bit. */
+#define LEAF 0x80u
+#define MOST_USES 63u
+
+static struct adaptive *self(struct pkvi_policy *policy)
+{
+    return (struct adaptive *)policy;
+}
+
+static struct pkvi_member *member(const struct adaptive *a, uint32_t id)
+{
+    return pkvi_policy_member(&a->base, id);
+}
+
+static uint32_t uses_of(const struct pkvi_member *m)
+{
+    return m->count & MOST_USES;
+}
+static uint32_t interval_of(const struct pkvi_member *m)
+{
+    return m->count >> 6 & 7u;
+}
+static bool continues(const struct pkvi_member *m)
+{
+    return m->count >> 9;
+}
+
+static void describe(struct pkvi_member *m, uint32_t uses, uint32_t interval, bool continued)
+{
+    uses = pkvi_min_u32(uses, MOST_USES);
+    m->count = (uint16_t)(uses | interval << 6 | (uint32_t)continued << 9);
+}
+
+/* Steps of a factor of four: below 4, 16, 64, 256, 1024, more. */
+static uint32_t interval_step(uint32_t age)
+{
+    return age < 4 ? 0 : pkvi_min_u32(pkvi_log2_u32(age) / 2, 5);
+}
+
+static uint32_t class_of(const struct pkvi_member *m, bool partial)
+{
+    uint32_t uses = uses_of(m);
+    if (partial) return 0;
+    if (uses <= 1) return continues(m) ? 2 : 1;
+    uint32_t often = uses == 2 ? 0 : uses <= 4 ? 1 : uses <= 8 ? 2 : 3;
+    return 3 + often * 6 + interval_of(m);
+}
+
+/* Buckets start at ages 1, 2, 3, 4, 6, 8, 12, 16, …; the second one is empty. */
+static uint32_t bucket_of(uint32_t age)
+{
+    if (age < 2) return 0;
+    uint32_t log = pkvi_log2_u32(age);
+    return pkvi_min_u32(2 * log + (age >> (log - 1) & 1u), BUCKETS - 1);
+}
+
+static uint32_t bucket_start(uint32_t bucket)
+{
+    uint32_t power = UINT32_C(1) << bucket / 2;
+    return bucket < 2 ? 1 + bucket : bucket % 2 ? power + power / 2 : power;
+}
+
+/* ---- lists of segments
+ * --------------------------------------------------------------------------- */
+
+static struct ends *list_of(struct adaptive *a, uint32_t s, enum kind kind)
+{
+    const struct segment *segment = &a->segment[s];
+    return &a->list[kind][segment->class][segment->bucket[kind]];
+}
+
+static void note_giving(struct adaptive *a, uint32_t s, bool filled)
+{
+    uint32_t rank = a->rank[a->segment[s].class][a->segment[s].bucket[GIVING]];
+    if (filled)
+        pkvi_bitmap_set(a->filled, rank);
+    else
+        pkvi_bitmap_clear(a->filled, rank);
+}
+
+/* Puts a segment at the newest or the oldest end of its list. */
+static void enlist(struct adaptive *a, uint32_t s, enum kind kind, bool newest)
+{
+    struct ends *list = list_of(a, s, kind);
+    struct links *link = &a->segment[s].link[kind];
+    *link = (struct links){PKVI_NIL, PKVI_NIL};
+    if (list->newest == PKVI_NIL) {
+        list->newest = list->oldest = s;
+    } else if (newest) {
+        link->older = list->newest;
+        a->segment[list->newest].link[kind].newer = s;
+        list->newest = s;
+    } else {
+        link->newer = list->oldest;
+        a->segment[list->oldest].link[kind].older = s;
+        list->oldest = s;
+    }
+    if (kind == GIVING) note_giving(a, s, true);
+}
+
+static void delist(struct adaptive *a, uint32_t s, enum kind kind)
+{
+    struct ends *list = list_of(a, s, kind);
+    struct links link = a->segment[s].link[kind];
+    if (link.newer != PKVI_NIL)
+        a->segment[link.newer].link[kind].older = link.older;
+    else
+        list->newest = link.older;
+    if (link.older != PKVI_NIL)
+        a->segment[link.older].link[kind].newer = link.newer;
+    else
+        list->oldest = link.newer;
+    if (kind == GIVING && list->newest == PKVI_NIL) note_giving(a, s, false);
+}
+
+static bool widen_segments(struct adaptive *a)
+{
+    uint32_t wider = a->segment_capacity ? 2 * a->segment_capacity : 64;
+    struct segment *segment = pkvi_mem_grow_array(a->base.ix->mem, a->segment, a->segment_capacity,
+                                                  wider, sizeof *segment);
+    if (!segment) return false;
+    a->segment = segment;
+    a->segment_capacity = wider;
+    return true;
+}
+
+static uint32_t new_segment(struct adaptive *a, uint32_t class)
+{
+    uint32_t s = a->free_segment;
+    if (s != PKVI_NIL) {
+        a->free_segment = a->segment[s].link[AGING].newer;
+    } else {
+        if (a->n_segments == a->segment_capacity && !widen_segments(a)) return 0;
+        s = a->n_segments++;
+    }
+    a->segment[s] =
+        (struct segment){.time = a->now, .class = (uint8_t) class, .leaves = {PKVI_NIL, PKVI_NIL}};
+    enlist(a, s, AGING, true);
+    return s;
+}
+
+/* A page or ghost leaves its segment; an empty one is freed unless the request still fills it. */
+static void leave_segment(struct adaptive *a, uint32_t id)
+{
+    uint32_t s = member(a, id)->b;
+    member(a, id)->b = PKVI_NIL;
+    if (s == PKVI_NIL || --a->segment[s].members > 0 || s == 0) return;
+    if (a->current[a->segment[s].class] == s) a->current[a->segment[s].class] = PKVI_NIL;
+    delist(a, s, AGING);
+    a->segment[s].link[AGING].newer = a->free_segment;
+    a->free_segment = s;
+}
+
+/* ---- leaves: pages of a segment that may go
+ * ------------------------------------------------------ */
+
+static void add_leaf(struct adaptive *a, uint32_t id)
+{
+    struct pkvi_member *m = member(a, id);
+    struct segment *segment = &a->segment[m->b];
+    m->newer = PKVI_NIL;
+    m->older = segment->leaves.newest;
+    if (m->older != PKVI_NIL)
+        member(a, m->older)->newer = id;
+    else
+        segment->leaves.oldest = id;
+    segment->leaves.newest = id;
+    m->flags |= LEAF;
+    if (segment->giving) return;
+    segment->giving = true;
+    segment->bucket[GIVING] = segment->bucket[AGING];
+    enlist(a, m->b, GIVING, segment->time == a->now);
+}
+
+static void remove_leaf(struct adaptive *a, uint32_t id)
+{
+    struct pkvi_member *m = member(a, id);
+    m->flags &= (uint8_t)~PKVI_MEMBER_PARKED;
+    if (!(m->flags & LEAF)) return;
+    struct segment *segment = &a->segment[m->b];
+    if (m->newer != PKVI_NIL)
+        member(a, m->newer)->older = m->older;
+    else
+        segment->leaves.newest = m->older;
+    if (m->older != PKVI_NIL)
+        member(a, m->older)->newer = m->newer;
+    else
+        segment->leaves.oldest = m->newer;
+    m->flags &= (uint8_t)~LEAF;
+    if (segment->leaves.newest != PKVI_NIL) return;
+    delist(a, m->b, GIVING);
+    segment->giving = false;
+}
+
+/* Sets a page aside until the index says that what blocks it is gone. */
+static void park(struct adaptive *a, uint32_t id)
+{
+    remove_leaf(a, id);
+    member(a, id)->flags |= PKVI_MEMBER_PARKED;
+}
+
+static bool has_kids_before_it(const struct adaptive *a, const struct pkvi_member *m)
+{
+    return a->base.leaf_first && m->kids;
+}
+
+/* A page above an evicted one may be a leaf now. */
+static void reconsider(struct adaptive *a, uint32_t id)
+{
+    if (id == PKVI_NIL || !pkvi_node_has(pkvi_node(a->base.ix, id), a->base.group)) return;
+    struct pkvi_member *m = member(a, id);
+    if (m->b == PKVI_NIL || m->flags & LEAF || has_kids_before_it(a, m)) return;
+    m->flags &= (uint8_t)~PKVI_MEMBER_PARKED;
+    if (pkvi_policy_blocked(&a->base, id))
+        m->flags |= PKVI_MEMBER_PARKED;
+    else
+        add_leaf(a, id);
+}
+
+/* ---- learning
+ * ------------------------------------------------------------------------------------ */
+
+/* Hazards per bucket, averaged over the classes. */
+static void pool_hazards(const struct adaptive *a, double *hazard)
+{
+    double assumed = FIRST_HAZARD;
+    for (uint32_t b = 0; b < BUCKETS; b++) {
+        double hits = 0, all = 0;
+        for (uint32_t c = 0; c < CLASSES; c++) {
+            hits += a->reused[c][b];
+            all += a->reused[c][b] + a->survived[c][b];
+        }
+        hazard[b] = (hits + POOL_WEIGHT * assumed) / (all + POOL_WEIGHT);
+        assumed = HAZARD_DECLINE * hazard[b];
+    }
+}
+
+/* A class's own hazards, drawn to the average scaled by how the class does as a whole. */
+static void class_hazards(const struct adaptive *a, uint32_t c, const double *pooled,
+                          double *hazard)
+{
+    double hits = RATIO_WEIGHT, expected = RATIO_WEIGHT;
+    for (uint32_t b = 0; b < BUCKETS; b++) {
+        hits += a->reused[c][b];
+        expected += (a->reused[c][b] + a->survived[c][b]) * pooled[b];
+    }
+    for (uint32_t b = 0; b < BUCKETS; b++) {
+        double assumed = pooled[b] * hits / expected;
+        if (assumed > 1) assumed = 1;
+        hazard[b] = (a->reused[c][b] + CLASS_WEIGHT * assumed) /
+                    (a->reused[c][b] + a->survived[c][b] + CLASS_WEIGHT);
+    }
+}
+
+/* The best ratio of expected hits to expected time over all moments to give up. */
+static double best_ratio(const double *hazard, const double *width, uint32_t from)
+{
+    double alive = 1, hits = 0, time = 0, best = 0;
+    for (uint32_t b = from; b < BUCKETS; b++) {
+        hits += alive * hazard[b];
+        time += alive * width[b] * (1 - 0.5 * hazard[b]);
+        alive *= 1 - hazard[b];
+        if (hits > best * time) best = hits / time;
+    }
+    return best;
+}
+
+/* Sorts the lists by value (a merge sort, so that equals keep their order: older pages first). */
+static void sort_lists(struct adaptive *a)
+{
+    uint16_t other[LISTS], *from = a->by_rank, *to = other;
+    const double *value = &a->value[0][0];
+    for (uint32_t run = 1; run < LISTS; run *= 2) {
+        for (uint32_t low = 0; low < LISTS; low += 2 * run) {
+            uint32_t middle = pkvi_min_u32(low + run, LISTS);
+            uint32_t high = pkvi_min_u32(low + 2 * run, LISTS);
+            for (uint32_t i = low, j = middle, k = low; k < high; k++)
+                to[k] = i < middle && (j >= high || value[from[i]] <= value[from[j]]) ? from[i++]
+                                                                                      : from[j++];
+        }
+        uint16_t *swap = from;
+        from = to;
+        to = swap;
+    }
+    if (from != a->by_rank) memcpy(a->by_rank, from, sizeof a->by_rank);
+}
+
+static void order_lists(struct adaptive *a)
+{
+    uint32_t n = 0;
+    for (uint32_t c = 0; c < CLASSES; c++)
+        for (uint32_t b = BUCKETS; b-- > 0;)
+            a->by_rank[n++] = (uint16_t)(c * BUCKETS + b);
+    sort_lists(a);
+    memset(a->filled, 0, sizeof a->filled);
+    for (uint32_t r = 0; r < LISTS; r++) {
+        uint32_t c = a->by_rank[r] / BUCKETS, b = a->by_rank[r] % BUCKETS;
+        a->rank[c][b] = (uint16_t)r;
+        if (a->list[GIVING][c][b].newest != PKVI_NIL) pkvi_bitmap_set(a->filled, r);
+    }
+}
+
+static void forget_half(struct adaptive *a)
+{
+    for (uint32_t c = 0; c < CLASSES; c++)
+        for (uint32_t b = 0; b < BUCKETS; b++) {
+            a->reused[c][b] /= 2;
+            a->survived[c][b] /= 2;
+        }
+    a->events /= 2;
+}
+
+static void compute_values(struct adaptive *a)
+{
+    double pooled[BUCKETS], hazard[BUCKETS], width[BUCKETS];
+    if (a->events > HALVE_AFTER + 8.0 * (double)a->base.capacity) forget_half(a);
+    for (uint32_t b = 0; b < BUCKETS; b++)
+        width[b] = b == 1 ? 1 : bucket_start(b + 1) - (double)bucket_start(b);
+    pool_hazards(a, pooled);
+    for (uint32_t c = 0; c < CLASSES; c++) {
+        class_hazards(a, c, pooled, hazard);
+        for (uint32_t b = 0; b < BUCKETS; b++)
+            a->value[c][b] = best_ratio(hazard, width, b);
+    }
+    order_lists(a);
+    a->since_computed = 0;
+}
+
+/* Moves what has grown out of a bucket, and counts it in every bucket it survived. */
+static void age_list(struct adaptive *a, enum kind kind, uint32_t c, uint32_t b)
+{
+    uint32_t s;
+    while ((s = a->list[kind][c][b].oldest) != PKVI_NIL) {
+        struct segment *segment = &a->segment[s];
+        uint32_t bucket = bucket_of(a->now - segment->time);
+        if (bucket <= b) return;
+        for (uint32_t passed = b; kind == AGING && passed < bucket; passed++)
+            a->survived[c][passed] += segment->members;
+        delist(a, s, kind);
+        segment->bucket[kind] = (uint8_t)bucket;
+        enlist(a, s, kind, true);
+    }
+}
+
+/* Promptly, not in batches: pages that cross into a bucket of little value are the ones to go, and
+ * if they came in batches others would have to go in between. */
+static void grow_older(struct adaptive *a)
+{
+    for (int kind = 0; kind < KINDS; kind++)
+        for (uint32_t c = 0; c < CLASSES; c++)
+            for (uint32_t b = BUCKETS - 1; b-- > 0;)
+                age_list(a, (enum kind)kind, c, b);
+}
+
+static void count_use(struct adaptive *a, struct pkvi_member *m)
+{
+    uint32_t age = a->now - m->a;
+    a->reused[m->list][bucket_of(age)] += 1;
+    a->events += 1;
+    describe(m, uses_of(m) + 1, interval_step(age), continues(m));
+}
+
+/* ---- the policy
+ * ---------------------------------------------------------------------------------- */
+
+static bool setup(struct pkvi_policy *policy)
+{
+    struct adaptive *a = self(policy);
+    memset(a->list, 0xff, sizeof a->list);
+    memset(a->current, 0xff, sizeof a->current);
+    pkvi_queue_init(&a->ghosts);
+    a->free_segment = PKVI_NIL;
+    a->now = 1;
+    if (!widen_segments(a)) return false;
+    compute_values(a);
+    new_segment(a, 1);
+    return true;
+}
+
+static void teardown(struct pkvi_policy *policy)
+{
+    struct adaptive *a = self(policy);
+    pkvi_mem_free_array(policy->ix->mem, a->segment, a->segment_capacity, sizeof *a->segment);
+}
+
+static void begin(struct pkvi_policy *policy, uint32_t request)
+{
+    (void)request;
+    struct adaptive *a = self(policy);
+    memset(a->current, 0xff, sizeof a->current);
+    a->now++;
+    grow_older(a);
+    if (++a->since_computed >= RECOMPUTE) compute_values(a);
+}
+
+/* Until the request ends the page is in no segment, and so cannot go. */
+static void touch(struct pkvi_policy *policy, uint32_t id, const struct pkvi_use *use)
+{
+    (void)use;
+    struct adaptive *a = self(policy);
+    count_use(a, member(a, id));
+    remove_leaf(a, id);
+    leave_segment(a, id);
+}
+
+static void insert(struct pkvi_policy *policy, uint32_t id, const struct pkvi_use *use)
+{
+    (void)use;
+    struct adaptive *a = self(policy);
+    struct pkvi_member *m = member(a, id);
+    uint32_t parent = pkvi_node(policy->ix, id)->parent;
+    if (pkvi_is_ghost(policy, id)) {
+        pkvi_ghost_revive(policy, &a->ghosts, id);
+        count_use(a, m);
+        leave_segment(a, id);
+    } else {
+        const struct pkvi_member *above = parent == PKVI_NIL ? NULL : member(a, parent);
+        uint32_t uses = above ? uses_of(above) : 0;
+        describe(m, 1, 0, uses == 2 || (uses == 1 && continues(above)));
+        m->a = a->now;
+        m->list = 1;
+        m->b = PKVI_NIL;
+    }
+    if (parent != PKVI_NIL && policy->leaf_first) remove_leaf(a, parent);
+}
+
+static void finish(struct pkvi_policy *policy, const uint32_t *path, uint32_t n,
+                   const uint32_t *next_use, bool partial_last)
+{
+    (void)next_use;
+    struct adaptive *a = self(policy);
+    for (uint32_t i = n; i-- > 0;) {
+        uint32_t id = path[i];
+        if (id == PKVI_NIL) continue;
+        struct pkvi_member *m = member(a, id);
+        remove_leaf(a, id);
+        leave_segment(a, id);
+        uint32_t c = class_of(m, partial_last && i + 1 == n);
+        if (a->current[c] == PKVI_NIL) a->current[c] = new_segment(a, c);
+        m->b = a->current[c];
+        m->list = a->segment[m->b].class;
+        m->a = a->now;
+        a->segment[m->b].members++;
+        if (!has_kids_before_it(a, m)) add_leaf(a, id);
+    }
+}
+
+static uint32_t victim(struct pkvi_policy *policy)
+{
+    struct adaptive *a = self(policy);
+    uint32_t rank = 0;
+    while ((rank = pkvi_bitmap_next(a->filled, LISTS, rank)) != PKVI_BITMAP_NONE) {
+        uint32_t list = a->by_rank[rank];
+        uint32_t s = a->list[GIVING][list / BUCKETS][list % BUCKETS].oldest;
+        uint32_t id = a->segment[s].leaves.oldest;
+        if (!pkvi_policy_blocked(policy, id)) return id;
+        park(a, id);
+    }
+    return PKVI_NIL;
+}
+
+static void drop_oldest_ghost(struct adaptive *a)
+{
+    leave_segment(a, a->ghosts.oldest);
+    pkvi_ghost_drop_oldest(&a->base, &a->ghosts);
+}
+
+static void remove_member(struct pkvi_policy *policy, uint32_t id, bool evicted)
+{
+    struct adaptive *a = self(policy);
+    remove_leaf(a, id);
+    if (policy->leaf_first) reconsider(a, pkvi_node(policy->ix, id)->parent);
+    if (!evicted || member(a, id)->b == PKVI_NIL) {
+        leave_segment(a, id);
+        return;
+    }
+    pkvi_ghost_push(policy, &a->ghosts, id);
+    uint64_t most = pkvi_max_u64(GHOSTS_PER_PAGE * policy->capacity, GHOSTS_MIN);
+    while (a->ghosts.size > most)
+        drop_oldest_ghost(a);
+}
+
+static void unpark(struct pkvi_policy *policy, uint32_t id)
+{
+    reconsider(self(policy), id);
+}
+
+static void forget(struct pkvi_policy *policy, uint32_t id)
+{
+    struct adaptive *a = self(policy);
+    leave_segment(a, id);
+    pkvi_ghost_revive(policy, &a->ghosts, id);
+}
+
+const struct pkvi_policy_ops pkvi_policy_adaptive = {
+    .name = "adaptive",
+    .bytes = sizeof(struct adaptive),
+    .leaf_first = true,
+    .setup = setup,
+    .teardown = teardown,
+    .begin = begin,
+    .finish = finish,
+    .touch = touch,
+    .insert = insert,
+    .victim = victim,
+    .remove = remove_member,
+    .unpark = unpark,
+    .forget = forget,
+};
