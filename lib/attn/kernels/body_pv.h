@@ -153,7 +153,7 @@ typedef void pv_fn(const struct pv_block *b, uint32_t vec);
 
 /* Vectors of dims per pass for each block height. */
 #if VREGS == 32
-#define PV_NV(rows) ((rows) <= 2 ? 8 : (rows) <= 6 ? 4 : (rows) <= 8 ? 3 : 2)
+#define PV_NV(rows) ((rows) <= 2 ? 8 : (rows) <= 6 ? 4 : 2)
 #else
 #define PV_NV(rows) ((rows) <= 1 ? 8 : (rows) <= 2 ? 4 : (rows) <= 3 ? 3 : 2)
 #endif

@@ -20,18 +20,24 @@ static const pkvi_kernels *const table[] = {
     &pkvi_row_generic,
 };
 
-const pkvi_kernels *pkvi_kernel_at(uint32_t index, int usable)
+/* The index-th row that `have` suffices for. */
+static const pkvi_kernels *row_at(uint32_t index, uint32_t have)
 {
-    const uint32_t have = usable ? pkvi_cpu_features() : UINT32_MAX;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if ((table[i]->features & ~have) == 0 && index-- == 0) return table[i];
     return NULL;
 }
 
+const pkvi_kernels *pkvi_kernel_at(uint32_t index, int usable)
+{
+    return row_at(index, usable ? pkvi_cpu_features() : UINT32_MAX);
+}
+
 const pkvi_kernels *pkvi_kernel_find(const char *name)
 {
+    const uint32_t have = pkvi_cpu_features();
     const pkvi_kernels *row;
-    for (uint32_t i = 0; (row = pkvi_kernel_at(i, 1)) != NULL; i++)
+    for (uint32_t i = 0; (row = row_at(i, have)) != NULL; i++)
         if (!name || strcmp(name, row->name) == 0) return row;
     return NULL;
 }
