@@ -39,10 +39,12 @@ struct plan_place plan_share(const struct pkvi_attn_model *model, const struct p
     uint32_t leaf = pages->logical[item->page0 + page] / plan_leaf_pages(model);
     uint32_t first = plan_page_of_leaf(model, pages, item->page0, item->page1, leaf);
     uint32_t end = plan_page_of_leaf(model, pages, item->page0, item->page1, leaf + 1);
-    if (2 * at >= (double)(first - item->page0) + (double)(end - item->page0)) leaf++;
-    if (leaf <= item->leaf0) return here;
-    if (leaf >= item->leaf1) return next;
-    return (struct plan_place){i, leaf};
+    bool after = 2 * at >= (double)(first - item->page0) + (double)(end - item->page0);
+    /* Leaves without pages (evicted) at either end belong to no part of their own. */
+    uint32_t cut = after ? end : first;
+    if (cut == item->page0) return here;
+    if (cut == item->page1) return next;
+    return (struct plan_place){i, after ? leaf + 1 : leaf};
 }
 
 /* The last worker of n that begins at or before a place: the one that works on that leaf. */

@@ -147,6 +147,35 @@ END_TEST
 /* ---- every policy, group size and window: bounded, and exact over what is left -----------------
  */
 
+/* Past several leaves of the kernel, with gaps at their borders. */
+START_TEST(exact_over_long_sequences)
+{
+    static const pkv_dtype types[] = {PKV_DTYPE_F32, PKV_DTYPE_F16, PKV_DTYPE_BF16};
+    static const char *const names[] = {"window", "sink", "random"};
+    const char *name = names[_i % 3];
+    struct ec_shape shape = base_shape();
+    uint64_t rng = pkvt_seed(name);
+    shape.dtype = types[_i / 3];
+    shape.kv_heads = 1;
+    shape.group_size = 4;
+    shape.n_layers = 1;
+    shape.dim = 64;
+    struct ec_case *c = ec_open(&shape, 0);
+    const pkv_evict_config config = named(name, 20 * 16);
+    pkv_seq seq = new_seq(c, &config);
+    while (length_of(seq) < 2500) {
+        const uint64_t length = length_of(seq);
+        const uint32_t n = pkvt_below(&rng, 2) ? 1 : 1 + pkvt_below(&rng, 150);
+        pkv_batch batch;
+        ec_step(c, seq, 0, n, &batch);
+        ck_assert_double_le(worst_error(c, seq, 0, length, n, false, &rng),
+                            shape.dtype == PKV_DTYPE_F32 ? 1e-5 : 0.03);
+        ck_assert_int_eq(pkv_batch_commit(batch), PKV_OK);
+    }
+    ec_close(c);
+}
+END_TEST
+
 START_TEST(bounded_and_exact)
 {
     static const uint32_t groups[] = {1, 2, 3, 4, 5, 6, 7, 8, 12, 16};
@@ -599,6 +628,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, budget_beyond_length_is_bit_identical, 0, n);
     tcase_add_test(tc, window_release_is_bit_identical);
+    tcase_add_loop_test(tc, exact_over_long_sequences, 0, 9);
     tcase_add_loop_test(tc, bounded_and_exact, 0, n);
     tcase_add_loop_test(tc, a_million_tokens, 0, 5);
     tcase_add_loop_test(tc, positions_match_a_slow_reference, 0, 8);
