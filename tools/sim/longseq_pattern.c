@@ -14,7 +14,7 @@ enum { SINK_TOKENS = 4, SINK_DIM = 0, PLACE_DIM = 2, PLACE_PAIRS = 16, CONTENT_D
 enum { NEEDLE_GAP = 500, FAMOUS_NEEDLES = 6 };
 
 static const float sink_nats = 10, near_nats = 13, needle_nats = 14;
-static const float key_noise = 0.08f, query_noise = 4;
+static const float key_noise = 0.03f, query_noise = 10;
 
 static const char *const names[] = {"sinks", "local", "needle", "uniform", "mixed"};
 
