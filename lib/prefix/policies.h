@@ -13,6 +13,7 @@ extern const struct pkvi_policy_ops pkvi_policy_s3fifo;
 extern const struct pkvi_policy_ops pkvi_policy_arc;
 extern const struct pkvi_policy_ops pkvi_policy_2q;
 extern const struct pkvi_policy_ops pkvi_policy_slru;
+extern const struct pkvi_policy_ops pkvi_policy_priority;
 extern const struct pkvi_policy_ops pkvi_policy_adaptive;
 extern const struct pkvi_policy_ops pkvi_policy_opt;
 extern const struct pkvi_policy_ops pkvi_policy_opt_bypass;

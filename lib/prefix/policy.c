@@ -6,9 +6,10 @@
 #include "policies.h"
 
 static const struct pkvi_policy_ops *const policies[] = {
-    &pkvi_policy_lru_leaf, &pkvi_policy_lru,      &pkvi_policy_fifo, &pkvi_policy_lfu,
-    &pkvi_policy_sieve,    &pkvi_policy_s3fifo,   &pkvi_policy_arc,  &pkvi_policy_2q,
-    &pkvi_policy_slru,     &pkvi_policy_adaptive, &pkvi_policy_opt,  &pkvi_policy_opt_bypass,
+    &pkvi_policy_lru_leaf,   &pkvi_policy_lru,      &pkvi_policy_fifo,     &pkvi_policy_lfu,
+    &pkvi_policy_sieve,      &pkvi_policy_s3fifo,   &pkvi_policy_arc,      &pkvi_policy_2q,
+    &pkvi_policy_slru,       &pkvi_policy_priority, &pkvi_policy_adaptive, &pkvi_policy_opt,
+    &pkvi_policy_opt_bypass,
 };
 
 const struct pkvi_policy_ops *pkvi_policy_at(uint32_t i)

@@ -42,9 +42,9 @@ struct pkvi_policy_ops {
     bool (*setup)(struct pkvi_policy *policy);
     /* What follows may be NULL, unless the policy could not do without: nothing to do. */
     void (*teardown)(struct pkvi_policy *policy);
-    /* A request is about to run (its number), and has used path[0..n), in path order, PKVI_NIL where
-     * a block is not resident. In a live index: pages lose their last holder; finish comes once or
-     * several times per begin, from the last pages to the first. */
+    /* A request is about to run (its number), and has used path[0..n), in path order, PKVI_NIL
+     * where a block is not resident. In a live index: pages lose their last holder; finish comes
+     * once or several times per begin, from the last pages to the first. */
     void (*begin)(struct pkvi_policy *policy, uint32_t request);
     void (*finish)(struct pkvi_policy *policy, const uint32_t *path, uint32_t n,
                    const uint32_t *next_use, bool partial_last);

@@ -16,6 +16,10 @@
  * a page whose reuse follows the class's hazards). Unlike LRU it knows that a conversation will
  * hardly return within seconds, that one which returned several times will return again, and when.
  *
+ * LRU is a good policy on some workloads, and values learned from the past may mislead. What LRU
+ * would hold is known exactly (the pages last used since some request), so its hits are counted
+ * beside the own ones, and while they are ahead the policy follows LRU (partial blocks first).
+ *
  * Pages of one request and class form a segment and age together. Segments stand in lists by class
  * and bucket, a bitmap ordered by value tells the worst list that is not empty, and its oldest
  * segment gives its leaves. All steps are amortised O(1); every RECOMPUTE requests the values are
@@ -41,6 +45,13 @@
 #define CLASS_WEIGHT 500.0   /* pages that the average of all classes counts for */
 #define RATIO_WEIGHT 50.0    /* hits that equality of the classes counts for */
 #define HALVE_AFTER 200000.0 /* events (plus 8 per page) after which counts are halved */
+
+#define GUARD_PERIOD                                                                               \
+    2048u /* references (or a quarter of the capacity) between comparisons with LRU */
+#define GUARD_SLACK 64.0  /* hits by which LRU may be ahead … */
+#define GUARD_SHARE 0.005 /* … and this share of its hits, before it is followed */
+#define GUARD_KEEP 0.75   /* what is kept of the sums from period to period */
+#define GUARD_HOLD 4u     /* periods that LRU is followed at first; doubles each time */
 
 struct links {
     uint32_t newer, older;
@@ -82,6 +93,14 @@ struct adaptive {
     double events;                     /* uses counted since the counts were last halved */
     uint32_t since_computed;
     struct pkvi_queue ghosts;
+    /* What LRU would hold: the pages used at request lru_from or later. */
+    uint32_t *used_at; /* ring by request: pages last used then */
+    uint32_t ring_size, lru_from;
+    uint64_t lru_pages;
+    double own_hits, lru_hits; /* recent ones */
+    uint64_t references;       /* in this period */
+    uint32_t hold, hold_left;  /* periods to follow LRU: next time, still */
+    bool follow_lru;
     double value[CLASSES][BUCKETS];
 };
 
@@ -89,6 +108,8 @@ struct adaptive {
  * follows, flags with one more bit. */
 #define LEAF 0x80u
 #define MOST_USES 63u
+
+static void order_lists(struct adaptive *a);
 
 static struct adaptive *self(struct pkvi_policy *policy)
 {
@@ -146,6 +167,69 @@ static uint32_t bucket_start(uint32_t bucket)
 {
     uint32_t power = UINT32_C(1) << bucket / 2;
     return bucket < 2 ? 1 + bucket : bucket % 2 ? power + power / 2 : power;
+}
+
+/* ---- what LRU would do -------------------------------------------------------------------------
+ */
+
+static uint32_t *used_at(struct adaptive *a, uint32_t time)
+{
+    return &a->used_at[time & (a->ring_size - 1)];
+}
+
+/* Makes the ring reach from lru_from to now; shortens LRU's reach when memory is refused. */
+static void reach(struct adaptive *a)
+{
+    if (a->now - a->lru_from < a->ring_size) return;
+    struct pkvi_mem *mem = a->base.ix->mem;
+    uint32_t wider = 2 * a->ring_size;
+    uint32_t *ring = pkvi_mem_array(mem, wider, sizeof *ring);
+    if (ring) {
+        for (uint32_t t = a->lru_from; t != a->now; t++)
+            ring[t & (wider - 1)] = *used_at(a, t);
+        pkvi_mem_free_array(mem, a->used_at, a->ring_size, sizeof *ring);
+        a->used_at = ring;
+        a->ring_size = wider;
+    } else {
+        a->lru_pages -= *used_at(a, a->lru_from++);
+    }
+}
+
+static void lru_enter(struct adaptive *a)
+{
+    ++*used_at(a, a->now);
+    a->lru_pages++;
+    while (a->lru_pages > a->base.capacity)
+        a->lru_pages -= *used_at(a, a->lru_from++);
+}
+
+static void lru_leave(struct adaptive *a, uint32_t time)
+{
+    if (time < a->lru_from) return;
+    --*used_at(a, time);
+    a->lru_pages--;
+}
+
+/* Once per period: LRU is followed while the learned values do worse than it. */
+static void compare_with_lru(struct adaptive *a)
+{
+    uint64_t period = pkvi_max_u64(a->base.capacity / 4, GUARD_PERIOD);
+    if (a->references < period) return;
+    a->references = 0;
+    if (a->follow_lru) {
+        if (--a->hold_left > 0) return;
+        a->follow_lru = false;
+        a->own_hits = a->lru_hits = 0;
+    } else if (a->own_hits < a->lru_hits * (1 - GUARD_SHARE) - GUARD_SLACK) {
+        a->follow_lru = true;
+        a->hold_left = a->hold;
+        if (a->hold < UINT32_C(1) << 30) a->hold *= 2;
+    } else {
+        a->own_hits *= GUARD_KEEP;
+        a->lru_hits *= GUARD_KEEP;
+        return;
+    }
+    order_lists(a);
 }
 
 /* ---- lists of segments
@@ -232,6 +316,7 @@ static void leave_segment(struct adaptive *a, uint32_t id)
 {
     uint32_t s = member(a, id)->b;
     member(a, id)->b = PKVI_NIL;
+    if (s != PKVI_NIL) lru_leave(a, member(a, id)->a);
     if (s == PKVI_NIL || --a->segment[s].members > 0 || s == 0) return;
     if (a->current[a->segment[s].class] == s) a->current[a->segment[s].class] = PKVI_NIL;
     delist(a, s, AGING);
@@ -376,10 +461,18 @@ static void sort_lists(struct adaptive *a)
 static void order_lists(struct adaptive *a)
 {
     uint32_t n = 0;
-    for (uint32_t c = 0; c < CLASSES; c++)
+    if (a->follow_lru) { /* partial blocks, then by age */
         for (uint32_t b = BUCKETS; b-- > 0;)
-            a->by_rank[n++] = (uint16_t)(c * BUCKETS + b);
-    sort_lists(a);
+            a->by_rank[n++] = (uint16_t)b;
+        for (uint32_t b = BUCKETS; b-- > 0;)
+            for (uint32_t c = 1; c < CLASSES; c++)
+                a->by_rank[n++] = (uint16_t)(c * BUCKETS + b);
+    } else {
+        for (uint32_t c = 0; c < CLASSES; c++)
+            for (uint32_t b = BUCKETS; b-- > 0;)
+                a->by_rank[n++] = (uint16_t)(c * BUCKETS + b);
+        sort_lists(a);
+    }
     memset(a->filled, 0, sizeof a->filled);
     for (uint32_t r = 0; r < LISTS; r++) {
         uint32_t c = a->by_rank[r] / BUCKETS, b = a->by_rank[r] % BUCKETS;
@@ -443,6 +536,7 @@ static void grow_older(struct adaptive *a)
 static void count_use(struct adaptive *a, struct pkvi_member *m)
 {
     uint32_t age = a->now - m->a;
+    if (m->a >= a->lru_from) a->lru_hits += 1;
     a->reused[m->list][bucket_of(age)] += 1;
     a->events += 1;
     describe(m, uses_of(m) + 1, interval_step(age), continues(m));
@@ -459,7 +553,14 @@ static bool setup(struct pkvi_policy *policy)
     pkvi_queue_init(&a->ghosts);
     a->free_segment = PKVI_NIL;
     a->now = 1;
-    if (!widen_segments(a)) return false;
+    a->hold = GUARD_HOLD;
+    a->ring_size = 64;
+    a->used_at = pkvi_mem_array(policy->ix->mem, a->ring_size, sizeof *a->used_at);
+    if (!a->used_at) return false;
+    if (!widen_segments(a)) {
+        pkvi_mem_free_array(policy->ix->mem, a->used_at, a->ring_size, sizeof *a->used_at);
+        return false;
+    }
     compute_values(a);
     new_segment(a, 1);
     return true;
@@ -468,6 +569,7 @@ static bool setup(struct pkvi_policy *policy)
 static void teardown(struct pkvi_policy *policy)
 {
     struct adaptive *a = self(policy);
+    pkvi_mem_free_array(policy->ix->mem, a->used_at, a->ring_size, sizeof *a->used_at);
     pkvi_mem_free_array(policy->ix->mem, a->segment, a->segment_capacity, sizeof *a->segment);
 }
 
@@ -477,7 +579,10 @@ static void begin(struct pkvi_policy *policy, uint32_t request)
     struct adaptive *a = self(policy);
     memset(a->current, 0xff, sizeof a->current);
     a->now++;
+    reach(a);
+    *used_at(a, a->now) = 0;
     grow_older(a);
+    compare_with_lru(a);
     if (++a->since_computed >= RECOMPUTE) compute_values(a);
 }
 
@@ -487,6 +592,8 @@ static void touch(struct pkvi_policy *policy, uint32_t id, const struct pkvi_use
     (void)use;
     struct adaptive *a = self(policy);
     count_use(a, member(a, id));
+    a->own_hits += 1;
+    a->references++;
     remove_leaf(a, id);
     leave_segment(a, id);
 }
@@ -497,6 +604,7 @@ static void insert(struct pkvi_policy *policy, uint32_t id, const struct pkvi_us
     struct adaptive *a = self(policy);
     struct pkvi_member *m = member(a, id);
     uint32_t parent = pkvi_node(policy->ix, id)->parent;
+    a->references++;
     if (pkvi_is_ghost(policy, id)) {
         pkvi_ghost_revive(policy, &a->ghosts, id);
         count_use(a, m);
@@ -529,8 +637,28 @@ static void finish(struct pkvi_policy *policy, const uint32_t *path, uint32_t n,
         m->list = a->segment[m->b].class;
         m->a = a->now;
         a->segment[m->b].members++;
+        lru_enter(a);
         if (!has_kids_before_it(a, m)) add_leaf(a, id);
     }
+}
+
+static uint32_t first_of_rank(const struct adaptive *a, uint32_t rank)
+{
+    uint32_t list = a->by_rank[rank];
+    return a->list[GIVING][list / BUCKETS][list % BUCKETS].oldest;
+}
+
+/* Among the classes in the bucket of this rank. */
+static uint32_t oldest_segment(const struct adaptive *a, uint32_t rank)
+{
+    uint32_t best = first_of_rank(a, rank);
+    if (rank < BUCKETS) return best; /* partial blocks */
+    uint32_t bucket = a->by_rank[rank] % BUCKETS;
+    for (uint32_t c = a->by_rank[rank] / BUCKETS + 1; c < CLASSES; c++) {
+        uint32_t s = a->list[GIVING][c][bucket].oldest;
+        if (s != PKVI_NIL && a->segment[s].time < a->segment[best].time) best = s;
+    }
+    return best;
 }
 
 static uint32_t victim(struct pkvi_policy *policy)
@@ -538,8 +666,7 @@ static uint32_t victim(struct pkvi_policy *policy)
     struct adaptive *a = self(policy);
     uint32_t rank = 0;
     while ((rank = pkvi_bitmap_next(a->filled, LISTS, rank)) != PKVI_BITMAP_NONE) {
-        uint32_t list = a->by_rank[rank];
-        uint32_t s = a->list[GIVING][list / BUCKETS][list % BUCKETS].oldest;
+        uint32_t s = a->follow_lru ? oldest_segment(a, rank) : first_of_rank(a, rank);
         uint32_t id = a->segment[s].leaves.oldest;
         if (!pkvi_policy_blocked(policy, id)) return id;
         park(a, id);
