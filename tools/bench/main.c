@@ -13,6 +13,7 @@ static const struct {
 } commands[] = {
     {"pool", bench_pool, "pages, appends and forks beside malloc and a locked free list"},
     {"attention", bench_attention, "paged attention beside contiguous attention and the machine"},
+    {"evict", bench_evict, "commits and attention with eviction policies beside the same without"},
 };
 
 static void help(void)

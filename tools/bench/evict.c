@@ -1,0 +1,417 @@
+/* pkv-bench evict: what eviction costs. Commits with every policy, attention that also computes
+ * page mass, and attention over the best pages only, each beside the same without. */
+#include <getopt.h>
+#include <math.h>
+#include <pagedkv/pagedkv.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "bench.h"
+#include "cli.h"
+#include "output.h"
+#include "parse.h"
+#include "progress.h"
+#include "random.h"
+#include "stats_summary.h"
+#include "table.h"
+
+#define COMMAND "pkv-bench evict"
+#define SEQUENCES 32u
+#define PAGE_TOKENS 16u
+#define MOST_ROUNDS 999u
+
+typedef struct options {
+    bool json;
+    uint32_t rounds, budget;
+    uint64_t context;
+} options;
+
+static double now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
+}
+
+static int failed(pkv_cache *cache, const char *what, tool_error *err)
+{
+    char text[256] = "";
+    if (cache != NULL) pkv_cache_last_error(cache, text, sizeof text);
+    return tool_fail(err, "%s failed: %s", what, text);
+}
+
+/* ---- a cache to measure on ----------------------------------------------------------------------
+ */
+
+typedef struct work {
+    pkv_cache *cache;
+    uint32_t layers, kv_heads, group, dim;
+    float *q, *k, *v, *out;
+} work;
+
+static int work_open(work *w, uint32_t layers, uint32_t kv_heads, uint32_t group, uint32_t dim,
+                     uint64_t memory, uint32_t signals, uint32_t rows, tool_error *err)
+{
+    *w = (work){.layers = layers, .kv_heads = kv_heads, .group = group, .dim = dim};
+    pkv_config config;
+    pkv_config_init(&config, sizeof config);
+    pkv_group_config g = {.n_layers = layers,
+                          .kv_heads = kv_heads,
+                          .q_heads = kv_heads * group,
+                          .head_dim_k = dim,
+                          .dtype = PKV_DTYPE_BF16};
+    config.groups = &g;
+    config.n_groups = 1;
+    config.page_tokens = PAGE_TOKENS;
+    config.memory_limit = memory;
+    config.signals = signals;
+    config.prefix = 0;
+    if (pkv_cache_create(&config, &w->cache) != PKV_OK) return failed(NULL, "cache", err);
+    const size_t kv = (size_t)rows * kv_heads * dim;
+    w->q = malloc(kv * group * sizeof *w->q);
+    w->out = malloc(kv * group * sizeof *w->out);
+    w->k = malloc(kv * sizeof *w->k);
+    w->v = malloc(kv * sizeof *w->v);
+    if (!w->q || !w->out || !w->k || !w->v) return tool_fail(err, "out of memory");
+    tool_random random;
+    random_seed(&random, 1);
+    for (size_t i = 0; i < kv * group; i++)
+        w->q[i] = (float)(random_unit(&random) * 2 - 1);
+    for (size_t i = 0; i < kv; i++) {
+        w->k[i] = (float)(random_unit(&random) * 2 - 1);
+        w->v[i] = (float)(random_unit(&random) * 2 - 1);
+    }
+    return 0;
+}
+
+static void work_close(work *w)
+{
+    free(w->q), free(w->out), free(w->k), free(w->v);
+    pkv_cache_destroy(w->cache);
+}
+
+static pkv_status write_layer(const work *w, pkv_plan *plan, uint32_t layer)
+{
+    const ptrdiff_t head = (ptrdiff_t)(w->dim * sizeof(float));
+    const pkv_rows k = {w->k, PKV_DTYPE_F32, w->kv_heads, w->dim, head * w->kv_heads, head};
+    const pkv_rows v = {w->v, PKV_DTYPE_F32, w->kv_heads, w->dim, head * w->kv_heads, head};
+    return pkv_write(plan, layer, &k, &v, 0, 1);
+}
+
+static pkv_status attend_layer(const work *w, pkv_plan *plan, uint32_t layer)
+{
+    const ptrdiff_t head = (ptrdiff_t)(w->dim * sizeof(float));
+    const uint32_t heads = w->kv_heads * w->group;
+    const pkv_rows q = {w->q, PKV_DTYPE_F32, heads, w->dim, head * heads, head};
+    const pkv_rows_out out = {w->out, PKV_DTYPE_F32, heads, w->dim, head * heads, head};
+    return pkv_attend(plan, layer, &q, &out, NULL, 0, 1);
+}
+
+/* ---- commits ------------------------------------------------------------------------------------
+ */
+
+typedef struct commit_result {
+    const char *policy;
+    double quiet_us, evicting_us; /* per sequence */
+    uint32_t layers;
+} commit_result;
+
+/* One step of all sequences; returns the commit's time per sequence, or < 0. */
+static double commit_step(const work *w, const pkv_seq *seqs, pkv_plan *plan, uint32_t n,
+                          const float *mass)
+{
+    pkv_batch batch;
+    pkv_status status = pkv_batch_begin(w->cache, &batch);
+    for (uint32_t i = 0; i < SEQUENCES && status == PKV_OK; i++)
+        status = pkv_batch_add(batch, seqs[i], NULL, n);
+    if (status == PKV_OK) status = pkv_batch_reserve(batch);
+    if (plan != NULL) {
+        if (status == PKV_OK) status = pkv_plan_build(plan, batch);
+        for (uint32_t l = 0; l < w->layers && status == PKV_OK; l++)
+            status = write_layer(w, plan, l);
+    }
+    for (uint32_t i = 0; i < SEQUENCES && status == PKV_OK; i++) {
+        pkv_evict_info info = {.struct_size = sizeof info};
+        status = pkv_seq_evict_info(seqs[i], 0, &info);
+        if (status == PKV_OK) status = pkv_seq_feed_mass(seqs[i], 0, mass, info.resident_pages);
+    }
+    if (status != PKV_OK) return -1;
+    const double start = now_us();
+    status = pkv_batch_commit(batch);
+    const double us = (now_us() - start) / SEQUENCES;
+    return status == PKV_OK ? us : -1;
+}
+
+static void by_page(void *user, pkv_seq seq, uint32_t group, uint64_t n_tokens,
+                    const uint32_t *logical, float *scores, uint32_t n)
+{
+    (void)user, (void)seq, (void)group, (void)n_tokens;
+    for (uint32_t i = 0; i < n; i++)
+        scores[i] = (float)(logical[i] * 2654435761u >> 16);
+}
+
+static int measure_commits(const options *o, const char *policy, commit_result *result,
+                           tool_error *err)
+{
+    const bool keys = strcmp(policy, "keydiff") == 0;
+    /* Only KEYDIFF looks into pages: SmolLM2's 30 layers of 3 heads. */
+    work w;
+    const uint32_t layers = keys ? 30 : 1;
+    if (work_open(&w, layers, 3, 3, 64, (uint64_t)2 << 30, keys ? PKV_SIGNAL_KEYSUM : 0,
+                  SEQUENCES * PAGE_TOKENS, err) != 0)
+        return -1;
+    pkv_plan *plan = NULL;
+    pkv_evict_config config;
+    pkv_evict_config_named(&config, sizeof config, policy, o->budget);
+    config.score = by_page;
+    pkv_seq seqs[SEQUENCES];
+    int code = 0;
+    if (keys && pkv_plan_create(w.cache, NULL, &plan) != PKV_OK)
+        code = failed(w.cache, "plan", err);
+    if (code == 0 && pkv_cache_set_evict(w.cache, 0, &config) != PKV_OK)
+        code = failed(w.cache, policy, err);
+    for (uint32_t i = 0; i < SEQUENCES && code == 0; i++)
+        if (pkv_seq_create(w.cache, &seqs[i]) != PKV_OK) code = failed(w.cache, "sequence", err);
+    const uint32_t pages = o->budget / PAGE_TOKENS + 8;
+    float *mass = malloc(pages * sizeof *mass);
+    double *quiet = malloc(o->rounds * PAGE_TOKENS * sizeof *quiet);
+    double *evicting = malloc(o->rounds * sizeof *evicting);
+    if (!mass || !quiet || !evicting) code = tool_fail(err, "out of memory");
+    for (uint32_t i = 0; i < pages && code == 0; i++)
+        mass[i] = (float)(1 + i * 7919 % 101);
+    for (uint32_t t = 0; t < o->budget && code == 0; t += PAGE_TOKENS)
+        if (commit_step(&w, seqs, plan, PAGE_TOKENS, mass) < 0) code = failed(w.cache, "step", err);
+    size_t n_quiet = 0, n_evicting = 0;
+    for (uint32_t r = 0; r < o->rounds * PAGE_TOKENS && code == 0; r++) {
+        const double us = commit_step(&w, seqs, plan, 1, mass);
+        if (us < 0) code = failed(w.cache, "step", err);
+        if ((r + 1) % PAGE_TOKENS == 0)
+            evicting[n_evicting++] = us;
+        else
+            quiet[n_quiet++] = us;
+    }
+    if (code == 0)
+        *result = (commit_result){.policy = policy,
+                                  .layers = layers,
+                                  .quiet_us = stats_summarise(quiet, n_quiet).p50,
+                                  .evicting_us = stats_summarise(evicting, n_evicting).p50};
+    free(mass), free(quiet), free(evicting);
+    pkv_plan_destroy(plan);
+    work_close(&w);
+    return code;
+}
+
+/* ---- attention ----------------------------------------------------------------------------------
+ */
+
+typedef struct attention_result {
+    const char *name;
+    uint64_t context;
+    double without_us, with_us, ratio; /* medians; ratio = with / without, paired */
+} attention_result;
+
+/* Decode attention of one sequence with a policy and of a twin without, taking turns. */
+static int measure_attention(const options *o, const char *policy, uint64_t context,
+                             uint64_t budget, uint32_t kv_heads, uint32_t group,
+                             attention_result *result, tool_error *err)
+{
+    enum { DIM = 128, CHUNK = 512 };
+    work w;
+    const uint64_t bytes = 2 * (context + 4096) * kv_heads * DIM * 2 * 2;
+    if (work_open(&w, 1, kv_heads, group, DIM, bytes + bytes / 8 + ((uint64_t)64 << 20),
+                  PKV_SIGNAL_BOUNDS, CHUNK, err) != 0)
+        return -1;
+    int code = 0;
+    pkv_seq seqs[2];
+    pkv_plan *plans[2] = {NULL, NULL};
+    pkv_batch batches[2];
+    pkv_evict_config config;
+    pkv_evict_config_named(&config, sizeof config, policy, budget);
+    for (int i = 0; i < 2 && code == 0; i++) {
+        pkv_status status = pkv_seq_create(w.cache, &seqs[i]);
+        if (status == PKV_OK && i == 1) status = pkv_seq_set_evict(seqs[i], 0, &config);
+        if (status == PKV_OK) status = pkv_plan_create(w.cache, NULL, &plans[i]);
+        for (uint64_t have = 0; have < context && status == PKV_OK; have += CHUNK) {
+            status = pkv_batch_begin(w.cache, &batches[i]);
+            if (status == PKV_OK) status = pkv_batch_add(batches[i], seqs[i], NULL, CHUNK);
+            if (status == PKV_OK) status = pkv_batch_reserve(batches[i]);
+            if (status == PKV_OK) status = pkv_plan_build(plans[i], batches[i]);
+            if (status == PKV_OK) status = write_layer(&w, plans[i], 0);
+            if (status == PKV_OK) status = pkv_batch_commit(batches[i]);
+        }
+        if (status == PKV_OK) status = pkv_batch_begin(w.cache, &batches[i]);
+        if (status == PKV_OK) status = pkv_batch_add(batches[i], seqs[i], NULL, 1);
+        if (status == PKV_OK) status = pkv_batch_reserve(batches[i]);
+        if (status == PKV_OK) status = pkv_plan_build(plans[i], batches[i]);
+        if (status == PKV_OK) status = write_layer(&w, plans[i], 0);
+        if (status != PKV_OK) code = failed(w.cache, "filling", err);
+    }
+    double us[2][MOST_ROUNDS], ratio[MOST_ROUNDS];
+    const uint32_t repeat = context >= 32768 ? 1 : 8;
+    for (uint32_t r = 0; r <= o->rounds && code == 0; r++) {
+        for (int i = 0; i < 2 && code == 0; i++) {
+            const double start = now_us();
+            for (uint32_t j = 0; j < repeat; j++)
+                if (attend_layer(&w, plans[i], 0) != PKV_OK) code = failed(w.cache, "attend", err);
+            if (r > 0) us[i][r - 1] = (now_us() - start) / repeat;
+        }
+        if (r > 0) ratio[r - 1] = us[1][r - 1] / us[0][r - 1];
+    }
+    if (code == 0)
+        *result = (attention_result){.name = policy,
+                                     .context = context,
+                                     .without_us = stats_summarise(us[0], o->rounds).p50,
+                                     .with_us = stats_summarise(us[1], o->rounds).p50,
+                                     .ratio = stats_summarise(ratio, o->rounds).p50};
+    for (int i = 0; i < 2; i++)
+        pkv_plan_destroy(plans[i]);
+    work_close(&w);
+    return code;
+}
+
+/* ---- report -------------------------------------------------------------------------------------
+ */
+
+enum { N_POLICIES = 11, N_ATTENTION = 5 };
+
+static const char *const policies[N_POLICIES] = {"none",   "window",   "sink",   "mass",
+                                                 "h2o",    "tova",     "obs",    "lru-mass",
+                                                 "random", "callback", "keydiff"};
+
+static const struct {
+    const char *policy, *name;
+    uint64_t context; /* 0 = the option's */
+    uint32_t divide;  /* budget = context / this; 0 = more than the context */
+    uint32_t kv_heads, group;
+} cases[N_ATTENTION] = {{"mass", "mass, G 4", 4096, 0, 8, 4},
+                        {"mass", "mass, G 1", 4096, 0, 8, 1},
+                        {"mass", "mass, G 8", 4096, 0, 4, 8},
+                        {"topk", "topk 1/8, G 4", 0, 8, 8, 4},
+                        {"topk", "topk 1/8, G 8", 0, 8, 4, 8}};
+
+static void print_table(const options *o, const commit_result *commits,
+                        const attention_result *attention)
+{
+    printf("Commit of %u sequences, budget %u tokens, per sequence (us)\n\n", SEQUENCES, o->budget);
+    table *t = table_new("<policy|nothing evicted|one page evicted");
+    for (int i = 0; t != NULL && i < N_POLICIES; i++) {
+        table_cell(t, "%s%s", commits[i].policy, commits[i].layers > 1 ? " (30 layers)" : "");
+        table_cell(t, "%.3f", commits[i].quiet_us);
+        table_cell(t, "%.3f", commits[i].evicting_us);
+    }
+    table_print(t, stdout);
+    table_free(t);
+    puts("\nDecode attention of one layer, one thread, bf16, head dim 128 (us)\n");
+    t = table_new("<case|context|without|with|with / without");
+    for (int i = 0; t != NULL && i < N_ATTENTION; i++) {
+        table_cell(t, "%s", attention[i].name);
+        table_cell(t, "%llu", (unsigned long long)attention[i].context);
+        table_cell(t, "%.1f", attention[i].without_us);
+        table_cell(t, "%.1f", attention[i].with_us);
+        table_cell(t, "%.3f", attention[i].ratio);
+    }
+    table_print(t, stdout);
+    table_free(t);
+}
+
+static int print_json(const options *o, const commit_result *commits,
+                      const attention_result *attention, tool_error *err)
+{
+    json_t *list = json_array(), *cases_json = json_array();
+    for (int i = 0; i < N_POLICIES; i++)
+        json_array_append_new(list,
+                              json_pack("{s:s,s:i,s:o,s:o}", "policy", commits[i].policy, "layers",
+                                        (int)commits[i].layers, "commit_us_quiet",
+                                        output_real(commits[i].quiet_us), "commit_us_evicting",
+                                        output_real(commits[i].evicting_us)));
+    for (int i = 0; i < N_ATTENTION; i++)
+        json_array_append_new(cases_json,
+                              json_pack("{s:s,s:I,s:o,s:o,s:o}", "case", attention[i].name,
+                                        "context", (json_int_t)attention[i].context, "without_us",
+                                        output_real(attention[i].without_us), "with_us",
+                                        output_real(attention[i].with_us), "ratio",
+                                        output_real(attention[i].ratio)));
+    return output_json(json_pack("{s:i,s:i,s:i,s:o,s:o}", "sequences", (int)SEQUENCES,
+                                 "budget_tokens", (int)o->budget, "rounds", (int)o->rounds,
+                                 "commits", list, "attention", cases_json),
+                       err);
+}
+
+static void help(void)
+{
+    puts("Usage: pkv-bench evict [OPTION...]\n"
+         "Times commits with every policy, and attention with the signals they need beside\n"
+         "attention without.\n\n"
+         "  --rounds N     rounds per figure, 1..999 (default 51)\n"
+         "  --budget N     tokens per sequence for commits (default 1024)\n"
+         "  --context N    tokens for topk (default 65536)\n"
+         "  --json         results as JSON on stdout");
+}
+
+static int parse(int argc, char **argv, options *o, tool_error *err)
+{
+    static const struct option longs[] = {
+        {"rounds", required_argument, NULL, 'r'},  {"budget", required_argument, NULL, 'b'},
+        {"context", required_argument, NULL, 'c'}, {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
+    opterr = 0;
+    optind = 1;
+    for (int c; (c = getopt_long(argc, argv, ":h", longs, NULL)) != -1;) {
+        uint64_t value;
+        switch (c) {
+        case 'r':
+            if (parse_u64(optarg, "--rounds", 1, MOST_ROUNDS, &value, err) != 0) return -1;
+            o->rounds = (uint32_t)value;
+            break;
+        case 'b':
+            if (parse_u64(optarg, "--budget", 64, 1u << 20, &value, err) != 0) return -1;
+            o->budget = (uint32_t)value / PAGE_TOKENS * PAGE_TOKENS;
+            break;
+        case 'c':
+            if (parse_u64(optarg, "--context", 1024, 1u << 22, &value, err) != 0) return -1;
+            o->context = value / 512 * 512;
+            break;
+        case 'j':
+            o->json = true;
+            break;
+        case 'h':
+            help();
+            return 1;
+        default:
+            return cli_bad_option(c, optopt, argv[optind - 1], err);
+        }
+    }
+    if (optind < argc) return tool_fail(err, "unexpected argument '%s'", argv[optind]);
+    return 0;
+}
+
+int bench_evict(int argc, char **argv)
+{
+    tool_error err;
+    options o = {.rounds = 51, .budget = 1024, .context = 65536};
+    const int parsed = parse(argc, argv, &o, &err);
+    if (parsed < 0) return cli_usage_error(COMMAND, &err);
+    if (parsed > 0) return cli_finish(COMMAND);
+    commit_result commits[N_POLICIES];
+    attention_result attention[N_ATTENTION];
+    progress bar;
+    progress_start(&bar, "evict", N_POLICIES + N_ATTENTION);
+    int code = 0;
+    for (int i = 0; i < N_POLICIES && code == 0; i++, progress_add(&bar, 1))
+        code = measure_commits(&o, policies[i], &commits[i], &err);
+    for (int i = 0; i < N_ATTENTION && code == 0; i++, progress_add(&bar, 1)) {
+        const uint64_t context = cases[i].context ? cases[i].context : o.context;
+        const uint64_t budget = cases[i].divide ? context / cases[i].divide : 2 * context;
+        code = measure_attention(&o, cases[i].policy, context, budget, cases[i].kv_heads,
+                                 cases[i].group, &attention[i], &err);
+        attention[i].name = cases[i].name;
+    }
+    progress_end(&bar);
+    if (code == 0 && o.json)
+        code = print_json(&o, commits, attention, &err);
+    else if (code == 0)
+        print_table(&o, commits, attention);
+    return code == 0 ? cli_finish(COMMAND) : cli_failed(COMMAND, &err);
+}
