@@ -53,8 +53,8 @@ static inline uint64_t generation_of(uint64_t word)
 
 static inline uint64_t next_generation(uint64_t word)
 {
-    uint64_t next = generation_of(word) + (UINT64_C(1) << 32);
-    return next ? next : UINT64_C(1) << 32;
+    uint32_t next = (uint32_t)(word >> 32) + 1;
+    return (uint64_t)(next + (next == 0)) << 32;
 }
 
 /* Counters with one writer at a time: no read-modify-write needed. */
