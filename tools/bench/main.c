@@ -14,6 +14,7 @@ static const struct {
     {"pool", bench_pool, "pages, appends and forks beside malloc and a locked free list"},
     {"attention", bench_attention, "paged attention beside contiguous attention and the machine"},
     {"evict", bench_evict, "commits and attention with eviction policies beside the same without"},
+    {"prefix", bench_prefix, "matching, publishing and evicting in the prefix index"},
 };
 
 static void help(void)
