@@ -125,6 +125,13 @@ class Clock(Base):
             self.assertAlmostEqual(r["tpot_seconds"]["mean"], (end - prompt) / 2, delta=1e-12)
             self.assertAlmostEqual(r["output_tokens_per_second"], 3 / end, delta=1e-6)
 
+    def test_nobody_waits_while_the_machine_is_idle(self):
+        table = self.path("t.csv")
+        self.serve(self.trace([(5 * k, 50, 2) for k in range(4) for _ in range(3)]), "--compare", "none", "--csv",
+                   table)
+        with open(table, newline="") as f:
+            self.assertEqual({float(row["waiting"]) for row in csv.DictReader(f)}, {0.0})
+
     def random_requests(self, rng, n):
         return [(rng.randrange(0, 4000) / 1000, rng.choice((0, 1, rng.randrange(1, 900))),
                  rng.choice((0, 1, rng.randrange(1, 120)))) for _ in range(n)]

@@ -294,8 +294,9 @@ static double step_time(engine *e)
     return roofline_time(&work, e->options->model, e->options->hardware);
 }
 
-/* Accounts for the time from `from` to now, in which `u` was held. */
-static void account(engine *e, double from, const serve_usage *u, size_t running)
+/* Accounts for the time from `from` to now, in which `u` was held, that many ran, and as many
+ * waited as when it began. */
+static void account(engine *e, double from, const serve_usage *u, size_t running, size_t queued)
 {
     serve_result *r = e->result;
     double seconds = e->now - from;
@@ -314,7 +315,7 @@ static void account(engine *e, double from, const serve_usage *u, size_t running
     s.used = (double)u->used;
     s.cached = (double)u->cached;
     s.running = (double)running;
-    s.waiting = (double)waiting(e);
+    s.waiting = (double)queued;
     serve_timeline_add(&r->timeline, &s);
     memset(&e->stretch, 0, sizeof e->stretch);
 }
@@ -323,7 +324,7 @@ static int step(engine *e)
 {
     serve_usage usage;
     double from = e->now;
-    size_t running = e->n_running;
+    size_t running = e->n_running, queued = waiting(e);
     double seconds = step_time(e);
     if (e->memory->commit(e->memory, e->running, e->n_running, e->err) < 0 ||
         e->memory->usage(e->memory, e->running, e->n_running, &usage, e->err) < 0)
@@ -331,7 +332,7 @@ static int step(engine *e)
     e->now += seconds;
     e->result->steps++;
     if (advance(e) != 0) return -1;
-    account(e, from, &usage, running);
+    account(e, from, &usage, running, queued);
     if (e->options->verify_every != 0 && e->result->steps % e->options->verify_every == 0) {
         if (e->memory->verify(e->memory, e->err) < 0) return -1;
         e->result->verified++;
@@ -346,9 +347,10 @@ static int idle_until(engine *e, double then)
 {
     serve_usage usage;
     double from = e->now;
+    size_t queued = waiting(e);
     if (e->memory->usage(e->memory, NULL, 0, &usage, e->err) < 0) return -1;
     e->now = then;
-    account(e, from, &usage, 0);
+    account(e, from, &usage, 0, queued);
     return 0;
 }
 
