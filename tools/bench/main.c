@@ -13,6 +13,8 @@ static const struct {
 } commands[] = {
     {"pool", bench_pool, "pages, appends and forks beside malloc and a locked free list"},
     {"attention", bench_attention, "paged attention beside contiguous attention and the machine"},
+    {"decode-growth", bench_decode_growth,
+     "recomputation, a concatenating cache and pagedkv as a sequence grows"},
     {"evict", bench_evict, "commits and attention with eviction policies beside the same without"},
     {"prefix", bench_prefix, "matching, publishing and evicting in the prefix index"},
 };
