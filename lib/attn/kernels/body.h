@@ -27,8 +27,9 @@ enum {
 #define EACH_HEIGHT(M, a, b)                                                                       \
     M(a, b, 1)                                                                                     \
     M(a, b, 2)                                                                                     \
-    M(a, b, 3) M(a, b, 4) M(a, b, 5) M(a, b, 6) M(a, b, 7) M(a, b, 8) M(a, b, 9) M(a, b, 10)       \
-        M(a, b, 11) M(a, b, 12)
+    M(a, b, 3)                                                                                     \
+    M(a, b, 4) M(a, b, 5) M(a, b, 6) M(a, b, 7) M(a, b, 8) M(a, b, 9) M(a, b, 10) M(a, b, 11)      \
+        M(a, b, 12)
 #elif VREGS == 32
 #define BLOCK_ROWS 8
 #define EACH_HEIGHT(M, a, b)                                                                       \

@@ -17,6 +17,12 @@ static void group_positions(const pkvi_attend_job *job, int64_t slot0, uint32_t 
     }
 }
 
+/* Any lane of token vector v in a row's bits? */
+VI bool sees_lanes(uint64_t vis, uint32_t v)
+{
+    return (vis >> (v * VL) & ((UINT64_C(1) << VL) - 1)) != 0;
+}
+
 /* Turns raw dot products into base-2 scores (scale, softcap, ALiBi, mask) and updates the maxima.
  */
 static __attribute__((noinline)) void group_finish(const struct tile *t, uint32_t gi, uint32_t h,
@@ -34,6 +40,7 @@ static __attribute__((noinline)) void group_finish(const struct tile *t, uint32_
         vf max = v_load(max_at);
         const uint64_t vis = g->full ? UINT64_MAX : g->vis[r];
         for (uint32_t v = first; v < last; v++) {
+            if (!sees_lanes(vis, v)) continue; /* row_probs makes these zero */
             vf x = v_mul(v_load(s + v * VL), scale);
             if (job->softcap > 0) x = v_mul(v_tanh(x), cap);
             if (pos) {
@@ -76,15 +83,17 @@ static void add_page_sums(const struct tile *t, const struct group *g, const flo
 
 /* Scores of one row and group become probabilities 2^(s - m), in place (BFDOT: bf16, packed at the
  * front); their sum is added to vsum and, per page, to page_sums (may be NULL). */
-static void row_probs(const struct tile *t, const struct group *g, float *s, float m, float *vsum,
-                      float *page_sums)
+static void row_probs(const struct tile *t, const struct group *g, uint32_t r, float *s, float m,
+                      float *vsum, float *page_sums)
 {
     const uint32_t first = g->first / VL, last = (g->last + VL - 1) / VL;
+    const uint64_t vis = g->full ? UINT64_MAX : g->vis[r];
     float p[GROUP];
     vf base = v_set1(m), sum = v_load(vsum);
     if (page_sums) memset(p, 0, sizeof p);
     for (uint32_t v = first; v < last; v++) {
-        vf x = v_exp2(v_sub(v_load(s + v * VL), base));
+        vf x = v_zero();
+        if (sees_lanes(vis, v)) x = v_exp2(v_sub(v_load(s + v * VL), base));
 #ifdef PKVI_BFDOT
         uint16_t *half = (uint16_t *)(void *)s + v * VL;
         v_store_bf16(half, x);
@@ -149,6 +158,25 @@ static __attribute__((noinline)) void value_span(const struct tile *t, uint32_t 
         span->t0[i] = g->first > at ? g->first - at : 0;
         span->t1[i] = g->last < at + run ? g->last - at : run;
         span->column[i] = at;
+    }
+}
+
+/* The part of a span in columns [from, to), at least one of its tokens. */
+static void span_clip(struct pv_span *out, const struct pv_span *s, uint32_t from, uint32_t to)
+{
+    out->n_pages = 0;
+    out->row_bytes = s->row_bytes;
+    for (uint32_t i = 0; i < s->n_pages; i++) {
+        const uint32_t column = s->column[i];
+        const uint32_t t0 = column + s->t0[i] > from ? s->t0[i] : from - column;
+        const uint32_t t1 = column + s->t1[i] < to ? s->t1[i] : to > column ? to - column : 0;
+        if (t0 >= t1) continue;
+        const uint32_t j = out->n_pages++;
+        out->v[j] = s->v[i];
+        out->next[j] = s->next[i];
+        out->t0[j] = t0;
+        out->t1[j] = t1;
+        out->column[j] = column;
     }
 }
 
@@ -222,20 +250,23 @@ static __attribute__((noinline)) void group_values(const struct tile *t, uint32_
     for (uint32_t r = 0; r < t->rows; r++) {
         const size_t at = h * t->rows + r, row = head * job->n_rows + t->row0 + r;
         const float m = job->m[row];
-        row_probs(t, g, t->s + at * S_STRIDE + gi * GROUP, m == NEG_INF ? 0.0f : m,
+        row_probs(t, g, r, t->s + at * S_STRIDE + gi * GROUP, m == NEG_INF ? 0.0f : m,
                   t->vsum + at * VL, job->page_sum ? job->page_sum + row * job->n_pages : NULL);
     }
     if (g->mixed && !span_finite(kind, &span, dims)) {
         careful_values(t, gi, h, kind, &span, o);
         return;
     }
-    struct pv_block b = {.span = &span, .o_stride = job->o_stride};
-    for (uint32_t r = 0, n; r < t->rows; r += n) {
+    struct pv_span block_span;
+    struct pv_block b = {.span = &block_span, .o_stride = job->o_stride};
+    for (uint32_t r = 0, n, from, to; r < t->rows; r += n) {
         n = block_rows(t->rows - r);
+        if (!group_block(g, r, n, &from, &to)) continue;
+        span_clip(&block_span, &span, from, to);
         b.p = t->s + (size_t)(h * t->rows + r) * S_STRIDE + gi * GROUP;
         b.o = o + r * job->o_stride;
         pv_run(kind, n, &b, dims);
-        if (r == 0) memcpy(span.next, span.v, sizeof span.next);
+        memcpy(span.next, span.v, sizeof span.next); /* prefetched once */
     }
 }
 
@@ -249,7 +280,7 @@ static void group_mass(const struct tile *t, uint32_t gi, uint32_t h)
         const float lse2 = job->mass_lse2[head * job->n_rows + t->row0 + r];
         if (lse2 == NEG_INF) continue;
         float *s = t->s + (size_t)(h * t->rows + r) * S_STRIDE + gi * GROUP;
-        row_probs(t, &t->groups[gi], s, lse2, unused, job->mass + head * job->n_pages);
+        row_probs(t, &t->groups[gi], r, s, lse2, unused, job->mass + head * job->n_pages);
     }
 }
 

@@ -99,33 +99,80 @@ VI vf load_plain(pkv_dtype dtype, const char *p, bool half)
     return load_as(dtype, p);
 }
 
-static float page_score(pkv_dtype dtype, uint32_t dims, const char *min, const char *max,
-                        const float *q)
+/* Bounds of NR rows (dims apart) for one page and head: a min or max element is loaded and
+ * converted once for all of them. out[r * stride]. */
+#define SCORE_ROWS 4
+VI void page_scores(pkv_dtype dtype, uint32_t dims, int nr, const char *min, const char *max,
+                    const float *q, float *out, size_t stride)
 {
     const size_t bytes = bytes_of(dtype);
-    vf sum = v_zero();
-    for (uint32_t d = 0; d < dims; d += VL) {
-        const bool half = d + VL > dims;
-        vf x = load_out(q + d, half);
-        vf a = v_mul(x, load_plain(dtype, min + d * bytes, half));
-        vf b = v_mul(x, load_plain(dtype, max + d * bytes, half));
-        sum = v_add(sum, v_max(a, b));
+    vf sum[SCORE_ROWS];
+    UNROLL for (int r = 0; r < nr; r++) sum[r] = v_zero();
+    uint32_t d = 0;
+    for (; d + VL <= dims; d += VL) {
+        const vf a = load_as(dtype, min + d * bytes), b = load_as(dtype, max + d * bytes);
+        UNROLL for (int r = 0; r < nr; r++)
+        {
+            const vf x = v_load(q + (size_t)r * dims + d);
+            sum[r] = v_add(sum[r], v_max(v_mul(x, a), v_mul(x, b)));
+        }
     }
-    return v_hsum(sum);
+    if (d < dims) {
+        const vf a = load_plain(dtype, min + d * bytes, true);
+        const vf b = load_plain(dtype, max + d * bytes, true);
+        UNROLL for (int r = 0; r < nr; r++)
+        {
+            const vf x = load_out(q + (size_t)r * dims + d, true);
+            sum[r] = v_add(sum[r], v_max(v_mul(x, a), v_mul(x, b)));
+        }
+    }
+    UNROLL for (int r = 0; r < nr; r++) out[(size_t)r * stride] = v_hsum(sum[r]);
+}
+
+/* Pages ahead whose digests are on their way while one is scored: each is a place of its own in
+ * memory, out of reach of the hardware's prefetcher. */
+#define SCORE_AHEAD 6u
+
+static void prefetch_digest(const pkvi_layout *l, const void *part, size_t at)
+{
+    const size_t bytes = (size_t)l->dim_k * l->elem_bytes;
+    const char *min = (const char *)part + l->min_offset + at;
+    const char *max = (const char *)part + l->max_offset + at;
+    for (size_t line = 0; line < bytes; line += 64) {
+        v_prefetch(min + line);
+        v_prefetch(max + line);
+    }
+}
+
+VI void score_head(pkv_dtype dtype, const pkvi_layout *l, const void *const *parts,
+                   uint32_t n_pages, uint32_t head, const float *q, uint32_t n_rows, float *out)
+{
+    const size_t at = (size_t)head * l->dim_k * l->elem_bytes;
+    for (uint32_t page = 0; page < n_pages; page++) {
+        if (page + SCORE_AHEAD < n_pages) prefetch_digest(l, parts[page + SCORE_AHEAD], at);
+        const char *min = (const char *)parts[page] + l->min_offset + at;
+        const char *max = (const char *)parts[page] + l->max_offset + at;
+        uint32_t r = 0;
+        for (; r + SCORE_ROWS <= n_rows; r += SCORE_ROWS)
+            page_scores(dtype, l->dim_k, SCORE_ROWS, min, max, q + (size_t)r * l->dim_k,
+                        out + (size_t)r * n_pages + page, n_pages);
+        for (; r < n_rows; r++)
+            page_scores(dtype, l->dim_k, 1, min, max, q + (size_t)r * l->dim_k,
+                        out + (size_t)r * n_pages + page, n_pages);
+    }
 }
 
 static void score(const pkvi_layout *l, const void *const *parts, uint32_t n_pages, uint32_t head0,
                   uint32_t head1, const float *q, uint32_t n_rows, float *out)
 {
-    for (uint32_t page = 0; page < n_pages; page++)
-        for (uint32_t h = head0; h < head1; h++) {
-            const size_t at = (size_t)h * l->dim_k * l->elem_bytes;
-            const char *min = (const char *)parts[page] + l->min_offset + at;
-            const char *max = (const char *)parts[page] + l->max_offset + at;
-            for (uint32_t r = 0; r < n_rows; r++) {
-                const size_t row = (size_t)(h - head0) * n_rows + r;
-                out[row * n_pages + page] =
-                    page_score(l->dtype, l->dim_k, min, max, q + row * l->dim_k);
-            }
-        }
+    for (uint32_t h = head0; h < head1; h++) {
+        const float *rows = q + (size_t)(h - head0) * n_rows * l->dim_k;
+        float *to = out + (size_t)(h - head0) * n_rows * n_pages;
+        if (l->dtype == PKV_DTYPE_F16)
+            score_head(PKV_DTYPE_F16, l, parts, n_pages, h, rows, n_rows, to);
+        else if (l->dtype == PKV_DTYPE_BF16)
+            score_head(PKV_DTYPE_BF16, l, parts, n_pages, h, rows, n_rows, to);
+        else
+            score_head(PKV_DTYPE_F32, l, parts, n_pages, h, rows, n_rows, to);
+    }
 }

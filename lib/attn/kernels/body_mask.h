@@ -83,3 +83,19 @@ static __attribute__((noinline)) bool group_make(const pkvi_attend_job *job,
     g->mixed = any != all || any != bit_range(g->first, g->last);
     return true;
 }
+
+/* The slots [*first, *last) of the group that rows [r, r + n) of the tile see; false if none. */
+static bool group_block(const struct group *g, uint32_t r, uint32_t n, uint32_t *first,
+                        uint32_t *last)
+{
+    uint64_t any = 0;
+    *first = 0;
+    *last = GROUP;
+    if (g->full) return true;
+    for (uint32_t i = 0; i < n; i++)
+        any |= g->vis[r + i];
+    if (any == 0) return false;
+    *first = (uint32_t)__builtin_ctzll(any);
+    *last = 64 - (uint32_t)__builtin_clzll(any);
+    return true;
+}

@@ -207,16 +207,19 @@ static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_
                       (size_t)(rest / row) * P * k_slot_bytes(kind) + rest % row;
         }
     }
-    for (uint32_t r = 0, n; r < t->rows; r += n) {
+    bool fetched = t->panel;
+    for (uint32_t r = 0, n, from, to; r < t->rows; r += n) {
         n = block_rows(t->rows - r);
+        if (!group_block(g, r, n, &from, &to)) continue; /* above the diagonal */
         size_t at = (size_t)(h * t->rows + r) * l->dim_k;
         b.q = kind == KIND_BFDOT ? t->q + at / 2 : t->q + at;
         b.q_low = t->q_low ? t->q_low + at / 2 : NULL;
         b.s = t->s + (size_t)(h * t->rows + r) * S_STRIDE + gi * GROUP;
-        qk_run(kind, n, &b, first, last);
-        if (r == 0) { /* the other blocks find the lines already on their way */
+        qk_run(kind, n, &b, from / VL, (to + VL - 1) / VL);
+        if (!fetched) { /* the other blocks find the lines already on their way */
             for (int j = 0; j < 8; j++)
-                b.pf[j] = t->panel ? b.k[0] : b.k[first];
+                b.pf[j] = b.k[first];
+            fetched = true;
         }
     }
 }

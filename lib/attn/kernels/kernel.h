@@ -42,8 +42,8 @@ enum {
     PKVI_JOB_Q_BF16 = 2u,
     /* Only `mass` is computed, from keys and mass_lse2; o, m, l and V are not touched. */
     PKVI_JOB_MASS_ONLY = 4u,
-    /* The scratch still holds this job's queries in the kernel's own order: the last call with it had
-     * the same layout, q, heads, rows and Q_BF16, and they fit one pass (rows x heads <=
+    /* The scratch still holds this job's queries in the kernel's own order: the last call with it
+     * had the same layout, q, heads, rows and Q_BF16, and they fit one pass (rows x heads <=
      * PKVI_TILE_ROWS). Saves the reordering. */
     PKVI_JOB_SAME_Q = 8u
 };
