@@ -168,3 +168,16 @@ void pkvi_index_prefetch_node(const struct pkvi_index *ix, uint64_t hash)
     __builtin_prefetch(ix->key_bytes ? (void *)pkvi_node_tokens(ix, id)
                                      : (void *)pkvi_member(ix, 0, id));
 }
+
+void pkvi_index_prefetch_removal(const struct pkvi_index *ix, uint32_t id)
+{
+    uint32_t parent = pkvi_node(ix, id)->parent;
+    if (parent == PKVI_NIL) return;
+    const struct pkvi_node *above = pkvi_node(ix, parent);
+    uint32_t head = *bucket_at(ix, bucket_of(ix, above->hash));
+    if (head != PKVI_NIL) __builtin_prefetch(pkvi_node(ix, head));
+    if (above->parent == PKVI_NIL) return;
+    const struct pkvi_node *next = pkvi_node(ix, above->parent);
+    __builtin_prefetch(bucket_at(ix, bucket_of(ix, next->hash)));
+    if (next->parent != PKVI_NIL) __builtin_prefetch(pkvi_node(ix, next->parent));
+}

@@ -152,6 +152,9 @@ uint32_t pkvi_index_find_id(const struct pkvi_index *ix, uint64_t hash, uint64_t
 /* Two stages of prefetching a later find. */
 void pkvi_index_prefetch_bucket(const struct pkvi_index *ix, uint64_t hash);
 void pkvi_index_prefetch_node(const struct pkvi_index *ix, uint64_t hash);
+/* Eviction takes a chain of nodes from its end: fetches what removing the node's ancestors needs.
+ */
+void pkvi_index_prefetch_removal(const struct pkvi_index *ix, uint32_t id);
 
 /* Adds a node without pages (the caller checked that it is not there) and returns it, or PKVI_NIL
  * when memory is refused. Expected O(1); O(log fan-out) with the sibling tree. */

@@ -157,6 +157,8 @@ static inline struct pkvi_policy *pkvi_policy_of(const struct pkvi_prefix *px, u
 /* Publishes a page that a table holds as the node's page of the group. */
 void pkvi_member_publish(struct pkvi_prefix *px, uint32_t id, uint32_t group, uint32_t page,
                          const struct pkvi_prefix_seq *seq);
+/* The node's page is cached; a held page with the same content takes its place. */
+void pkvi_member_replace(struct pkvi_prefix *px, uint32_t id, uint32_t group, uint32_t page);
 /* Pages whose last reference went, in path order. *begun (NULL at first): the policy that was told
  * last that something begins. */
 void pkvi_members_idle(struct pkvi_prefix *px, uint32_t group, const uint32_t *ids, uint32_t n,
@@ -168,9 +170,18 @@ void pkvi_member_unblocked(struct pkvi_prefix *px, uint32_t id, uint32_t group);
 /* Pins and unpins a node in all groups. */
 void pkvi_node_pin(struct pkvi_prefix *px, uint32_t id);
 void pkvi_node_unpin(struct pkvi_prefix *px, uint32_t id);
-/* Evicts the member, with the node's other pages that are of no use without it; the pages are
- * freed. Returns how many of `group` (1), and adds the bytes of all to *bytes. */
-uint32_t pkvi_member_evict(struct pkvi_prefix *px, uint32_t id, uint32_t group, uint64_t *bytes);
+/* Pages that evictions took and that still have to be freed. Zero it, then flush it at the end. */
+#define PKVI_FREED_MAX 64u
+struct pkvi_freed {
+    uint64_t bytes; /* of all pages so far, flushed ones included */
+    uint32_t n, group;
+    uint32_t pages[PKVI_FREED_MAX];
+};
+void pkvi_freed_flush(struct pkvi_prefix *px, struct pkvi_freed *freed);
+
+/* Evicts the member, with the node's other pages that are of no use without it. */
+void pkvi_member_evict(struct pkvi_prefix *px, uint32_t id, uint32_t group,
+                       struct pkvi_freed *freed);
 /* Takes every page and memory of a node out of the index; pages that tables hold stay theirs. */
 uint32_t pkvi_node_strip(struct pkvi_prefix *px, uint32_t id);
 

@@ -30,6 +30,17 @@ void pkvi_member_publish(struct pkvi_prefix *px, uint32_t id, uint32_t group, ui
                    pkvi_pool_id(px->groups[group].pool, page), 0, 0);
 }
 
+void pkvi_member_replace(struct pkvi_prefix *px, uint32_t id, uint32_t group, uint32_t page)
+{
+    struct pkvi_pool *pool = px->groups[group].pool;
+    struct pkvi_member *m = pkvi_member(&px->core, group, id);
+    const uint32_t cached = m->page;
+    pkvi_pool_free_cached(pool, 1, &cached);
+    pkvi_pool_set_owner(pool, page, owner_of(id));
+    m->page = page;
+    m->busy = 1;
+}
+
 void pkvi_member_unblocked(struct pkvi_prefix *px, uint32_t id, uint32_t group)
 {
     struct pkvi_member *m = pkvi_member(&px->core, group, id);
@@ -102,48 +113,64 @@ static uint32_t take_page(struct pkvi_prefix *px, uint32_t id, uint32_t group, b
     return page;
 }
 
-static void free_page(struct pkvi_prefix *px, uint32_t group, uint32_t page, uint64_t *bytes)
+static void note_reclaim(struct pkvi_prefix *px, uint32_t group, uint32_t page)
 {
-    struct pkvi_pool *pool = px->groups[group].pool;
     if (pkvi_events_on(px->stats))
-        pkvi_event(px->stats, PKV_EVENT_PAGE_RECLAIM, group, pkvi_pool_id(pool, page), 0, 0);
-    pkvi_pool_free_cached(pool, 1, &page);
-    *bytes += pool->config.page_bytes;
+        pkvi_event(px->stats, PKV_EVENT_PAGE_RECLAIM, group,
+                   pkvi_pool_id(px->groups[group].pool, page), 0, 0);
 }
 
-uint32_t pkvi_member_evict(struct pkvi_prefix *px, uint32_t id, uint32_t group, uint64_t *bytes)
+/* Frees what an eviction took, at once. */
+void pkvi_freed_flush(struct pkvi_prefix *px, struct pkvi_freed *freed)
+{
+    if (freed->n == 0) return;
+    pkvi_pool_free_cached(px->groups[freed->group].pool, freed->n, freed->pages);
+    pkvi_count(px->stats, PKVI_COUNT_PAGES_RECLAIMED, freed->n);
+    freed->n = 0;
+}
+
+static void free_page(struct pkvi_prefix *px, struct pkvi_freed *freed, uint32_t group,
+                      uint32_t page)
+{
+    note_reclaim(px, group, page);
+    if (freed->n == PKVI_FREED_MAX || freed->group != group) pkvi_freed_flush(px, freed);
+    freed->group = group;
+    freed->pages[freed->n++] = page;
+    freed->bytes += px->groups[group].pool->config.page_bytes;
+}
+
+void pkvi_member_evict(struct pkvi_prefix *px, uint32_t id, uint32_t group,
+                       struct pkvi_freed *freed)
 {
     struct pkvi_space *space = pkvi_space_of(px, id);
     uint64_t also = px->full_groups >> group & 1 ? px->all_groups : 0;
-    uint32_t freed = 0;
+    pkvi_index_prefetch_removal(&px->core, id);
     for (uint32_t g = 0; g < px->config.n_groups; g++) {
         const struct pkvi_member *m = pkvi_member(&px->core, g, id);
         if (g != group && (!(also >> g & 1) || !pkvi_node_has(pkvi_node(&px->core, id), g) ||
                            m->busy || (m->kids && px->full_groups >> g & 1)))
             continue;
-        free_page(px, g, take_page(px, id, g, true), bytes);
+        free_page(px, freed, g, take_page(px, id, g, true));
         space->reclaimed++;
-        freed++;
     }
-    pkvi_count(px->stats, PKVI_COUNT_PAGES_RECLAIMED, freed);
     pkvi_index_collect(&px->core, id);
-    return 1;
 }
 
 uint32_t pkvi_node_strip(struct pkvi_prefix *px, uint32_t id)
 {
     uint32_t freed = 0;
-    uint64_t bytes = 0;
     for (uint32_t g = 0; g < px->config.n_groups; g++) {
         struct pkvi_member *m = pkvi_member(&px->core, g, id);
         struct pkvi_policy *policy = pkvi_policy_of(px, id, g);
         if (pkvi_node_has(pkvi_node(&px->core, id), g)) {
             bool busy = m->busy;
             uint32_t page = take_page(px, id, g, false);
-            if (busy)
+            if (busy) {
                 pkvi_pool_clear_owner(px->groups[g].pool, page);
-            else
-                free_page(px, g, page, &bytes);
+            } else {
+                note_reclaim(px, g, page);
+                pkvi_pool_free_cached(px->groups[g].pool, 1, &page);
+            }
             freed += !busy;
         } else if (m->flags & PKVI_MEMBER_GHOST) {
             policy->ops->forget(policy, id);

@@ -19,17 +19,19 @@ static void begin(struct pkvi_prefix *px)
 
 uint64_t pkvi_prefix_reclaim_pages(struct pkvi_prefix *px, uint32_t group, uint64_t n)
 {
-    uint64_t freed = 0, bytes = 0;
+    uint64_t evicted = 0;
+    struct pkvi_freed freed = {.n = 0};
     begin(px);
-    while (freed < n) {
+    for (; evicted < n; evicted++) {
         uint32_t id = next_victim(px, group);
         if (id == PKVI_NIL) break;
         struct pkvi_space *space = pkvi_space_of(px, id);
-        freed += pkvi_member_evict(px, id, group, &bytes);
+        pkvi_member_evict(px, id, group, &freed);
         pkvi_space_settle(px, space);
     }
+    pkvi_freed_flush(px, &freed);
     pkvi_prefix_unlock(px);
-    return freed;
+    return evicted;
 }
 
 /* The group with the most cached bytes among those in `left`, or PKVI_NIL. */
@@ -52,9 +54,10 @@ static uint32_t largest_group(const struct pkvi_prefix *px, uint64_t left)
 
 uint64_t pkvi_prefix_reclaim_bytes(struct pkvi_prefix *px, uint64_t wanted)
 {
-    uint64_t bytes = 0, left = px->all_groups;
+    uint64_t left = px->all_groups;
+    struct pkvi_freed freed = {.n = 0};
     begin(px);
-    while (bytes < wanted) {
+    while (freed.bytes < wanted) {
         uint32_t group = largest_group(px, left);
         if (group == PKVI_NIL) break;
         uint32_t id = next_victim(px, group);
@@ -63,11 +66,12 @@ uint64_t pkvi_prefix_reclaim_bytes(struct pkvi_prefix *px, uint64_t wanted)
             continue;
         }
         struct pkvi_space *space = pkvi_space_of(px, id);
-        pkvi_member_evict(px, id, group, &bytes);
+        pkvi_member_evict(px, id, group, &freed);
+        pkvi_freed_flush(px, &freed); /* the pools' counters decide which group is next */
         pkvi_space_settle(px, space);
     }
     pkvi_prefix_unlock(px);
-    return bytes;
+    return freed.bytes;
 }
 
 /* Some leaf of the tree below a root. */

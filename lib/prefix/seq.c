@@ -137,9 +137,10 @@ struct publisher {
     struct pkvi_table *tables;
 };
 
-/* The sequence computed what a node holds already: its table takes the node's page, and its own is
- * free again. So whoever holds a page of a path holds the whole path, and no page stays cached that
- * cannot be reclaimed because the pages below it are held. */
+/* The sequence computed what a node holds already. If nobody else holds the node's page, its own
+ * takes that place; else its table takes the node's page. One of the two is free again, and whoever
+ * holds a page of a path holds the whole path: no page stays cached that cannot be reclaimed
+ * because pages below it are held. */
 static void merge_page(const struct publisher *p, uint32_t id, uint32_t group, uint32_t logical)
 {
     struct pkvi_prefix *px = p->px;
@@ -149,6 +150,10 @@ static void merge_page(const struct publisher *p, uint32_t id, uint32_t group, u
     struct pkvi_policy *policy = pkvi_policy_of(px, id, group);
     policy->now = px->now;
     if (policy->ops->touch) policy->ops->touch(policy, id, &use);
+    if (pkvi_pool_refs(pool, theirs) == 0) {
+        pkvi_member_replace(px, id, group, pkvi_table_page(&p->tables[group], logical));
+        return;
+    }
     pkvi_member_busy(px, id, group);
     pkvi_pool_ref(pool, 1, &theirs);
     const uint32_t own = pkvi_table_replace(&p->tables[group], logical, theirs);
@@ -193,18 +198,20 @@ static bool within_limit(struct pkvi_prefix *px, struct pkvi_space *space)
 {
     struct pkvi_domain *domain = space->domain;
     if (!domain->max) return true;
-    for (uint32_t g = 0; g < px->config.n_groups; g++) {
+    struct pkvi_freed freed = {.n = 0};
+    bool fits = true;
+    for (uint32_t g = 0; g < px->config.n_groups && fits; g++) {
         struct pkvi_policy *policy = domain->lanes[g].policy;
-        while (policy->size >= domain->max) {
-            uint64_t bytes = 0;
+        while (policy->size >= domain->max && fits) {
             policy->now = px->now;
             policy->capacity = policy->size;
             uint32_t id = policy->ops->victim(policy);
-            if (id == PKVI_NIL) return false;
-            pkvi_member_evict(px, id, g, &bytes);
+            fits = id != PKVI_NIL;
+            if (fits) pkvi_member_evict(px, id, g, &freed);
         }
     }
-    return true;
+    pkvi_freed_flush(px, &freed);
+    return fits;
 }
 
 /* Publishes the page after the cursor. */

@@ -140,16 +140,11 @@ static double run_publish(work *w, double *units)
     fill_random(w, w->scratch, LONG);
     if (publish(w, w->cache, w->scratch, LONG, &ns)) return -1;
     *units = LONG;
-    /* Room for the next round; the prompt was used later and stays. */
-    if (failed(w, "pkv_prefix_reclaim", pkv_prefix_reclaim(w->cache, 0, LONG / PAGE, NULL)))
-        return -1;
-    pkv_match match = {.struct_size = sizeof match};
-    pkv_seq seq;
-    if (failed(w, "pkv_prefix_match", pkv_prefix_match(w->cache, NULL, w->prompt, LONG, &match)) ||
-        failed(w, "pkv_seq_create", pkv_seq_create(w->cache, &seq)) ||
-        failed(w, "pkv_seq_attach", pkv_seq_attach(seq, &match)))
-        return -1;
-    return failed(w, "pkv_seq_destroy", pkv_seq_destroy(seq)) ? -1 : ns;
+    /* Using the prompt makes the new pages the oldest, and those make room for the next round. */
+    double unused;
+    if (run_attach(w, &unused) < 0) return -1;
+    pkv_status status = pkv_prefix_reclaim(w->cache, 0, LONG / PAGE, NULL);
+    return failed(w, "pkv_prefix_reclaim", status) ? -1 : ns;
 }
 
 /* Publishes fresh sequences until `cached` pages are cached. */
