@@ -44,7 +44,7 @@ struct worker {
 };
 
 static pkv_cache *cache;
-static uint64_t n_steps = 400;
+static uint64_t n_steps = 1500;
 static _Atomic uint64_t surprises, finished;
 
 static void surprise(const char *what, pkv_status status)
@@ -309,7 +309,7 @@ static void *manage(void *context)
         pkv_status status = PKV_OK;
         switch (pkvt_below(&seed, 6)) {
         case 0:
-            status = pkv_cache_set_limit(cache, (6 + pkvt_below(&seed, 8)) * MIB);
+            status = pkv_cache_set_limit(cache, (5 + pkvt_below(&seed, 5)) * MIB);
             if (status == PKV_EBUSY) status = PKV_OK;
             break;
         case 1:
@@ -317,7 +317,8 @@ static void *manage(void *context)
             break;
         case 2:
             status = pkv_cache_stats(cache, &stats);
-            if (stats.region_bytes > 14 * MIB) surprise("the limit", PKV_ERANGE);
+            if (stats.region_bytes + stats.metadata_bytes > 10 * MIB)
+                surprise("the limit", PKV_ERANGE);
             break;
         case 3:
             status = pkv_cache_group_stats(cache, pkvt_below(&seed, 2), &group);
@@ -352,7 +353,7 @@ static void create_cache(void)
     config.page_tokens = 8;
     config.n_groups = 2;
     config.groups = groups;
-    config.memory_limit = 10 * MIB;
+    config.memory_limit = 6 * MIB;
     config.region_bytes = 2 * MIB;
     config.event_capacity = 1024;
     ck_assert_int_eq(pkv_cache_create(&config, &cache), PKV_OK);
