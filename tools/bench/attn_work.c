@@ -87,7 +87,7 @@ static bool make_cache(attn_work *w, tool_error *err)
     config.isa = s->isa;
     uint64_t tokens = s->prefix;
     for (uint32_t i = 0; i < w->n_seqs; i++)
-        tokens += w->context[i] - s->prefix + 2 * s->page_tokens;
+        tokens += w->context[i] - s->prefix + 5 * s->page_tokens;
     uint64_t token_bytes =
         2ull * s->heads_kv * s->head_dim * pkv_dtype_size(s->dtype) * s->n_layers;
     config.memory_limit = tokens * token_bytes / 32 * 33 + (UINT64_C(256) << 20);
@@ -310,6 +310,41 @@ double attn_work_pass(attn_work *w, team *t)
     double start = seconds();
     team_run(t, pass, w);
     return seconds() - start;
+}
+
+static void write_pass(void *context, uint32_t ith, uint32_t nth)
+{
+    attn_work *w = context;
+    for (uint32_t layer = 0; layer < w->shape.n_layers; layer++) {
+        pkv_status status = pkv_write(w->plan, layer, &w->kv_rows, &w->kv_rows, ith, nth);
+        if (status != PKV_OK) w->failed = status;
+    }
+}
+
+bool attn_work_step(attn_work *w, team *t, double spent[STEP_PARTS], tool_error *err)
+{
+    double at[STEP_PARTS + 1];
+    at[STEP_COMMIT] = seconds();
+    pkv_status status = pkv_batch_commit(w->batch);
+    w->reserved = false;
+    at[STEP_RESERVE] = seconds();
+    if (status == PKV_OK) status = pkv_batch_begin(w->cache, &w->batch);
+    w->reserved = status == PKV_OK;
+    for (uint32_t i = 0; status == PKV_OK && i < w->n_seqs; i++)
+        status = pkv_batch_add(w->batch, w->seqs[i], NULL, w->shape.query_tokens);
+    if (status == PKV_OK) status = pkv_batch_reserve(w->batch);
+    at[STEP_PLAN] = seconds();
+    if (status == PKV_OK) status = pkv_plan_build(w->plan, w->batch);
+    if (status != PKV_OK) return fail(w, err, "step", status);
+    w->t = t;
+    at[STEP_WRITE] = seconds();
+    team_run(t, write_pass, w);
+    at[STEP_ATTEND] = seconds();
+    team_run(t, pass, w);
+    at[STEP_PARTS] = seconds();
+    for (int i = 0; i < STEP_PARTS; i++)
+        spent[i] = at[i + 1] - at[i];
+    return w->failed == PKV_OK || fail(w, err, "step", w->failed);
 }
 
 static double kv_token_bytes(const attn_work *w)

@@ -45,6 +45,12 @@ double attn_work_flops(const attn_work *w);
  * with err if not be computed. Slow: minutes for large contexts. */
 double attn_work_check(attn_work *w, team *t, tool_error *err);
 
+/* One whole step of a host: the batch of the last step is committed, the next one reserved, the
+ * plan built, every layer written and attended for. Seconds of each part in `spent`; false with
+ * err. */
+enum { STEP_COMMIT, STEP_RESERVE, STEP_PLAN, STEP_WRITE, STEP_ATTEND, STEP_PARTS };
+bool attn_work_step(attn_work *w, team *t, double spent[STEP_PARTS], tool_error *err);
+
 const char *attn_work_isa(const attn_work *w);
 
 #endif

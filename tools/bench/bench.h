@@ -6,6 +6,7 @@
 int bench_pool(int argc, char **argv);
 int bench_attention(int argc, char **argv);
 int bench_decode_growth(int argc, char **argv);
+int bench_step(int argc, char **argv);
 int bench_prefix(int argc, char **argv);
 int bench_evict(int argc, char **argv);
 

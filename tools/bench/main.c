@@ -13,6 +13,7 @@ static const struct {
 } commands[] = {
     {"pool", bench_pool, "pages, appends and forks beside malloc and a locked free list"},
     {"attention", bench_attention, "paged attention beside contiguous attention and the machine"},
+    {"step", bench_step, "bookkeeping beside attention in a decode step"},
     {"decode-growth", bench_decode_growth,
      "recomputation, a concatenating cache and pagedkv as a sequence grows"},
     {"evict", bench_evict, "commits and attention with eviction policies beside the same without"},
