@@ -18,6 +18,22 @@ static inline _Atomic uint64_t *word_at(const struct pkvi_pool *pool, uint32_t p
     return pkvi_segvec_at(&pool->words, page, sizeof(_Atomic uint64_t));
 }
 
+/* Finds words one after another: neighbours in a list of pages mostly lie in the same segment. */
+struct word_cursor {
+    _Atomic uint64_t *words; /* of pages first, first + 1, … */
+    uint32_t first, n;
+};
+
+static inline _Atomic uint64_t *cursor_word(const struct pkvi_pool *pool,
+                                            struct word_cursor *cursor, uint32_t page)
+{
+    if (PKVI_UNLIKELY(page - cursor->first >= cursor->n)) {
+        uint32_t n = UINT32_C(64) << pkvi_log2_u32((page >> 6) + 1);
+        *cursor = (struct word_cursor){word_at(pool, n - 64), n - 64, n};
+    }
+    return cursor->words + (page - cursor->first);
+}
+
 static inline struct pkvi_page_aux *aux_at(const struct pkvi_pool *pool, uint32_t page)
 {
     return pkvi_segvec_at(&pool->aux, page, sizeof(struct pkvi_page_aux));

@@ -38,9 +38,10 @@ void pkvi_pool_ref(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages)
 {
     uint64_t shared = 0, revived = 0;
     bool events = pkvi_events_on(pool->stats);
+    struct word_cursor cursor = {0};
     pkvi_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < n; i++) {
-        _Atomic uint64_t *word = word_at(pool, pages[i]);
+        _Atomic uint64_t *word = cursor_word(pool, &cursor, pages[i]);
         uint64_t old = load_word(word), refs = refs_of(old);
         PKVI_ASSERT(refs || (old & PKVI_WORD_OWNED));
         PKVI_ASSERT(refs < PKVI_WORD_REFS && !(old & PKVI_WORD_MAGAZINE));
@@ -59,9 +60,9 @@ void pkvi_pool_ref(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages)
 
 /* Releases one reference of a page that has some: true if it was the last and the page has an
  * owner, then the reference stays until the idle hook has run. Lock held. */
-static bool drop_ref(struct pkvi_pool *pool, uint32_t page)
+static bool drop_ref(struct pkvi_pool *pool, struct word_cursor *cursor, uint32_t page)
 {
-    _Atomic uint64_t *word = word_at(pool, page);
+    _Atomic uint64_t *word = cursor_word(pool, cursor, page);
     uint64_t old = load_word(word), refs = refs_of(old);
     PKVI_ASSERT(refs && !(old & PKVI_WORD_MAGAZINE));
     if (PKVI_LIKELY(refs > 1)) {
@@ -80,9 +81,10 @@ void pkvi_pool_unref(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages)
 {
     struct pending pending;
     pending.n = 0;
+    struct word_cursor cursor = {0};
     pkvi_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < n; i++)
-        if (drop_ref(pool, pages[i])) defer(pool, &pending, pages[i]);
+        if (drop_ref(pool, &cursor, pages[i])) defer(pool, &pending, pages[i]);
     pkvi_mutex_unlock(&pool->lock);
     flush(pool, &pending);
 }
@@ -93,10 +95,11 @@ uint32_t pkvi_pool_release_owned(struct pkvi_pool *pool, uint32_t n, const uint3
                                  uint32_t *idle)
 {
     uint32_t n_idle = 0;
+    struct word_cursor cursor = {0};
     pkvi_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t page = pages[i];
-        if (!drop_ref(pool, page)) continue;
+        if (!drop_ref(pool, &cursor, page)) continue;
         _Atomic uint64_t *word = word_at(pool, page);
         store_word(word, load_word(word) - 1);
         counter_add(&pool->out, UINT64_MAX);
@@ -222,6 +225,7 @@ pkv_status pkvi_pool_unref_ids(struct pkvi_pool *pool, uint32_t n, const pkv_pag
 {
     struct pending pending;
     pending.n = 0;
+    struct word_cursor cursor = {0};
     pkvi_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t page;
@@ -233,7 +237,8 @@ pkv_status pkvi_pool_unref_ids(struct pkvi_pool *pool, uint32_t n, const pkv_pag
         aux_at(pool, page)->host--;
     }
     for (uint32_t i = 0; i < n; i++)
-        if (drop_ref(pool, pkv_page_index(ids[i]))) defer(pool, &pending, pkv_page_index(ids[i]));
+        if (drop_ref(pool, &cursor, pkv_page_index(ids[i])))
+            defer(pool, &pending, pkv_page_index(ids[i]));
     pkvi_mutex_unlock(&pool->lock);
     flush(pool, &pending);
     return PKV_OK;
