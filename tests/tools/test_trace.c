@@ -82,6 +82,13 @@ START_TEST(azure_fields)
     ck_assert_uint_eq(t.requests[0].input, 1);
     ck_assert_uint_eq(t.requests[0].output, 2);
     trace_free(&t);
+    ck_assert_int_eq(load(AZURE "1,1200.0,30.00\n2,100,0.0\n3,0,0\n4,000,10\n", TRACE_AZURE), 0);
+    const uint32_t in[] = {1200, 100, 0, 0}, out[] = {30, 0, 0, 10};
+    for (size_t i = 0; i < 4; i++) {
+        ck_assert_uint_eq(t.requests[i].input, in[i]);
+        ck_assert_uint_eq(t.requests[i].output, out[i]);
+    }
+    trace_free(&t);
 }
 END_TEST
 
@@ -167,6 +174,10 @@ START_TEST(bad_csv)
         "f:2: field \"GeneratedTokens\": '99999999999999999999999' is more than 268435456 tokens");
     fails(LENGTHS "nan,1,1,1\n", TRACE_AUTO,
           "f:2: field \"num_prefill_tokens\": 'nan' is not a whole number (0 or more)");
+    fails(LENGTHS "1,.0,1,1\n", TRACE_AUTO,
+          "f:2: field \"num_decode_tokens\": '.0' is not a whole number (0 or more)");
+    fails(LENGTHS "1,1.,1,1\n", TRACE_AUTO,
+          "f:2: field \"num_decode_tokens\": '1.' is not a whole number (0 or more)");
     fails(LENGTHS "1,1.5,1,1\n", TRACE_AUTO,
           "f:2: field \"num_decode_tokens\": '1.5' is not a whole number (0 or more)");
     fails("a,b\n1,2\n", TRACE_AZURE, "f:1: the header has no column \"TIMESTAMP\"");

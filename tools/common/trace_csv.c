@@ -92,7 +92,12 @@ static int tokens(const place *at, const char *column, const field *f, uint32_t 
     if (f->length == 0)
         return tool_fail(err, "%.200s:%llu: field \"%s\" is missing", at->name, at->line, column);
     uint64_t v = 0;
-    for (size_t i = 0; i < f->length; i++) {
+    size_t digits = f->length;
+    /* "512.0" is what some writers make of 512. */
+    while (digits > 0 && f->text[digits - 1] == '0')
+        digits--;
+    if (digits < 2 || digits == f->length || f->text[--digits] != '.') digits = f->length;
+    for (size_t i = 0; i < digits; i++) {
         if (!isdigit((unsigned char)f->text[i]))
             return bad(at, column, f, "is not a whole number (0 or more)", err);
         v = v * 10 + (uint64_t)(f->text[i] - '0');

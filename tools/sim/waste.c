@@ -36,12 +36,13 @@ static void help(void)
     puts(
         "\nCache:\n"
         "  --page-tokens LIST      page sizes in tokens, of 8,16,32,64,128 (default: all)\n"
-        "  --model MODEL           geometry: a preset (see pkv-sim --models; default llama-3-8b),\n"
+        "  --model MODEL           geometry: a preset (see pkv-sim --models; default llama-3-8b,\n"
+        "                          with --touch smollm2-135m),\n"
         "                          a preset with changes ('llama-3-8b,dtype=f32'), or\n"
         "                          'layers=32,kv_heads=8,head_dim=128[,dtype=f16][,window=N]\n"
         "                          [,q_heads=N][,full_every=N]'\n"
         "  --touch                 keep the pages in host memory and write to every one\n"
-        "  --memory SIZE           with --touch: memory limit (default 1GiB)\n"
+        "  --memory SIZE           with --touch: memory limit per page size (default 1GiB)\n"
         "  --jobs N                threads; page sizes run side by side (default: processors)\n\n"
         "Output (a table unless --json):\n"
         "  --json                  results as JSON on stdout\n"
@@ -159,6 +160,7 @@ static int prepare(command *c, tool_error *err)
     if (sim_source_check(&c->source, err) != 0) return -1;
     if (c->memory != NULL && !c->touch) return tool_fail(err, "--memory needs --touch");
     c->memory_limit = TOUCH_MEMORY;
+    if (c->model_text == NULL) c->model_text = c->touch ? "smollm2-135m" : "llama-3-8b";
     if (c->memory != NULL && parse_size(c->memory, "--memory", &c->memory_limit, err) != 0)
         return -1;
     if (model_parse(c->model_text, 0, &c->model, err) != 0 ||
@@ -252,7 +254,6 @@ int sim_waste(int argc, char **argv)
         return cli_failed(COMMAND, &err);
     }
     c->page_tokens = "8,16,32,64,128";
-    c->model_text = "llama-3-8b";
     c->jobs = sim_processors();
     if (c->jobs > MAX_JOBS) c->jobs = MAX_JOBS;
     int option, code = 0, status;
