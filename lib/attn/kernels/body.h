@@ -28,8 +28,8 @@ enum {
     M(a, b, 1)                                                                                     \
     M(a, b, 2)                                                                                     \
     M(a, b, 3)                                                                                     \
-    M(a, b, 4) M(a, b, 5) M(a, b, 6) M(a, b, 7) M(a, b, 8) M(a, b, 9) M(a, b, 10) M(a, b, 11)      \
-        M(a, b, 12)
+    M(a, b, 4)                                                                                     \
+    M(a, b, 5) M(a, b, 6) M(a, b, 7) M(a, b, 8) M(a, b, 9) M(a, b, 10) M(a, b, 11) M(a, b, 12)
 #elif VREGS == 32
 #define BLOCK_ROWS 8
 #define EACH_HEIGHT(M, a, b)                                                                       \
@@ -43,6 +43,7 @@ enum {
 #include "body_pv.h"
 #include "body_mask.h"
 #include "body_tile.h"
+#include "body_pack.h"
 #include "body_attend.h"
 #include "body_convert.h"
 #include "body_move.h"

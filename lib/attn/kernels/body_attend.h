@@ -96,7 +96,7 @@ static void row_probs(const struct tile *t, const struct group *g, uint32_t r, f
         if (sees_lanes(vis, v)) x = v_exp2(v_sub(v_load(s + v * VL), base));
 #ifdef PKVI_BFDOT
         uint16_t *half = (uint16_t *)(void *)s + v * VL;
-        v_store_bf16(half, x);
+        v_store_prob(half, x);
         x = v_load_bf16(half);
 #else
         v_store(s + v * VL, x);
@@ -207,7 +207,10 @@ static float prob_at(int kind, const float *s, uint32_t column)
 {
 #ifdef PKVI_BFDOT
     (void)kind;
-    return bf16_value(((const uint16_t *)(const void *)s)[column]);
+    const uint32_t bits = (uint32_t)((const uint16_t *)(const void *)s)[column] << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 #else
     (void)kind;
     return s[column];

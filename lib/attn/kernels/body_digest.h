@@ -144,35 +144,36 @@ static void prefetch_digest(const pkvi_layout *l, const void *part, size_t at)
     }
 }
 
-VI void score_head(pkv_dtype dtype, const pkvi_layout *l, const void *const *parts,
-                   uint32_t n_pages, uint32_t head, const float *q, uint32_t n_rows, float *out)
+/* Pages outside, heads inside: the digests of a page's heads are neighbours in memory. */
+VI void score_pages(pkv_dtype dtype, const pkvi_layout *l, const void *const *parts,
+                    uint32_t n_pages, uint32_t head0, uint32_t head1, const float *q,
+                    uint32_t n_rows, float *out)
 {
-    const size_t at = (size_t)head * l->dim_k * l->elem_bytes;
-    for (uint32_t page = 0; page < n_pages; page++) {
-        if (page + SCORE_AHEAD < n_pages) prefetch_digest(l, parts[page + SCORE_AHEAD], at);
-        const char *min = (const char *)parts[page] + l->min_offset + at;
-        const char *max = (const char *)parts[page] + l->max_offset + at;
-        uint32_t r = 0;
-        for (; r + SCORE_ROWS <= n_rows; r += SCORE_ROWS)
-            page_scores(dtype, l->dim_k, SCORE_ROWS, min, max, q + (size_t)r * l->dim_k,
-                        out + (size_t)r * n_pages + page, n_pages);
-        for (; r < n_rows; r++)
-            page_scores(dtype, l->dim_k, 1, min, max, q + (size_t)r * l->dim_k,
-                        out + (size_t)r * n_pages + page, n_pages);
-    }
+    const size_t bytes = (size_t)l->dim_k * l->elem_bytes;
+    for (uint32_t page = 0; page < n_pages; page++)
+        for (uint32_t h = head0; h < head1; h++) {
+            if (page + SCORE_AHEAD < n_pages)
+                prefetch_digest(l, parts[page + SCORE_AHEAD], h * bytes);
+            const char *min = (const char *)parts[page] + l->min_offset + h * bytes;
+            const char *max = (const char *)parts[page] + l->max_offset + h * bytes;
+            const size_t row0 = (size_t)(h - head0) * n_rows;
+            uint32_t r = 0;
+            for (; r + SCORE_ROWS <= n_rows; r += SCORE_ROWS)
+                page_scores(dtype, l->dim_k, SCORE_ROWS, min, max, q + (row0 + r) * l->dim_k,
+                            out + (row0 + r) * n_pages + page, n_pages);
+            for (; r < n_rows; r++)
+                page_scores(dtype, l->dim_k, 1, min, max, q + (row0 + r) * l->dim_k,
+                            out + (row0 + r) * n_pages + page, n_pages);
+        }
 }
 
 static void score(const pkvi_layout *l, const void *const *parts, uint32_t n_pages, uint32_t head0,
                   uint32_t head1, const float *q, uint32_t n_rows, float *out)
 {
-    for (uint32_t h = head0; h < head1; h++) {
-        const float *rows = q + (size_t)(h - head0) * n_rows * l->dim_k;
-        float *to = out + (size_t)(h - head0) * n_rows * n_pages;
-        if (l->dtype == PKV_DTYPE_F16)
-            score_head(PKV_DTYPE_F16, l, parts, n_pages, h, rows, n_rows, to);
-        else if (l->dtype == PKV_DTYPE_BF16)
-            score_head(PKV_DTYPE_BF16, l, parts, n_pages, h, rows, n_rows, to);
-        else
-            score_head(PKV_DTYPE_F32, l, parts, n_pages, h, rows, n_rows, to);
-    }
+    if (l->dtype == PKV_DTYPE_F16)
+        score_pages(PKV_DTYPE_F16, l, parts, n_pages, head0, head1, q, n_rows, out);
+    else if (l->dtype == PKV_DTYPE_BF16)
+        score_pages(PKV_DTYPE_BF16, l, parts, n_pages, head0, head1, q, n_rows, out);
+    else
+        score_pages(PKV_DTYPE_F32, l, parts, n_pages, head0, head1, q, n_rows, out);
 }

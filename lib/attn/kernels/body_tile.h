@@ -77,69 +77,6 @@ VI const char *next_tile(const struct tile *t, bool values, uint32_t g, uint32_t
     return values ? v_tile(t, t->head0 + h, slot) : k_tile(t, t->head0 + h, slot);
 }
 
-#ifdef PKVI_BFDOT
-static uint32_t bf16_bits(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return (bits | 0x400000u) >> 16;
-    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-}
-
-static float bf16_value(uint32_t half)
-{
-    uint32_t bits = half << 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-static void pack_dot_block(const struct tile *t, const float *q, uint32_t rows, float *high,
-                           float *low)
-{
-    const uint32_t dims = t->job->layout->dim_k;
-    uint32_t *hi = (uint32_t *)(void *)high, *lo = (uint32_t *)(void *)low;
-    for (uint32_t i = 0; i < dims / 2; i++)
-        for (uint32_t r = 0; r < rows; r++) {
-            const float *x = q + (size_t)r * dims + 2 * i;
-            uint32_t a = bf16_bits(x[0]), b = bf16_bits(x[1]);
-            hi[i * rows + r] = a | b << 16;
-            if (lo)
-                lo[i * rows + r] = bf16_bits(x[0] - bf16_value(a)) | bf16_bits(x[1] - bf16_value(b))
-                                                                         << 16;
-        }
-}
-#else
-/* Packs the rows of one head into blocks. */
-static void pack_block(const struct tile *t, const float *q, uint32_t rows, float *out)
-{
-    const uint32_t dims = t->job->layout->dim_k;
-    for (uint32_t d = 0; d < dims; d++)
-        for (uint32_t r = 0; r < rows; r++)
-            out[d * rows + r] = q[(size_t)r * dims + d];
-}
-#endif
-
-static __attribute__((noinline)) void pack_queries(const struct tile *t)
-{
-    const pkvi_attend_job *job = t->job;
-    const uint32_t dims = job->layout->dim_k;
-    for (uint32_t h = 0; h < t->heads; h++) {
-        const float *q = job->q + (size_t)(t->head0 - job->head0 + h) * job->q_head_stride +
-                         (size_t)t->row0 * dims;
-        for (uint32_t r = 0, n; r < t->rows; r += n) {
-            n = block_rows(t->rows - r);
-            size_t at = (size_t)(h * t->rows + r) * dims;
-#ifdef PKVI_BFDOT
-            pack_dot_block(t, q + (size_t)r * dims, n, t->q + at / 2,
-                           t->q_low ? t->q_low + at / 2 : NULL);
-#else
-            pack_block(t, q + (size_t)r * dims, n, t->q + at);
-#endif
-        }
-    }
-}
-
 /* Converts a group's K tiles of one head to a panel [dim][GROUP] of f32 (BFDOT: pairs). */
 static __attribute__((noinline)) void fill_panel(const struct tile *t, const struct group *g,
                                                  uint32_t gi, uint32_t h)

@@ -184,6 +184,10 @@ VI vf v_dot_pair(vf acc, vpair a, vpair b)
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
     return acc;
 }
+VI void v_store_prob(void *p, vf x)
+{
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
+}
 VI vpair v_set1_pair(uint32_t x)
 {
     return _mm512_set1_epi32((int)x);

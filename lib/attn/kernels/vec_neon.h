@@ -145,6 +145,10 @@ VI vf v_dot_pair(vf acc, vpair a, vpair b)
 {
     return vbfdotq_f32(acc, vreinterpretq_bf16_u32(a), vreinterpretq_bf16_u32(b));
 }
+VI void v_store_prob(void *p, vf x)
+{
+    vst1_bf16((bfloat16_t *)p, vcvt_bf16_f32(x));
+}
 VI vpair v_set1_pair(uint32_t x)
 {
     return vdupq_n_u32(x);
