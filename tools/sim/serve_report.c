@@ -31,6 +31,13 @@ static void cell_size(table *t, double bytes)
     table_cell(t, "%s", format_size(bytes > 0 ? (uint64_t)bytes : 0, text, sizeof text));
 }
 
+/* Only schemes that complete the same requests can be compared. */
+static double gain(const serve_result *paged, const serve_result *r)
+{
+    if (r->completed != paged->completed) return NAN;
+    return per_second(paged, paged->output_tokens) / per_second(r, r->output_tokens);
+}
+
 static void print_speed(const serve_result *results, size_t n)
 {
     table *t = table_new("<memory|completed|requests/s|output tok/s|paged gains|running|"
@@ -41,8 +48,7 @@ static void print_speed(const serve_result *results, size_t n)
         table_cell(t, "%llu", (unsigned long long)r->completed);
         cell(t, "%.3g", per_second(r, r->completed));
         cell(t, "%.4g", per_second(r, r->output_tokens));
-        cell(t, "%.2fx",
-             per_second(&results[0], results[0].output_tokens) / per_second(r, r->output_tokens));
+        cell(t, "%.2fx", gain(&results[0], r));
         cell(t, "%.1f", r->running_mean);
         table_cell(t, "%llu", (unsigned long long)r->preemptions);
         table_cell(t, "%llu", (unsigned long long)r->recomputed_tokens);
