@@ -91,9 +91,11 @@ class Lockstep:
                 seq.set_evict(policy)
             self.sequences[variant] = seq
 
-    def feed(self, tokens: list[int], last_only: bool = False) -> dict[Variant, F32]:
-        """One step of every sequence: logits ``[len(tokens), vocab]`` (or of the last row) each.
-        Checks the bound: resident <= budget + one page + the step's own tokens."""
+    def feed(self, tokens: list[int], last_only: bool = False,
+             wanted: set[Variant] | None = None) -> dict[Variant, F32]:
+        """One step of every sequence: logits ``[len(tokens), vocab]`` (or of the last row) of the
+        wanted variants (None = all). Checks the bound: resident <= budget + one page + the step's
+        own tokens."""
         self._join()
         live = [(v, self.sequences[v]) for v in self.variants if v in self.sequences]
         for variant, seq in live:
@@ -104,12 +106,13 @@ class Lockstep:
                     raise AssertionError(f"{variant.name} holds {held} tokens")
         n = len(tokens)
         with self.store.step([(seq, tokens) for _, seq in live]) as step:
-            rows = step.last_rows if last_only else None
+            asked = [i for i, (v, _) in enumerate(live) if wanted is None or v in wanted]
+            each = 1 if last_only else n
+            rows = [row for i in asked for row in range((i + 1) * n - each, (i + 1) * n)]
             logits = self.model.forward(step.tokens, step.positions, step.attention, rows)
             step.commit()
         self.length += n
-        each = 1 if last_only else n
-        return {v: logits[i * each : (i + 1) * each] for i, (v, _) in enumerate(live)}
+        return {live[i][0]: logits[at * each : (at + 1) * each] for at, i in enumerate(asked)}
 
 
 def log_normaliser(logits: F32) -> npt.NDArray[np.float64]:
@@ -130,12 +133,14 @@ class Scores:
 
 def score_stream(lockstep: Lockstep, tokens: list[int], chunk: int = 16,
                  progress: Any = None) -> dict[Variant, Scores]:
-    """Streams tokens through all variants; position i of the result scores tokens[i]."""
+    """Streams tokens through all variants; position i of the result scores tokens[i]. A variant
+    is scored from the step on that may follow its first eviction."""
     n = len(tokens)
     result = {v: Scores(np.full(n, np.nan), np.full(n, np.nan)) for v in lockstep.variants}
     for start in range(0, n, chunk):
         part = tokens[start : start + chunk]
-        logits = lockstep.feed(part)
+        logits = lockstep.feed(part, wanted={v for v in lockstep.variants
+                                             if start + len(part) > v.budget})
         targets = np.asarray(tokens[start + 1 : start + len(part) + 1])
         m = len(targets)
         p_full = cross_full = norm_full = None

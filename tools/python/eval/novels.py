@@ -104,9 +104,8 @@ def _decompress(block: bytes) -> bytes:
     if mark == b"2":
         return bz2.decompress(rest)
     if mark == b"Z":
-        return lzma.decompress(rest, format=lzma.FORMAT_RAW, filters=[
-            {"id": lzma.FILTER_LZMA2, "preset": 6}]) if rest[:6] != b"\xfd7zXZ\x00" else \
-            lzma.decompress(rest)
+        return lzma.decompress(rest, format=lzma.FORMAT_RAW,
+                               filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
     if mark == b"0":
         return rest
     return zlib.decompress(block[4:])
@@ -122,8 +121,11 @@ def download() -> Path:
     """Fetches and unpacks the package into the user's cache (Debian's apt-get and dpkg)."""
     target = Path.home() / ".cache" / "pagedkv" / "janeaustenr"
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["apt-get", "download", "-qq", "r-cran-janeaustenr"], cwd=folder, check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = ["apt-get", "download", "-qq", "r-cran-janeaustenr"]
+        quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        if subprocess.run(command, **quiet).returncode:
+            subprocess.run(["apt-get", "update", "-qq"], **quiet)  # no package lists yet
+            subprocess.run(command, check=True, **quiet)
         package = next(Path(folder).glob("*.deb"))
         subprocess.run(["dpkg", "-x", str(package), folder], check=True)
         target.mkdir(parents=True, exist_ok=True)
