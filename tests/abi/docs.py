@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""What the pages on threads and errors say of the headers is complete: docs/threading.md gives every
+public function exactly one class under the right header, docs/errors.md every code its value."""
+import pathlib
+import re
+import sys
+
+include, docs = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+classes = {"free", "cache", "writer", "reader", "batch", "plan", "team", "magazine", "index",
+           "scheduler", "quiet"}
+
+declared = {}
+for header in sorted(include.glob("*.h")):
+    text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.S)
+    text = re.sub(r"^#.*$", "", text, flags=re.M)
+    for name in re.findall(r"\bPKV_API\b[^;({]*?\b(pkv_\w+)\s*\(", text):
+        declared[name] = header.name
+
+errors, listed, current = [], {}, None
+for line in (docs / "threading.md").read_text().splitlines():
+    row = re.match(r"\|\s*(`\w+\.h`)?\s*\|\s*(\w+)\s*\|(.*)\|$", line)
+    if not row or row[2] not in classes:
+        continue
+    current = row[1].strip("`") if row[1] else current
+    for name in re.findall(r"`(pkv_\w+)`", row[3]):
+        if name in listed:
+            errors.append(f"{name}: listed twice")
+        listed[name] = current
+
+for name, header in declared.items():
+    if name not in listed:
+        errors.append(f"{name}: not listed ({header})")
+    elif listed[name] != header:
+        errors.append(f"{name}: listed under {listed[name]}, declared in {header}")
+errors += [f"{name}: listed but not declared" for name in listed if name not in declared]
+if not declared:
+    errors.append("no public function found")
+
+codes = dict(re.findall(r"\b(PKV_\w+) = (-?\d+)", (include / "status.h").read_text()))
+told = dict(re.findall(r"^\| `(PKV_\w+)` \| ([−\d]+) \|", (docs / "errors.md").read_text(), flags=re.M))
+told = {name: value.replace("−", "-") for name, value in told.items()}
+errors += [f"{name}: {told.get(name)} in errors.md, {codes.get(name)} in status.h"
+           for name in sorted(codes.keys() | told.keys()) if codes.get(name) != told.get(name)]
+print("\n".join(errors) or f"{len(declared)} functions, {len(codes)} codes")
+sys.exit(bool(errors))
