@@ -24,6 +24,7 @@
 
 typedef struct options {
     bool json;
+    const char *only; /* NULL = everything */
     uint32_t rounds, budget;
     uint64_t context;
 } options;
@@ -295,12 +296,12 @@ static const struct {
                         {"topk", "topk 1/8, G 8, page 16", 0, 8, 16, 4, 8},
                         {"topk", "topk 1/8, G 8, page 64", 0, 8, 64, 4, 8}};
 
-static void print_table(const options *o, const commit_result *commits,
-                        const attention_result *attention)
+static void print_table(const options *o, const commit_result *commits, int n_commits,
+                        const attention_result *attention, int n_attention)
 {
     printf("Commit of %u sequences, budget %u tokens, per sequence (us)\n\n", SEQUENCES, o->budget);
     table *t = table_new("<policy|nothing evicted|one page evicted");
-    for (int i = 0; t != NULL && i < N_POLICIES; i++) {
+    for (int i = 0; t != NULL && i < n_commits; i++) {
         table_cell(t, "%s%s", commits[i].policy, commits[i].layers > 1 ? " (30 layers)" : "");
         table_cell(t, "%.3f", commits[i].quiet_us);
         table_cell(t, "%.3f", commits[i].evicting_us);
@@ -310,7 +311,7 @@ static void print_table(const options *o, const commit_result *commits,
     puts(
         "\nDecode attention of one layer, one thread, bf16, head dim 128 (us of processor time)\n");
     t = table_new("<case|context|without|with|with / without");
-    for (int i = 0; t != NULL && i < N_ATTENTION; i++) {
+    for (int i = 0; t != NULL && i < n_attention; i++) {
         table_cell(t, "%s", attention[i].name);
         table_cell(t, "%llu", (unsigned long long)attention[i].context);
         table_cell(t, "%.1f", attention[i].without_us);
@@ -321,17 +322,17 @@ static void print_table(const options *o, const commit_result *commits,
     table_free(t);
 }
 
-static int print_json(const options *o, const commit_result *commits,
-                      const attention_result *attention, tool_error *err)
+static int print_json(const options *o, const commit_result *commits, int n_commits,
+                      const attention_result *attention, int n_attention, tool_error *err)
 {
     json_t *list = json_array(), *cases_json = json_array();
-    for (int i = 0; i < N_POLICIES; i++)
+    for (int i = 0; i < n_commits; i++)
         json_array_append_new(list,
                               json_pack("{s:s,s:i,s:o,s:o}", "policy", commits[i].policy, "layers",
                                         (int)commits[i].layers, "commit_us_quiet",
                                         output_real(commits[i].quiet_us), "commit_us_evicting",
                                         output_real(commits[i].evicting_us)));
-    for (int i = 0; i < N_ATTENTION; i++)
+    for (int i = 0; i < n_attention; i++)
         json_array_append_new(cases_json,
                               json_pack("{s:s,s:I,s:o,s:o,s:o}", "case", attention[i].name,
                                         "context", (json_int_t)attention[i].context, "without_us",
@@ -352,15 +353,19 @@ static void help(void)
          "  --rounds N     rounds per figure, 1..999 (default 51)\n"
          "  --budget N     tokens per sequence for commits (default 1024)\n"
          "  --context N    tokens for topk (default 65536)\n"
+         "  --only NAME    only the policies or cases whose name begins so\n"
          "  --json         results as JSON on stdout");
 }
 
 static int parse(int argc, char **argv, options *o, tool_error *err)
 {
-    static const struct option longs[] = {
-        {"rounds", required_argument, NULL, 'r'},  {"budget", required_argument, NULL, 'b'},
-        {"context", required_argument, NULL, 'c'}, {"json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
+    static const struct option longs[] = {{"rounds", required_argument, NULL, 'r'},
+                                          {"budget", required_argument, NULL, 'b'},
+                                          {"context", required_argument, NULL, 'c'},
+                                          {"only", required_argument, NULL, 'o'},
+                                          {"json", no_argument, NULL, 'j'},
+                                          {"help", no_argument, NULL, 'h'},
+                                          {NULL, 0, NULL, 0}};
     opterr = 0;
     optind = 1;
     for (int c; (c = getopt_long(argc, argv, ":h", longs, NULL)) != -1;) {
@@ -378,6 +383,9 @@ static int parse(int argc, char **argv, options *o, tool_error *err)
             if (parse_u64(optarg, "--context", 1024, 1u << 22, &value, err) != 0) return -1;
             o->context = value / 512 * 512;
             break;
+        case 'o':
+            o->only = optarg;
+            break;
         case 'j':
             o->json = true;
             break;
@@ -392,6 +400,11 @@ static int parse(int argc, char **argv, options *o, tool_error *err)
     return 0;
 }
 
+static bool wanted(const options *o, const char *name)
+{
+    return o->only == NULL || strncmp(name, o->only, strlen(o->only)) == 0;
+}
+
 int bench_evict(int argc, char **argv)
 {
     tool_error err;
@@ -401,22 +414,25 @@ int bench_evict(int argc, char **argv)
     if (parsed > 0) return cli_finish(COMMAND);
     commit_result commits[N_POLICIES];
     attention_result attention[N_ATTENTION];
+    int n_commits = 0, n_attention = 0;
     progress bar;
     progress_start(&bar, "evict", N_POLICIES + N_ATTENTION);
     int code = 0;
     for (int i = 0; i < N_POLICIES && code == 0; i++, progress_add(&bar, 1))
-        code = measure_commits(&o, policies[i], &commits[i], &err);
+        if (wanted(&o, policies[i]))
+            code = measure_commits(&o, policies[i], &commits[n_commits++], &err);
     for (int i = 0; i < N_ATTENTION && code == 0; i++, progress_add(&bar, 1)) {
+        if (!wanted(&o, cases[i].name)) continue;
         const uint64_t context = cases[i].context ? cases[i].context : o.context;
         const uint64_t budget = cases[i].divide ? context / cases[i].divide : 2 * context;
         code = measure_attention(&o, cases[i].policy, context, budget, cases[i].page_tokens,
-                                 cases[i].kv_heads, cases[i].group, &attention[i], &err);
-        attention[i].name = cases[i].name;
+                                 cases[i].kv_heads, cases[i].group, &attention[n_attention], &err);
+        attention[n_attention++].name = cases[i].name;
     }
     progress_end(&bar);
     if (code == 0 && o.json)
-        code = print_json(&o, commits, attention, &err);
+        code = print_json(&o, commits, n_commits, attention, n_attention, &err);
     else if (code == 0)
-        print_table(&o, commits, attention);
+        print_table(&o, commits, n_commits, attention, n_attention);
     return code == 0 ? cli_finish(COMMAND) : cli_failed(COMMAND, &err);
 }
