@@ -576,6 +576,68 @@ START_TEST(poison_and_checksums)
 }
 END_TEST
 
+/* Everything that asks for memory, once: pages over several regions, a magazine, a change of pools.
+ */
+static pkv_status scenario(void)
+{
+    static uint32_t pages[200], others[30];
+    struct pkvt_pools_config config = {.limit = 32 * MIB,
+                                       .page_bytes = {PAGE, 2 * PAGE},
+                                       .event_capacity = 16,
+                                       .storage = PKV_STORAGE_HOST,
+                                       .debug = PKV_DEBUG_CHECKSUM};
+    pkv_magazine *magazine;
+    pkv_page id;
+    pkv_status status = pkvt_pools_create(&world, &config, true);
+    if (status != PKV_OK) return status;
+    status = pkvi_magazine_create(pool(1), 4, &magazine);
+    if (status == PKV_OK) status = pkv_magazine_alloc(magazine, &id);
+    if (status == PKV_OK) status = pkv_magazine_free(magazine, id);
+    for (uint32_t i = 0; i < 200 && status == PKV_OK; i += 20) {
+        status = pkvi_pool_alloc(pool(0), 20, pages + i);
+        if (status != PKV_OK) pkvi_pool_unref(pool(0), i, pages);
+    }
+    if (status == PKV_OK) {
+        pkvi_pool_unref(pool(0), 100, pages + 100);
+        status = pkvi_pool_alloc(pool(1), 30, others);
+        if (status == PKV_OK) pkvi_pool_unref(pool(1), 30, others);
+        pkvi_pool_unref(pool(0), 100, pages);
+    }
+    verify();
+    for (uint32_t i = 0; i < 2; i++) {
+        struct pkvi_pool_counts counts;
+        pkvi_pool_counts(pool(i), &counts);
+        ck_assert_uint_eq(counts.used, 0);
+    }
+    pkvt_pools_destroy(&world);
+    return status;
+}
+
+START_TEST(every_refusal_is_survived)
+{
+    for (uint64_t refuse = 0, calls = 0; refuse <= calls; refuse++) {
+        pkvt_allocator_init(&world.allocator);
+        pkvt_os_init(&world.os);
+        atomic_store(_i == 0   ? &world.allocator.fail_at
+                     : _i == 1 ? &world.os.fail_map
+                               : &world.os.fail_other,
+                     refuse);
+        pkv_status status = scenario();
+        if (!refuse) {
+            calls = _i == 0 ? world.allocator.calls : _i == 1 ? world.os.maps : world.os.others;
+            ck_assert_uint_gt(calls, 5);
+        }
+        /* Refused advice is not even noticed; a refused region may come from the other pool. */
+        if (!refuse || _i == 2) ck_assert_int_eq(status, PKV_OK);
+        if (refuse && _i == 0) ck_assert_int_eq(status, PKV_ENOMEM);
+        ck_assert(status == PKV_OK || status == PKV_ENOMEM);
+        ck_assert_uint_eq(world.allocator.live_blocks, 0);
+        ck_assert_uint_eq(world.allocator.wrong_frees, 0);
+        ck_assert_uint_eq(world.os.live_maps, 0);
+    }
+}
+END_TEST
+
 START_TEST(region_size_fits_the_pages)
 {
     static const uint64_t llama[] = {2 * MIB}, small[] = {368640}, mixed[] = {2 * MIB, 1441792};
@@ -623,6 +685,7 @@ int main(void)
     tcase_add_test(tests, ids_only_maps_nothing);
     tcase_add_test(tests, events_tell_the_story);
     tcase_add_test(tests, poison_and_checksums);
+    tcase_add_loop_test(tests, every_refusal_is_survived, 0, 3);
     tcase_add_test(tests, region_size_fits_the_pages);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
