@@ -189,9 +189,10 @@ void ac_fork(ac_case *c, uint32_t parent, uint32_t child)
     ac_seq *from = &c->seqs[parent], *to = &c->seqs[child];
     OK(pkv_seq_fork(from->handle, &to->handle));
     make_room(to, from->length);
+    to->length = from->length;
+    if (from->length == 0) return;
     memcpy(to->content, from->content, from->length * sizeof *to->content);
     memcpy(to->written, from->written, from->length);
-    to->length = from->length;
 }
 
 pkv_plan_options ac_options(const ac_case *c)
@@ -372,6 +373,7 @@ static void enter_contents(ac_case *c, const ac_entry *entries, uint32_t n, cons
     for (uint32_t e = 0; e < n; e++) {
         ac_seq *s = &c->seqs[entries[e].seq];
         uint32_t take = accepted ? accepted[e] : entries[e].n;
+        if (take == 0) continue;
         make_room(s, s->length + take);
         memcpy(s->content + s->length, entries[e].content, take * sizeof *s->content);
         memset(s->written + s->length, run->in ? run->in : PKV_DTYPE_F32, take);
