@@ -26,6 +26,51 @@ void plan_set_item(struct plan_run_item *run, uint32_t index)
     run->nodes.stride = plan_state_floats(run->head_rows, run->ag->layout.dim_v);
 }
 
+static bool is_scored(const struct plan_run_item *run)
+{
+    const struct plan_item *item = run->item;
+    return run->scored_entry == item->entry && run->scored_token0 == item->token0 &&
+           item->head0 >= run->scored_head0 && item->head0 < run->scored_head1;
+}
+
+/* Queries of heads [head0, head1) of the item's tokens: [head][row][dim]. */
+static void load_heads(struct plan_run_item *run, uint32_t head0, uint32_t head1, float *to)
+{
+    const struct plan_item *item = run->item;
+    const pkvi_tensor *q = &run->call->q;
+    uint32_t size = run->ag->group_size, dim = run->ag->layout.dim_k;
+    uint64_t row = run->body->entries[item->entry].first_row + item->token0;
+    for (uint32_t h = head0; h < head1; h++)
+        for (uint32_t t = 0; t < item->n_tokens; t++)
+            for (uint32_t g = 0; g < size; g++, to += dim)
+                run->plan->model->kernels->convert(to, PKV_DTYPE_F32,
+                                                   (const unsigned char *)q->data +
+                                                       (ptrdiff_t)(row + t) * q->token_stride +
+                                                       (ptrdiff_t)(h * size + g) * q->head_stride,
+                                                   q->dtype, dim);
+}
+
+/* Scores the pages for this item's head and for the next ones that this thread will work on: the
+ * digests of a page's heads are neighbours, and a page is a place of its own in memory. */
+static void score_heads(struct plan_run_item *run, const void *const *parts, uint32_t n_old)
+{
+    const struct plan_item *item = run->item;
+    uint32_t most = item->head0 + plan_scored_heads(run->ag, run->rows), head1 = item->head0 + 1;
+    for (uint32_t i = run->item_index + 1; i <= run->last_item && head1 < most; i++, head1++) {
+        const struct plan_item *next = &run->pg->items[i];
+        if (next->entry != item->entry || next->token0 != item->token0 || next->head0 != head1)
+            break;
+    }
+    float *q = PLAN_AT(run, float, select_q);
+    load_heads(run, item->head0, head1, q);
+    run->plan->model->kernels->score(&run->ag->layout, parts, n_old, item->head0, head1, q,
+                                     run->rows, PLAN_AT(run, float, scores));
+    run->scored_entry = item->entry;
+    run->scored_token0 = item->token0;
+    run->scored_head0 = item->head0;
+    run->scored_head1 = head1;
+}
+
 /* What the hook gets to see of the item's head: every resident page. */
 static struct pkvi_attn_selection show(struct plan_run_item *run)
 {
@@ -33,15 +78,18 @@ static struct pkvi_attn_selection show(struct plan_run_item *run)
     const struct plan_entry *entry = &run->body->entries[run->item->entry];
     const struct pkvi_attn_model *model = run->plan->model;
     const void **parts = PLAN_AT(run, const void *, all_parts);
-    for (uint32_t i = 0; i < all->n; i++)
-        parts[i] = (const unsigned char *)pkvi_pool_address(run->ag->pool, all->page[i]) +
-                   (size_t)run->call->layer * run->ag->layer_bytes;
     /* Only the last page can be partial, before the step and after it. */
     uint64_t full = (entry->length + entry->n_tokens) >> model->page_shift;
     uint64_t old = entry->length >> model->page_shift;
     uint32_t n_old = all->n;
     while (n_old > 0 && all->logical[n_old - 1] >= old)
         n_old--;
+    if (!is_scored(run)) {
+        for (uint32_t i = 0; i < all->n; i++)
+            parts[i] = (const unsigned char *)pkvi_pool_address(run->ag->pool, all->page[i]) +
+                       (size_t)run->call->layer * run->ag->layer_bytes;
+        score_heads(run, parts, n_old);
+    }
     return (struct pkvi_attn_selection){
         .model = model,
         .seq = entry->seq,
@@ -57,6 +105,9 @@ static struct pkvi_attn_selection show(struct plan_run_item *run)
         .n_tokens = entry->n_tokens,
         .q = PLAN_AT(run, float, q),
         .n_rows = run->rows,
+        .scores = PLAN_AT(run, float, scores) +
+                  (size_t)(run->item->head0 - run->scored_head0) * run->rows * n_old,
+        .scored = true,
     };
 }
 
@@ -66,7 +117,6 @@ static void select_pages(struct plan_run_item *run)
     const struct plan_pages *all = &run->lane->pages;
     const struct pkvi_attn_model *model = run->plan->model;
     struct pkvi_attn_selection selection = show(run);
-    selection.scores = PLAN_AT(run, float, scores);
     selection.chosen = PLAN_AT(run, uint32_t, chosen);
     uint32_t n = run->plan->hooks.select(run->plan->hooks.context, &selection);
     uint32_t *logical = PLAN_AT(run, uint32_t, sel_logical),
@@ -141,6 +191,7 @@ void pkvi_plan_attend(struct pkvi_plan *plan, const struct pkvi_attn_call *call,
         .slot = slot,
         .worker = ith,
         .n_workers = workers,
+        .scored_entry = PKVI_NONE,
         .scratch = slot->workers + (size_t)ith * plan->offsets.total,
     };
     run.nodes = (struct pkvi_nodes){.leaf = PLAN_AT(&run, uint32_t, node_leaf),
@@ -149,6 +200,8 @@ void pkvi_plan_attend(struct pkvi_plan *plan, const struct pkvi_attn_call *call,
                                     .context = &run};
     struct plan_place from = plan_share(plan->model, pg, ith, workers);
     struct plan_place to = plan_share(plan->model, pg, ith + 1, workers);
+    run.last_item = to.item;
+    if (to.leaf == (to.item < pg->n_items ? pg->items[to.item].leaf0 : 0)) run.last_item--;
     for (uint32_t i = from.item; i < pg->n_items && i <= to.item; i++) {
         uint32_t leaf0 = i == from.item ? from.leaf : pg->items[i].leaf0;
         uint32_t leaf1 = i == to.item ? to.leaf : pg->items[i].leaf1;

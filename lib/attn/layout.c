@@ -49,6 +49,7 @@ static struct plan_offsets worker_offsets(const struct pkvi_plan *plan, const st
     o.mass_scale = take(&at, 2 * s->head_rows, sizeof(float), ok);
     o.all_parts = take(&at, s->pages, sizeof(void *), ok);
     o.scores = take(&at, s->select, sizeof(float), ok);
+    o.select_q = take(&at, s->select_q, sizeof(float), ok);
     o.chosen = take(&at, s->select ? s->pages : 0, sizeof(uint32_t), ok);
     o.sel_logical = take(&at, s->select ? s->pages : 0, sizeof(uint32_t), ok);
     o.sel_page = take(&at, s->select ? s->pages : 0, sizeof(uint32_t), ok);

@@ -133,6 +133,7 @@ struct plan_sizes {
     size_t pages;        /* pages of a lane, where mass or selections need them */
     size_t mass;         /* floats: heads x pages of a lane */
     size_t select;       /* floats: scores of a selection */
+    size_t select_q;     /* floats: queries of the heads that are scored together */
     bool turned;
     bool tree;
     size_t shared_area; /* floats per slot */
@@ -156,7 +157,7 @@ struct plan_body {
 struct plan_offsets {
     size_t q, q_turned, states, node_leaf, kernel, lo, hi, q_pos, tree_rows, tree_bits, tree_pos,
         slopes, sinks, out, lse, parts, page_pos, sums, leaf_max, mass, mass_scale, all_parts,
-        scores, chosen, sel_logical, sel_page;
+        scores, select_q, chosen, sel_logical, sel_page;
     size_t total;
 };
 
@@ -281,7 +282,11 @@ struct plan_run_item {
     size_t head_rows;
     uint32_t flags;            /* PKVI_JOB_* of the queries */
     const float *q_in_scratch; /* the queries that the kernel's scratch holds, or NULL */
-    struct plan_pages pages;   /* what is walked: the lane's pages or the selected ones */
+    uint32_t last_item;        /* of this thread's share */
+    /* Heads [scored_head0, scored_head1) of tile scored_token0 of entry scored_entry have scores in
+     * the scratch. */
+    uint32_t scored_entry, scored_token0, scored_head0, scored_head1;
+    struct plan_pages pages; /* what is walked: the lane's pages or the selected ones */
     uint32_t page0, page1;
     float *sums;     /* page sums [page - page0][..], or NULL */
     float *leaf_max; /* [leaf call][head_rows] */
@@ -289,6 +294,14 @@ struct plan_run_item {
 };
 
 #define PLAN_AT(run, type, member) ((type *)(void *)((run)->scratch + (run)->plan->offsets.member))
+
+/* Heads whose pages are scored together for a selection: as many as make this many rows. */
+#define PLAN_SCORED_ROWS 64u
+static inline uint32_t plan_scored_heads(const struct pkvi_attn_group *ag, uint32_t rows)
+{
+    uint32_t heads = PLAN_SCORED_ROWS / rows;
+    return heads == 0 ? 1 : heads < ag->kv_heads ? heads : ag->kv_heads;
+}
 
 /* attend.c: makes an item the one that `run` works on. */
 void plan_set_item(struct plan_run_item *run, uint32_t index);
