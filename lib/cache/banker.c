@@ -14,14 +14,14 @@ bool pkvi_bank_can(const struct pkvi_bank *bank, const uint64_t *need)
 {
     uint64_t left = bank->regions;
     for (uint32_t g = 0; g < bank->n_groups; g++) {
-        const uint64_t regions = regions_for(bank, g, need[g]);
+        const uint64_t regions = regions_for(bank, g, need[g] + bank->keep[g]);
         if (regions > left) return false;
         left -= regions;
     }
     return true;
 }
 
-bool pkvi_bank_take(struct pkvi_bank *bank, const uint64_t *pages)
+bool pkvi_bank_take(struct pkvi_bank *bank, const uint64_t *pages, uint64_t *opened)
 {
     bool all = true;
     for (uint32_t g = 0; g < bank->n_groups; g++) {
@@ -30,19 +30,17 @@ bool pkvi_bank_take(struct pkvi_bank *bank, const uint64_t *pages)
             want = bank->cap[g];
             all = false;
         }
-        bank->cap[g] -= want;
-        while (want > bank->free[g]) {
-            uint64_t regions = regions_for(bank, g, want);
-            if (regions > bank->regions) {
-                all = false;
-                regions = bank->regions;
-                if (bank->per_region[g] == 0) regions = 0;
-                want = bank->free[g] + regions * bank->per_region[g];
-            }
-            bank->regions -= regions;
-            bank->free[g] += regions * bank->per_region[g];
+        uint64_t regions = regions_for(bank, g, want);
+        if (regions > bank->regions) {
+            all = false;
+            regions = bank->per_region[g] != 0 ? bank->regions : 0;
+            want = bank->free[g] + regions * bank->per_region[g];
         }
+        bank->cap[g] -= want;
+        bank->regions -= regions;
+        bank->free[g] += regions * bank->per_region[g];
         bank->free[g] -= want;
+        if (opened != NULL) opened[g] = regions;
     }
     return all;
 }
@@ -51,17 +49,16 @@ void pkvi_bank_missing(const struct pkvi_bank *bank, const uint64_t *need, uint3
 {
     uint64_t left = bank->regions;
     for (uint32_t g = 0; g < bank->n_groups; g++) {
-        const uint64_t from_regions = left * bank->per_region[g];
-        uint64_t most = bank->free[g] + from_regions;
+        const uint64_t wanted = need[g] + bank->keep[g];
+        uint64_t most = bank->free[g] + left * bank->per_region[g];
         if (most > bank->cap[g]) most = bank->cap[g];
-        if (need[g] > most) {
-            const uint64_t lacking = need[g] - most;
-            missing[g] = lacking > UINT32_MAX ? UINT32_MAX : (uint32_t)lacking;
-            if (need[g] > bank->free[g] && bank->per_region[g] != 0) left = 0;
+        missing[g] = 0;
+        if (wanted <= most) {
+            left -= regions_for(bank, g, wanted);
             continue;
         }
-        missing[g] = 0;
-        left -= regions_for(bank, g, need[g]);
+        missing[g] = (uint32_t)(wanted - most > UINT32_MAX ? UINT32_MAX : wanted - most);
+        if (most > bank->free[g]) left = 0;
     }
 }
 
@@ -109,26 +106,41 @@ static void sort_by_need(const struct pkvi_bank *bank, const struct pkvi_holder 
     }
 }
 
-static void finish(struct pkvi_bank *bank, struct pkvi_holder *holder, uint64_t *total,
-                   pkvi_back_fn back, void *context)
+/* Can it end now? `total` is the sum of all needs and follows if this one has become smaller. */
+static bool can_end(const struct pkvi_bank *bank, struct pkvi_holder *holder, uint64_t *total,
+                    const struct pkvi_bank_ops *ops)
 {
-    if (!holder->back_known) back(context, holder);
-    holder->back_known = true;
+    if (pkvi_bank_can(bank, holder->need)) return true;
+    if (ops->refresh == NULL) return false;
+    for (uint32_t g = 0; g < bank->n_groups; g++)
+        total[g] -= holder->need[g];
+    ops->refresh(ops->context, holder);
+    for (uint32_t g = 0; g < bank->n_groups; g++)
+        total[g] += holder->need[g];
+    return pkvi_bank_can(bank, holder->need);
+}
+
+static void end(struct pkvi_bank *bank, struct pkvi_holder *holder, uint64_t *total,
+                const struct pkvi_bank_ops *ops)
+{
+    ops->end(ops->context, holder);
     for (uint32_t g = 0; g < bank->n_groups; g++) {
         bank->free[g] += holder->back[g];
+        bank->free[g] -= holder->empties[g] * bank->per_region[g];
+        bank->regions += holder->empties[g];
         if (bank->cap[g] <= UINT64_MAX - holder->back[g]) bank->cap[g] += holder->back[g];
         total[g] -= holder->need[g];
     }
 }
 
-bool pkvi_bank_safe(struct pkvi_bank *bank, struct pkvi_holder *holders, uint32_t n,
-                    uint32_t *order, pkvi_back_fn back, void *context, uint32_t *stuck)
+uint32_t pkvi_bank_stuck(struct pkvi_bank *bank, struct pkvi_holder *holders, uint32_t n,
+                         uint32_t *order, const struct pkvi_bank_ops *ops, uint32_t *stuck)
 {
     uint64_t total[PKV_MAX_GROUPS] = {0};
     for (uint32_t i = 0; i < n; i++)
         for (uint32_t g = 0; g < bank->n_groups; g++)
             total[g] += holders[i].need[g];
-    if (pkvi_bank_can(bank, total)) return true;
+    if (pkvi_bank_can(bank, total)) return 0;
     for (uint32_t i = 0; i < n; i++)
         order[i] = i;
     sort_by_need(bank, holders, order, n);
@@ -138,16 +150,16 @@ bool pkvi_bank_safe(struct pkvi_bank *bank, struct pkvi_holder *holders, uint32_
         uint32_t kept = 0;
         for (uint32_t i = 0; i < left; i++) {
             struct pkvi_holder *holder = &holders[order[i]];
-            if (!pkvi_bank_can(bank, holder->need)) {
+            if (!can_end(bank, holder, total, ops)) {
                 order[kept++] = order[i];
                 continue;
             }
-            finish(bank, holder, total, back, context);
-            if (pkvi_bank_can(bank, total)) return true;
+            end(bank, holder, total, ops);
+            if (pkvi_bank_can(bank, total)) return 0;
         }
         if (kept == left) break;
         left = kept;
     }
-    if (stuck != NULL) *stuck = order[0];
-    return false;
+    if (left != 0 && stuck != NULL) *stuck = order[0];
+    return left;
 }

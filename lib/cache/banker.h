@@ -18,34 +18,45 @@ struct pkvi_bank {
     uint64_t regions;                    /* regions that may go to any group */
     uint64_t free[PKV_MAX_GROUPS];       /* pages that only this group can use */
     uint64_t cap[PKV_MAX_GROUPS];        /* pages the group may take at all (max_pages) */
+    uint64_t keep[PKV_MAX_GROUPS];       /* pages that must be left whenever some are handed out */
     uint64_t per_region[PKV_MAX_GROUPS]; /* pages that a region gives; 0 = the group takes none */
 };
 
 /* One holder. */
 struct pkvi_holder {
-    uint64_t *need; /* [n_groups] pages it may still take before it ends */
-    uint64_t *back; /* [n_groups] pages it holds now and gives back at its end */
-    bool back_known;
-    uint32_t id; /* the caller's */
+    uint64_t *need;    /* [n_groups] pages it may still take before it ends */
+    uint64_t *back;    /* [n_groups] pages that come back when it ends, set by `end` */
+    uint64_t *empties; /* [n_groups] regions that stand empty thereby and may go to any group, set
+                        * by `end` */
+    uint32_t id;       /* the caller's */
 };
 
-/* Fills holder->back; called at most once per holder and check, only when the answer needs it. */
-typedef void (*pkvi_back_fn)(void *context, struct pkvi_holder *holder);
+/* What the check asks about holders, in the order in which they end in its imagination. */
+struct pkvi_bank_ops {
+    void *context;
+    /* Now that those before it have ended, the holder may need less: lowers need[] if so. May be
+     * NULL. */
+    void (*refresh)(void *context, struct pkvi_holder *holder);
+    /* The holder ends: sets back[]. A page that several hold comes back with the last of them. */
+    void (*end)(void *context, struct pkvi_holder *holder);
+};
 
 /* Can the bank hand out need[0..n_groups) now? O(groups). */
 bool pkvi_bank_can(const struct pkvi_bank *bank, const uint64_t *need);
 
-/* Takes pages out for good, as far as there are any; returns whether all were there. O(groups). */
-bool pkvi_bank_take(struct pkvi_bank *bank, const uint64_t *pages);
+/* Takes pages out, as far as there are any; returns whether all were there. opened[] (may be NULL)
+ * = regions that each group took for it. O(groups). */
+bool pkvi_bank_take(struct pkvi_bank *bank, const uint64_t *pages, uint64_t *opened);
 
 /* Pages per group that need[] lacks; all zero if the bank can hand it out. */
 void pkvi_bank_missing(const struct pkvi_bank *bank, const uint64_t *need, uint32_t *missing);
 
-/* Is the state safe? `order` is scratch for n entries; holders must have finite needs. If not and
- * `stuck` is not NULL, *stuck is the holder with the smallest need among those that can never end
- * and *bank what it would find. O(n * groups) if the bank can serve all at once, else
- * O(n log n + n * groups * rounds), where one round suffices if there is one group. */
-bool pkvi_bank_safe(struct pkvi_bank *bank, struct pkvi_holder *holders, uint32_t n,
-                    uint32_t *order, pkvi_back_fn back, void *context, uint32_t *stuck);
+/* How many holders could never end; 0 = the state is safe. `order` is scratch for n entries. If
+ * some are stuck and `stuck` is not NULL, *stuck is the one with the smallest need, and *bank what
+ * it would find. O(n * groups), and no call of ops, if the bank can serve all at once; else O(n log
+ * n + n * groups * rounds) and one end per holder, where one round suffices if there is one group.
+ */
+uint32_t pkvi_bank_stuck(struct pkvi_bank *bank, struct pkvi_holder *holders, uint32_t n,
+                         uint32_t *order, const struct pkvi_bank_ops *ops, uint32_t *stuck);
 
 #endif
