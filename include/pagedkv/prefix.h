@@ -15,7 +15,7 @@
  *   attention, the pages of the window for a sliding-window group.
  * - Pages that no sequence holds stay matchable until their memory is needed. Then a replacement
  *   policy (pkv_config.prefix_policy; names: pkv_policy_name in index.h) chooses, in full-attention
- *   groups always a page without published pages after it.
+ *   groups a page without published pages after it, as long as there is one that nobody holds.
  * - Tokens given to pkv_batch_add are what publishes: a sequence whose batches come without tokens
  *   publishes nothing from there on.
  *
@@ -83,11 +83,11 @@ typedef uint64_t pkv_pin;
 
 /* Pins what `match` found: its full pages (and the partly used one). ttl_ns 0 = until released.
  * PKV_ESTALE as for attach, PKV_EINVAL for a match of 0 tokens. Prefer a pin that ends by itself.
- * O(log pins + window pages). */
+ * O(log pins + pages). */
 PKV_API pkv_status pkv_prefix_pin(pkv_cache *cache, const pkv_match *match, uint32_t priority,
                                   uint64_t ttl_ns, pkv_pin *pin);
 
-/* Releases a pin. PKV_ESTALE if it was released, ran out, or gave way. O(log pins). */
+/* Releases a pin. PKV_ESTALE if it was released, ran out, or gave way. O(log pins + pages). */
 PKV_API pkv_status pkv_prefix_unpin(pkv_cache *cache, pkv_pin pin);
 
 /* Forgets everything published in a namespace: nothing of it matches any more, its pins are gone,

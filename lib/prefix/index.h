@@ -33,19 +33,21 @@ struct pkvi_node {
 
 enum {
     PKVI_MEMBER_PARKED = 1u, /* a policy met it while it could not go and set it aside */
+    PKVI_MEMBER_INNER = 4u,  /* idle above resident pages: listed for the last resort (inner.c) */
     PKVI_MEMBER_GHOST = 2u   /* in a ghost queue: remembered, no page */
 };
 
 /* One node's page in one group, and what the group's policy knows about it. */
 struct pkvi_member {
-    uint32_t page;         /* valid while resident */
-    uint32_t newer, older; /* place in the policy's queue */
-    uint32_t busy;         /* 1 while tables hold the page (cache) */
-    uint32_t kids;         /* children that are resident in this group */
-    uint32_t a, b;         /* the policy's own */
-    uint8_t list;          /* the policy's own: which queue */
-    uint8_t flags;         /* PKVI_MEMBER_* */
-    uint16_t count;        /* the policy's own */
+    uint32_t page;                     /* valid while resident */
+    uint32_t newer, older;             /* place in the policy's queue */
+    uint32_t busy;                     /* 1 while tables hold the page (cache) */
+    uint32_t kids;                     /* children that are resident in this group */
+    uint32_t a, b;                     /* the policy's own */
+    uint8_t list;                      /* the policy's own: which queue */
+    uint8_t flags;                     /* PKVI_MEMBER_* */
+    uint16_t count;                    /* the policy's own */
+    uint32_t inner_newer, inner_older; /* place in the list of inner members */
 };
 
 #define PKVI_NODE_CHUNK_SHIFT 9

@@ -61,6 +61,11 @@ struct pkvi_pins {
     uint32_t n;
 };
 
+/* Idle pages of a full-attention group above resident ones, not pinned, oldest first (inner.c). */
+struct pkvi_inner {
+    uint32_t newest, oldest;
+};
+
 /* Namespaces with nothing in them are remembered, with their counters, up to this many. */
 #define PKVI_EMPTY_SPACES 1024u
 
@@ -77,6 +82,8 @@ struct pkvi_prefix {
     struct pkvi_mutex lock; /* guards everything below */
     struct pkvi_index core;
     struct pkvi_list (*rings)[PKVI_RINGS]; /* [n_groups] */
+    struct pkvi_inner *inner;              /* [n_groups] */
+    uint64_t n_holes;                      /* pages taken from inside a chain so far */
     struct pkvi_domain *common;            /* namespaces without a quota */
     struct pkvi_space **space;             /* by slot */
     uint32_t n_spaces, space_capacity, free_space;
@@ -111,10 +118,11 @@ static inline void pkvi_prefix_unlock(struct pkvi_prefix *px)
 struct pkvi_prefix_seq {
     struct pkvi_space *space;
     uint32_t space_generation;
-    uint32_t cursor;    /* node of its last published page; PKVI_NIL = none. Held. */
-    uint32_t published; /* pages up to the cursor */
-    uint32_t n_tail;    /* tokens known beyond these pages */
-    bool broken;        /* a token or node is missing: no further publication */
+    uint32_t cursor;     /* node of its last published page; PKVI_NIL = none. Held. */
+    uint32_t published;  /* pages up to the cursor */
+    uint64_t holes_seen; /* pkvi_prefix.n_holes when its path was last seen to be whole */
+    uint32_t n_tail;     /* tokens known beyond these pages */
+    bool broken;         /* a token or node is missing: no further publication */
     uint32_t priority;
     uint64_t ttl_ns;
     int32_t tail[]; /* [page_tokens] */
@@ -193,6 +201,13 @@ static inline uint32_t pkvi_prefix_first(const struct pkvi_prefix *px, uint32_t 
     if (window == 0 || length < window) return 0;
     return (uint32_t)((length - window + 1) >> px->page_shift);
 }
+
+/* ---- inner.c: with the lock held ---- */
+
+/* Call whenever a member's page, holders, pins or resident children may have changed. O(1). */
+void pkvi_inner_settle(struct pkvi_prefix *px, uint32_t id, uint32_t group);
+/* The last resort of reclaim: an idle page above pages that are held, or PKVI_NIL. */
+uint32_t pkvi_inner_victim(const struct pkvi_prefix *px, uint32_t group);
 
 /* ---- match.c: with the lock held ----------------------------------------------------------------
  */

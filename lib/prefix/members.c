@@ -23,6 +23,7 @@ void pkvi_member_publish(struct pkvi_prefix *px, uint32_t id, uint32_t group, ui
     policy->capacity = ++policy->size;
     policy->ops->insert(policy, id, &use);
     pkvi_lane_settle(px, space->domain, group);
+    pkvi_inner_settle(px, pkvi_node(&px->core, id)->parent, group);
     space->pages++;
     space->published++;
     if (pkvi_events_on(px->stats))
@@ -39,6 +40,7 @@ void pkvi_member_replace(struct pkvi_prefix *px, uint32_t id, uint32_t group, ui
     pkvi_pool_set_owner(pool, page, owner_of(id));
     m->page = page;
     m->busy = 1;
+    pkvi_inner_settle(px, id, group);
 }
 
 void pkvi_member_unblocked(struct pkvi_prefix *px, uint32_t id, uint32_t group)
@@ -61,8 +63,10 @@ static void run_idle(struct pkvi_prefix *px, struct pkvi_policy *policy, const u
     if (policy != *begun && policy->ops->begin) policy->ops->begin(policy, 0);
     *begun = policy;
     if (policy->ops->finish) policy->ops->finish(policy, ids, n, NULL, false);
-    while (n-- > 0)
+    while (n-- > 0) {
+        pkvi_inner_settle(px, ids[n], policy->group);
         pkvi_member_unblocked(px, ids[n], policy->group);
+    }
 }
 
 void pkvi_members_idle(struct pkvi_prefix *px, uint32_t group, const uint32_t *ids, uint32_t n,
@@ -81,18 +85,23 @@ void pkvi_members_idle(struct pkvi_prefix *px, uint32_t group, const uint32_t *i
 void pkvi_member_busy(struct pkvi_prefix *px, uint32_t id, uint32_t group)
 {
     pkvi_member(&px->core, group, id)->busy = 1;
+    pkvi_inner_settle(px, id, group);
 }
 
 void pkvi_node_pin(struct pkvi_prefix *px, uint32_t id)
 {
-    pkvi_node(&px->core, id)->pins++;
+    if (pkvi_node(&px->core, id)->pins++ > 0) return;
+    for (uint32_t g = 0; g < px->config.n_groups; g++)
+        pkvi_inner_settle(px, id, g);
 }
 
 void pkvi_node_unpin(struct pkvi_prefix *px, uint32_t id)
 {
     if (--pkvi_node(&px->core, id)->pins > 0) return;
-    for (uint32_t g = 0; g < px->config.n_groups; g++)
+    for (uint32_t g = 0; g < px->config.n_groups; g++) {
+        pkvi_inner_settle(px, id, g);
         pkvi_member_unblocked(px, id, g);
+    }
     pkvi_index_collect(&px->core, id);
 }
 
@@ -102,14 +111,17 @@ static uint32_t take_page(struct pkvi_prefix *px, uint32_t id, uint32_t group, b
     struct pkvi_space *space = pkvi_space_of(px, id);
     struct pkvi_policy *policy = space->domain->lanes[group].policy;
     uint32_t page = pkvi_index_clear_page(&px->core, id, group);
+    pkvi_inner_settle(px, id, group);
     pkvi_member(&px->core, group, id)->busy = 0;
     policy->size--;
     policy->ops->remove(policy, id, evicted);
     pkvi_lane_settle(px, space->domain, group);
     space->pages--;
     uint32_t parent = pkvi_node(&px->core, id)->parent;
-    if (parent != PKVI_NIL && pkvi_member(&px->core, group, parent)->kids == 0)
+    if (parent != PKVI_NIL && pkvi_member(&px->core, group, parent)->kids == 0) {
+        pkvi_inner_settle(px, parent, group);
         pkvi_member_unblocked(px, parent, group);
+    }
     return page;
 }
 
@@ -145,6 +157,7 @@ void pkvi_member_evict(struct pkvi_prefix *px, uint32_t id, uint32_t group,
     struct pkvi_space *space = pkvi_space_of(px, id);
     uint64_t also = px->full_groups >> group & 1 ? px->all_groups : 0;
     pkvi_index_prefetch_removal(&px->core, id);
+    if (pkvi_member(&px->core, group, id)->flags & PKVI_MEMBER_INNER) px->n_holes++;
     for (uint32_t g = 0; g < px->config.n_groups; g++) {
         const struct pkvi_member *m = pkvi_member(&px->core, g, id);
         if (g != group && (!(also >> g & 1) || !pkvi_node_has(pkvi_node(&px->core, id), g) ||

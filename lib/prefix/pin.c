@@ -133,18 +133,6 @@ bool pkvi_pins_give_way(struct pkvi_prefix *px)
     return true;
 }
 
-/* Nodes to pin so that no group loses what the match needs: where leaves go first the last node
- * keeps all before it; a window group needs each page of its window. */
-static uint32_t nodes_to_pin(const struct pkvi_prefix *px, const pkv_match *match, uint32_t pages)
-{
-    uint32_t most = 1;
-    for (uint32_t g = 0; g < px->config.n_groups; g++)
-        if (px->groups[g].window)
-            most = pkvi_max_u32(
-                most, pages - pkvi_min_u32(pkvi_prefix_first(px, g, match->n_tokens), pages));
-    return most;
-}
-
 /* Are the pages still there? */
 static bool intact(const struct pkvi_prefix *px, const pkv_match *match, uint32_t id,
                    uint32_t pages)
@@ -154,8 +142,6 @@ static bool intact(const struct pkvi_prefix *px, const pkv_match *match, uint32_
         for (uint32_t g = 0; g < px->config.n_groups; g++)
             if (i >= pkvi_prefix_first(px, g, match->n_tokens)) needed |= UINT64_C(1) << g;
         if (needed & ~pkvi_node(&px->core, id)->resident) return false;
-        /* Leaves go first: a resident page has all before it, in full groups. */
-        if (!(needed & ~px->full_groups)) return true;
     }
     return true;
 }
@@ -177,7 +163,7 @@ static pkv_status pin_found(struct pkvi_prefix *px, const pkv_match *match,
     pin->expires = ttl_ns && ttl_ns < UINT64_MAX - px->now ? px->now + ttl_ns : UINT64_MAX;
     pin->node = id;
     pin->node_generation = *pkvi_node_generation(&px->core, id);
-    pin->n_nodes = nodes_to_pin(px, match, pages);
+    pin->n_nodes = pages;
     for (uint32_t i = 0; i < pin->n_nodes; i++, id = pkvi_node(&px->core, id)->parent)
         pkvi_node_pin(px, id);
     found->space->pins++;

@@ -43,8 +43,10 @@ static bool copy_groups(struct pkvi_prefix *px)
     uint32_t n = px->config.n_groups;
     px->groups = pkvi_mem_array(px->mem, n, sizeof *px->groups);
     px->rings = pkvi_mem_array(px->mem, n, sizeof *px->rings);
-    if (!px->groups || !px->rings) return false;
+    px->inner = pkvi_mem_array(px->mem, n, sizeof *px->inner);
+    if (!px->groups || !px->rings || !px->inner) return false;
     for (uint32_t g = 0; g < n; g++) {
+        px->inner[g] = (struct pkvi_inner){PKVI_NIL, PKVI_NIL};
         px->groups[g] = px->config.groups[g];
         px->all_groups |= UINT64_C(1) << g;
         if (!px->groups[g].window) px->full_groups |= UINT64_C(1) << g;
@@ -58,6 +60,7 @@ static void free_groups(struct pkvi_prefix *px)
 {
     uint32_t n = px->config.n_groups;
     if (px->groups) pkvi_mem_free_array(px->mem, px->groups, n, sizeof *px->groups);
+    if (px->inner) pkvi_mem_free_array(px->mem, px->inner, n, sizeof *px->inner);
     if (px->rings) pkvi_mem_free_array(px->mem, px->rings, n, sizeof *px->rings);
 }
 
@@ -138,10 +141,9 @@ static const char *check_members(const struct pkvi_prefix *px, uint32_t id)
             return "prefix: a node's page has another owner";
         if ((pkvi_pool_refs(pool, m->page) > 0) != (m->busy != 0))
             return "prefix: a page's references do not match its node";
-        bool full = px->full_groups >> g & 1;
-        if (full && node->parent != PKVI_NIL && !m->busy &&
-            !pkvi_node_has(pkvi_node(&px->core, node->parent), g))
-            return "prefix: an idle page whose parent has none";
+        bool inner = px->full_groups >> g & 1 && !m->busy && m->kids && !node->pins;
+        if (inner != ((m->flags & PKVI_MEMBER_INNER) != 0))
+            return "prefix: the list of inner pages is wrong";
     }
     return NULL;
 }

@@ -73,7 +73,7 @@ typedef bool (*pkvi_publish_fn)(void *context, uint32_t logical, uint64_t *salt)
  * published. tables[n_groups] hold the pages. `may` NULL = everything without salt. Never fails:
  * what needs memory that is refused is not published. O(1) without a finished page. */
 void pkvi_prefix_publish(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *seq,
-                         struct pkvi_table *tables, const int32_t *tokens, uint32_t n,
+                         const struct pkvi_table *tables, const int32_t *tokens, uint32_t n,
                          pkvi_publish_fn may, void *context);
 
 /* ---- matching -----------------------------------------------------------------------------------

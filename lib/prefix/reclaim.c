@@ -1,11 +1,12 @@
 /* Getting cached pages back, and forgetting namespaces. */
 #include "internal.h"
 
-/* The next victim of a group; soft pins give way when there is no other. */
+/* The next victim of a group: a leaf; else a page above held ones; else soft pins give way. */
 static uint32_t next_victim(struct pkvi_prefix *px, uint32_t group)
 {
     for (;;) {
         uint32_t id = pkvi_domains_victim(px, group);
+        if (id == PKVI_NIL) id = pkvi_inner_victim(px, group);
         if (id != PKVI_NIL || !pkvi_pins_give_way(px)) return id;
     }
 }

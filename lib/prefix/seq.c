@@ -134,30 +134,20 @@ void pkvi_prefix_seq_truncate(struct pkvi_prefix *px, struct pkvi_prefix_seq *se
 struct publisher {
     struct pkvi_prefix *px;
     struct pkvi_prefix_seq *seq;
-    struct pkvi_table *tables;
+    const struct pkvi_table *tables;
 };
 
-/* The sequence computed what a node holds already. If nobody else holds the node's page, its own
- * takes that place; else its table takes the node's page. One of the two is free again, and whoever
- * holds a page of a path holds the whole path: no page stays cached that cannot be reclaimed
- * because pages below it are held. */
-static void merge_page(const struct publisher *p, uint32_t id, uint32_t group, uint32_t logical)
+/* The sequence computed what a node holds already. If nobody holds the node's page, the sequence's
+ * own takes its place, so that one copy is enough; otherwise both stay, and no table changes. */
+static void merge_page(const struct publisher *p, uint32_t id, uint32_t group, uint32_t page)
 {
     struct pkvi_prefix *px = p->px;
-    struct pkvi_pool *pool = px->groups[group].pool;
-    const uint32_t theirs = pkvi_member(&px->core, group, id)->page;
-    struct pkvi_use use = {.next_use = UINT32_MAX, .length = 1, .position = logical};
+    struct pkvi_use use = {.next_use = UINT32_MAX, .position = pkvi_node(&px->core, id)->depth};
     struct pkvi_policy *policy = pkvi_policy_of(px, id, group);
     policy->now = px->now;
     if (policy->ops->touch) policy->ops->touch(policy, id, &use);
-    if (pkvi_pool_refs(pool, theirs) == 0) {
-        pkvi_member_replace(px, id, group, pkvi_table_page(&p->tables[group], logical));
-        return;
-    }
-    pkvi_member_busy(px, id, group);
-    pkvi_pool_ref(pool, 1, &theirs);
-    const uint32_t own = pkvi_table_replace(&p->tables[group], logical, theirs);
-    pkvi_pool_unref(pool, 1, &own); /* it has no owner, so no hook runs under the lock */
+    if (pkvi_member(&px->core, group, id)->busy) return;
+    pkvi_member_replace(px, id, group, page);
 }
 
 /* Gives a node those pages of the table that it lacks. Returns how many it had already. */
@@ -171,7 +161,7 @@ static uint32_t fill_node(const struct publisher *p, uint32_t id, uint32_t logic
         if (pkvi_node_has(pkvi_node(&p->px->core, id), g)) {
             if (pkvi_member(&p->px->core, g, id)->page == page) continue;
             had++;
-            if (!owned) merge_page(p, id, g, logical);
+            if (!owned) merge_page(p, id, g, page);
             continue;
         }
         if (owned) continue;
@@ -180,16 +170,21 @@ static uint32_t fill_node(const struct publisher *p, uint32_t id, uint32_t logic
     return had;
 }
 
-/* Pages above the cursor may have been reclaimed if they were not this sequence's (it had computed
- * duplicates): then its own take their place, so that what follows can be reached. */
+/* Pages up to the cursor may have been reclaimed although the sequence goes on: it has duplicates
+ * of its own. They take the place of what is gone, so that what follows can be reached. O(1) unless
+ * pages were taken from inside some chain since the last time. */
 static void restore_path(const struct publisher *p)
 {
     const struct pkvi_prefix *px = p->px;
+    const bool holes = p->seq->holes_seen != px->n_holes;
     uint32_t logical = p->seq->published;
+    p->seq->holes_seen = px->n_holes;
     for (uint32_t id = p->seq->cursor; id != PKVI_NIL; id = pkvi_node(&px->core, id)->parent) {
         logical--;
-        if ((pkvi_node(&px->core, id)->resident & px->full_groups) == px->full_groups) return;
-        fill_node(p, id, logical);
+        if ((pkvi_node(&px->core, id)->resident & px->full_groups) != px->full_groups)
+            fill_node(p, id, logical);
+        else if (!holes)
+            return;
     }
 }
 
@@ -274,7 +269,7 @@ static void publish_pages(const struct publisher *p, const int32_t *tokens, uint
 }
 
 void pkvi_prefix_publish(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
-                         struct pkvi_table *tables, const int32_t *tokens, uint32_t n,
+                         const struct pkvi_table *tables, const int32_t *tokens, uint32_t n,
                          pkvi_publish_fn may, void *context)
 {
     if (seq->broken || n == 0) return;

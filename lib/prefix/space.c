@@ -134,6 +134,7 @@ pkv_status pkvi_space_get(struct pkvi_prefix *px, const pkv_namespace *name,
         return PKV_ENOMEM;
     }
     if (size) memcpy(copy, bytes, size);
+    if (++px->n_live_spaces > px->n_space_buckets) widen_buckets(px);
     *space = (struct pkvi_space){.name = copy,
                                  .size = size,
                                  .hash = hash,
@@ -142,7 +143,6 @@ pkv_status pkvi_space_get(struct pkvi_prefix *px, const pkv_namespace *name,
                                  .generation = space->generation,
                                  .live = true};
     pkvi_list_init(&space->empty);
-    if (++px->n_live_spaces > px->n_space_buckets) widen_buckets(px);
     uint32_t *bucket = &px->space_bucket[hash & (px->n_space_buckets - 1)];
     space->next = *bucket;
     *bucket = space->slot;
