@@ -29,6 +29,7 @@ static int failed(paged *p, const char *call, pkv_status status, tool_error *err
 {
     char detail[256] = "";
     pkv_cache_last_error(p->cache, detail, sizeof detail);
+    if (detail[0] == '\0') return tool_fail(err, "%s: %s", call, pkv_status_text(status));
     return tool_fail(err, "%s: %s (%s)", call, pkv_status_text(status), detail);
 }
 

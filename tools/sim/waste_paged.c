@@ -10,6 +10,7 @@
  * sequence's count is computed, and the sum over all live ones is compared with the library's own
  * counter at every batch; if they ever differ, the library is asked for each sequence. */
 #include <pagedkv/pagedkv.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,15 +49,15 @@ typedef struct run {
 
 static int library_failed(run *r, const char *call, pkv_status status, const member *m)
 {
-    char detail[256] = "";
+    char detail[256] = "", what[400];
     if (r->cache != NULL) pkv_cache_last_error(r->cache, detail, sizeof detail);
-    if (m == NULL)
-        return tool_fail(r->err, "%s: %s: %s (%s)", r->scheme->name, call, pkv_status_text(status),
-                         detail);
-    return tool_fail(r->err, "%.120s:%llu: %s: a request of %llu + %llu tokens: %s: %s (%s)",
-                     r->input->name, (unsigned long long)m->request->line, r->scheme->name,
+    size_t n = (size_t)snprintf(what, sizeof what, "%s: %s", call, pkv_status_text(status));
+    if (detail[0] != '\0') snprintf(what + n, sizeof what - n, " (%s)", detail);
+    if (m == NULL) return tool_fail(r->err, "%s: %s", r->scheme->name, what);
+    return tool_fail(r->err, "%.120s:%llu: %s: a request of %llu + %llu tokens: %s", r->input->name,
+                     (unsigned long long)m->request->line, r->scheme->name,
                      (unsigned long long)m->request->input, (unsigned long long)m->request->output,
-                     call, pkv_status_text(status), detail);
+                     what);
 }
 
 static int open_cache(run *r)
