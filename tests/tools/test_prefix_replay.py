@@ -38,6 +38,7 @@ class Policy:
         return [b for b in self.free(pinned) if b not in parents]
 
     def hit(self, b): ...
+    def miss(self, b): ...
     def insert(self, b): self.pages[b] = None
     def drop(self, b): del self.pages[b]
     def end(self, blocks): ...
@@ -110,8 +111,180 @@ class OptBypass(Opt):
     def refuses(self, b, victim, now): return self.next_use(b, now) >= self.next_use(victim, now)
 
 
+def oldest(queue, pinned):
+    return next((b for b in queue if b not in pinned), None)
+
+
+class Slru(Policy):
+    """Lists run from the oldest to the newest."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.probation, self.protected = [], []
+
+    def insert(self, b):
+        self.pages[b] = None
+        self.probation.append(b)
+
+    def hit(self, b):
+        (self.probation if b in self.probation else self.protected).remove(b)
+        self.protected.append(b)
+        while len(self.protected) > self.capacity * 4 // 5:
+            self.probation.append(self.protected.pop(0))
+
+    def victim(self, pinned, now):
+        b = oldest(self.probation, pinned)
+        return b if b is not None else oldest(self.protected, pinned)
+
+    def drop(self, b):
+        (self.probation if b in self.probation else self.protected).remove(b)
+        del self.pages[b]
+
+
+class TwoQ(Policy):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.new, self.main, self.ghosts = [], [], []
+
+    def insert(self, b):
+        self.pages[b] = None
+        if b in self.ghosts:
+            self.ghosts.remove(b)
+            self.main.append(b)
+        else:
+            self.new.append(b)
+
+    def hit(self, b):
+        if b in self.main:
+            self.main.remove(b)
+            self.main.append(b)
+
+    def victim(self, pinned, now):
+        order = (self.new, self.main) if len(self.new) > self.capacity // 4 else (self.main, self.new)
+        b = oldest(order[0], pinned)
+        return b if b is not None else oldest(order[1], pinned)
+
+    def drop(self, b):
+        del self.pages[b]
+        if b in self.main:
+            self.main.remove(b)
+            return
+        self.new.remove(b)
+        self.ghosts.append(b)
+        while len(self.ghosts) > self.capacity // 2:
+            self.ghosts.pop(0)
+
+
+class S3Fifo(Policy):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.small, self.main, self.ghosts = [], [], []
+
+    def insert(self, b):
+        self.pages[b] = 0
+        if b in self.ghosts:
+            self.ghosts.remove(b)
+            self.main.append(b)
+        else:
+            self.small.append(b)
+
+    def hit(self, b): self.pages[b] = min(3, self.pages[b] + 1)
+
+    def from_small(self, pinned):
+        while (b := oldest(self.small, pinned)) is not None:
+            if self.pages[b] <= 1:
+                return b
+            self.small.remove(b)
+            self.main.append(b)
+        return None
+
+    def from_main(self, pinned):
+        while (b := oldest(self.main, pinned)) is not None:
+            if self.pages[b] == 0:
+                return b
+            self.pages[b] -= 1
+            self.main.remove(b)
+            self.main.append(b)
+        return None
+
+    def victim(self, pinned, now):
+        order = (self.from_small, self.from_main)
+        if len(self.small) < self.capacity // 10:
+            order = order[::-1]
+        b = order[0](pinned)
+        return b if b is not None else order[1](pinned)
+
+    def drop(self, b):
+        del self.pages[b]
+        if b in self.main:
+            self.main.remove(b)
+            return
+        self.small.remove(b)
+        self.ghosts.append(b)
+        while len(self.ghosts) > self.capacity - self.capacity // 10:
+            self.ghosts.pop(0)
+
+
+class Arc(Policy):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.t1, self.t2, self.b1, self.b2, self.p, self.case = [], [], [], [], 0.0, None
+
+    def hit(self, b):
+        (self.t1 if b in self.t1 else self.t2).remove(b)
+        self.t2.append(b)
+
+    def miss(self, b):
+        self.case = "b1" if b in self.b1 else "b2" if b in self.b2 else None
+        if self.case == "b1":
+            self.p = min(self.capacity, self.p + max(len(self.b2) / len(self.b1), 1))
+        elif self.case == "b2":
+            self.p = max(0, self.p - max(len(self.b1) / len(self.b2), 1))
+
+    def insert(self, b):
+        self.pages[b] = None
+        for ghosts in (self.b1, self.b2):
+            if b in ghosts:
+                ghosts.remove(b)
+                self.t2.append(b)
+                return
+        self.t1.append(b)
+
+    def replace(self, pinned):
+        n = len(self.t1)
+        first = n >= 1 and (n > self.p or (self.case == "b2" and n >= self.p))
+        order = (self.t1, self.t2) if first else (self.t2, self.t1)
+        b = oldest(order[0], pinned)
+        return b if b is not None else oldest(order[1], pinned)
+
+    def victim(self, pinned, now):
+        self.forget = False
+        if self.case is not None:
+            return self.replace(pinned)
+        if len(self.t1) + len(self.b1) >= self.capacity:
+            if not self.b1:
+                b = oldest(self.t1, pinned)
+                self.forget = b is not None
+                return b if b is not None else self.replace(pinned)
+            b = self.replace(pinned)
+            if b is not None:
+                self.b1.pop(0)
+            return b
+        b = self.replace(pinned)
+        if b is not None and self.b2 and len(self.t1 + self.t2 + self.b1 + self.b2) >= 2 * self.capacity:
+            self.b2.pop(0)
+        return b
+
+    def drop(self, b):
+        del self.pages[b]
+        held, ghosts = (self.t1, self.b1) if b in self.t1 else (self.t2, self.b2)
+        held.remove(b)
+        if not self.forget:
+            ghosts.append(b)
+
+
 POLICIES = {"fifo": Fifo, "lru": Lru, "lru-leaf": LruLeaf, "lfu": Lfu, "sieve": Sieve, "opt": Opt,
-            "opt-bypass": OptBypass}
+            "opt-bypass": OptBypass, "slru": Slru, "2q": TwoQ, "s3fifo": S3Fifo, "arc": Arc}
 
 
 def replay(requests, policy, capacity, warmup):
@@ -137,6 +310,7 @@ def replay(requests, policy, capacity, warmup):
             if b in p.pages:
                 p.hit(b)
                 continue
+            p.miss(b)
             if len(p.pages) >= capacity:
                 victim = p.victim(pinned, r)
                 if victim is None or p.refuses(b, victim, r):
