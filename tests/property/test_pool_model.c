@@ -15,7 +15,7 @@ enum { PAGES = 4096, MAGAZINES = 2, RECENT = 256 };
 struct model {
     uint32_t held[PAGES]; /* references of the library */
     uint32_t host[PAGES]; /* of the host */
-    bool owned[PAGES], cached[PAGES];
+    bool alive[PAGES], owned[PAGES], cached[PAGES];
     pkv_page id[PAGES]; /* of the page's current life; 0 = never used */
     uint64_t used, cached_pages;
 };
@@ -36,6 +36,7 @@ static uint32_t below(uint32_t n)
 static void gone(uint32_t page)
 {
     stale[n_stale++ % RECENT] = model.id[page];
+    model.alive[page] = false;
     model.used--;
 }
 
@@ -46,6 +47,7 @@ static void taken(uint32_t page, pkv_page id, uint32_t held, uint32_t host)
     ck_assert_uint_eq(pkv_page_index(id), page);
     ck_assert(pkv_page_generation(id) > pkv_page_generation(model.id[page]));
     model.id[page] = id;
+    model.alive[page] = true;
     model.held[page] = held;
     model.host[page] = host;
     model.used++;
@@ -204,6 +206,28 @@ static void memory_step(void)
         ck_assert_uint_gt(pkvi_budget_used(&world.budget), limit);
 }
 
+/* Lets go of most pages, so that regions become empty and can be given back. */
+static void drain(void)
+{
+    uint32_t keep = 1 + below(50);
+    for (uint32_t page = 0; page < PAGES; page++) {
+        if (below(keep) == 1) continue;
+        while (model.held[page] && model.held[page]--)
+            pkvi_pool_unref(pool, 1, &page);
+        while (model.host[page] && model.host[page]--)
+            ck_assert_int_eq(pkvi_pool_unref_ids(pool, 1, &model.id[page]), PKV_OK);
+        if (model.cached[page]) {
+            pkvi_pool_free_cached(pool, 1, &page);
+            model.cached[page] = model.owned[page] = false;
+            model.cached_pages--;
+            model.used++; /* gone() takes it off again */
+            gone(page);
+        } else if (model.alive[page] && pkvi_pool_refs(pool, page) == 0) {
+            gone(page);
+        }
+    }
+}
+
 static void compare(void)
 {
     struct pkvi_pool_counts counts;
@@ -242,6 +266,7 @@ START_TEST(pool_agrees_with_model)
         else
             memory_step();
         if (i % 100 == 0) compare();
+        if (below(2000) == 0) drain();
     }
     compare();
     pkvt_pools_destroy(&world);
