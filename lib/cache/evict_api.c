@@ -217,7 +217,7 @@ pkv_status pkv_seq_feed_mass(pkv_seq handle, uint32_t group, const float *mass, 
         if (!(mass[i] >= 0) || mass[i] > 3.4e38f)
             return pkvi_fail(handle.cache, PKV_EINVAL, "seq_feed_mass: value %u is %g", i,
                              (double)mass[i]);
-    pkvi_evict_feed(pkvi_seq_evict(seq), group, mass, n);
+    pkvi_evict_feed(pkvi_seq_evict(seq), group, mass, 1, n);
     return PKV_OK;
 }
 

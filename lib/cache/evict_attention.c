@@ -40,9 +40,7 @@ static void on_mass(void *context, void *object, uint32_t group, uint32_t layer,
     (void)context;
     (void)layer;
     (void)head0;
-    struct pkvi_evict_seq *es = pkvi_seq_evict(object);
-    for (uint32_t h = 0; h < n_heads; h++)
-        pkvi_evict_feed(es, group, mass + (size_t)h * n_pages, n_pages);
+    pkvi_evict_feed(pkvi_seq_evict(object), group, mass, n_heads, n_pages);
 }
 
 void pkvi_evict_attn_hooks(struct pkv_cache *cache, struct pkvi_attn_hooks *hooks)

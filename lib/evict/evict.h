@@ -166,12 +166,14 @@ const char *pkvi_evict_seq_check(const struct pkvi_evict_seq *es, uint32_t group
  * mass), UINT32_MAX = all rows, else the last so many. Constant while a batch is reserved. O(1). */
 uint32_t pkvi_evict_mass_rows(const struct pkvi_evict_seq *es, uint32_t group);
 
-/* Adds mass[i] of the i-th resident page (logical order, the step's new pages included). Call per
- * layer and KV head, or with sums over them, after the final normalisation: mass[i] = sum over the
- * wanted rows and the heads of the probability given to the page. Safe from several threads at
- * once; the sum does not depend on the order (fixed point). Values that are not finite or below 0
- * count as 0. n other than the number of resident pages at reserve is ignored. O(n). */
-void pkvi_evict_feed(struct pkvi_evict_seq *es, uint32_t group, const float *mass, uint32_t n);
+/* Adds mass[head][i] of n_heads heads for the i-th resident page (logical order, the step's new
+ * pages included). Call per layer and KV head, or with sums over them, after the final
+ * normalisation: mass[i] = sum over the wanted rows and the heads of the probability given to the
+ * page. Safe from several threads at once; the sum does not depend on the order (fixed point).
+ * Values that are not finite or below 0 count as 0. n other than the number of resident pages at
+ * reserve is ignored. O(n). */
+void pkvi_evict_feed(struct pkvi_evict_seq *es, uint32_t group, const float *mass, uint32_t n_heads,
+                     uint32_t n);
 
 /* TOPK: attention of an entry reads the first `first` pages, the last `recent` full pages, every
  * page that is not full or that the step writes, and of the other pages the best by bound, so that

@@ -474,12 +474,12 @@ static void follow_mass(const char *name, float gamma, uint32_t normalize, uint3
     c.sinks = 0;
     c.window = 0;
     pkv_seq seq = new_seq(&c);
-    double sum[200] = {0}, age[200] = {0};
+    double sum[400] = {0}, age[400] = {0};
     uint64_t length = 0;
     for (int s = 0; s < 150; s++) {
         const uint32_t n = 1 + pkvt_below(&rng, most_new);
         const uint32_t pages = (uint32_t)((length + n + P - 1) / P);
-        float mass[200];
+        float mass[400];
         double total = 0;
         for (uint32_t i = 0; i < pages; i++)
             total += mass[i] = (float)pkvt_below(&rng, 1000) / 100;
@@ -498,9 +498,9 @@ static void follow_mass(const char *name, float gamma, uint32_t normalize, uint3
                 sum[i] = pow((double)gamma, seen) * sum[i] +
                          (1 - pow((double)gamma, seen)) * share * rows / seen;
         }
-        uint32_t logical[200], got;
-        float scores[200];
-        ck_assert_int_eq(pkv_seq_page_scores(seq, 0, logical, scores, 200, &got), PKV_OK);
+        uint32_t logical[400], got;
+        float scores[400];
+        ck_assert_int_eq(pkv_seq_page_scores(seq, 0, logical, scores, 400, &got), PKV_OK);
         ck_assert_uint_eq(got, pages);
         for (uint32_t i = 0; i < length / P; i++) {
             double want = sum[i];

@@ -83,7 +83,7 @@ static int work_open(work *w, uint32_t page_tokens, uint32_t layers, uint32_t kv
     for (size_t i = 0; i < kv * group; i++)
         w->q[i] = (float)(random_unit(&random) * 2 - 1);
     for (size_t i = 0; i < kv; i++) {
-        w->k[i] = (float)(random_unit(&random) * 2 - 1);
+        w->k[i] = (float)(random_unit(&random) * 2); /* keys have a mean, as real ones do */
         w->v[i] = (float)(random_unit(&random) * 2 - 1);
     }
     return 0;
@@ -277,7 +277,7 @@ static int measure_attention(const options *o, const char *policy, uint64_t cont
 /* ---- report -------------------------------------------------------------------------------------
  */
 
-enum { N_POLICIES = 11, N_ATTENTION = 7 };
+enum { N_POLICIES = 11, N_ATTENTION = 9 };
 
 static const char *const policies[N_POLICIES] = {"none",   "window",   "sink",   "mass",
                                                  "h2o",    "tova",     "obs",    "lru-mass",
@@ -293,6 +293,8 @@ static const struct {
                         {"mass", "mass, G 8", 4096, 0, 16, 4, 8},
                         {"topk", "topk 1/8, G 4, page 16", 0, 8, 16, 8, 4},
                         {"topk", "topk 1/8, G 4, page 64", 0, 8, 64, 8, 4},
+                        {"topk", "topk 1/8, G 4, page 128", 0, 8, 128, 8, 4},
+                        {"topk", "topk 1/8, G 1, page 64", 0, 8, 64, 8, 1},
                         {"topk", "topk 1/8, G 8, page 16", 0, 8, 16, 4, 8},
                         {"topk", "topk 1/8, G 8, page 64", 0, 8, 64, 4, 8}};
 

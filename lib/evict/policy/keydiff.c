@@ -65,16 +65,16 @@ static void move_anchor(struct pkvi_keydiff *k)
         float *anchor = k->anchor + at;
         const float norm = sqrtf(dot(sum, sum, k->dim));
         const float scale = norm > 1e-20f ? 1 / norm : 0;
-        float lane[LANES] = {0};
-        for (uint32_t i = 0; i < k->dim; i++) {
-            const float now = sum[i] * scale;
-            const float d = now - anchor[i];
-            lane[i % LANES] += d * d;
-            anchor[i] = now;
-        }
-        float square = 0;
-        for (uint32_t j = 0; j < LANES; j++)
-            square += lane[j];
+        float lane[8] = {0}; /* dims are multiples of 8 */
+        for (uint32_t i = 0; i < k->dim; i += 8)
+            for (uint32_t j = 0; j < 8; j++) {
+                const float now = sum[i + j] * scale;
+                const float d = now - anchor[i + j];
+                lane[j] += d * d;
+                anchor[i + j] = now;
+            }
+        const float square =
+            lane[0] + lane[1] + lane[2] + lane[3] + lane[4] + lane[5] + lane[6] + lane[7];
         moved += sqrt((double)square);
     }
     /* Round up: the bound must hold in floating point too. */
