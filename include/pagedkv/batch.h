@@ -14,7 +14,9 @@ PKV_API pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *batch);
 
 /* Adds n_tokens new tokens (>= 1) of `seq`. `tokens` are the token ids, copied; NULL when the host
  * does not want prefix publication for them (the sequence then publishes nothing further). A
- * sequence may be added once per batch. Amortised O(1) plus the copy. */
+ * sequence may be added once per batch (PKV_EINVAL) and be in one batch at a time (PKV_EBUSY).
+ * PKV_ERANGE beyond 2^31 - 1 tokens, PKV_EFOREIGN, PKV_ESTATE after reserve. Amortised O(1) plus the
+ * copy. */
 PKV_API pkv_status pkv_batch_add(pkv_batch batch, pkv_seq seq, const int32_t *tokens,
                                  uint32_t n_tokens);
 
@@ -30,7 +32,9 @@ PKV_API pkv_status pkv_batch_shortfall(pkv_batch batch, uint32_t *missing, uint3
 
 /* Ends a reserved batch: lengths advance, full pages are sealed and published, pages that left
  * their window are released, the eviction policy runs. PKV_ESTATE without reserve. The handle is
- * stale afterwards. O(sequences + sealed pages). */
+ * stale afterwards. A full page whose tokens are published already may be exchanged for the
+ * published one: page numbers from before the commit are no longer valid.
+ * O(sequences + sealed pages). */
 PKV_API pkv_status pkv_batch_commit(pkv_batch batch);
 
 /* As commit, but entry i keeps only its first accepted[i] (0..n_tokens) new tokens: the verified

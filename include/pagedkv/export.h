@@ -24,7 +24,8 @@ PKV_API pkv_status pkv_export_block_table(pkv_batch batch, uint32_t group, int32
 
 /* Incremental form for a table whose rows hold the same sequences as at the previous export: writes
  * only entries at or after first_changed[entry] (0-based logical page, in/out: updated to what the
- * next call may pass). O(entries + changes). */
+ * next call may pass). 0 writes the whole row. The table remembers what changed since the last update,
+ * so use one destination per sequence and group. O(entries + changes). */
 PKV_API pkv_status pkv_export_block_table_update(pkv_batch batch, uint32_t group, int32_t *table,
                                                  uint32_t row_stride, uint32_t *first_changed);
 

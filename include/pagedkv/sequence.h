@@ -1,6 +1,6 @@
 /* pagedkv: sequences. A sequence has one writer at a time; different sequences may be used from
- * different threads at once. While a sequence is in a reserved batch, every call here that would
- * change it returns PKV_EBUSY. */
+ * different threads at once. From pkv_batch_add until the batch's commit or abort every call here that
+ * would change the sequence returns PKV_EBUSY. */
 #ifndef PAGEDKV_SEQUENCE_H
 #define PAGEDKV_SEQUENCE_H
 
@@ -18,7 +18,8 @@ PKV_API pkv_status pkv_seq_create(pkv_cache *cache, pkv_seq *seq);
 PKV_API pkv_status pkv_seq_destroy(pkv_seq seq);
 
 /* Creates a child with the same tokens, sharing every page; whoever first writes into the shared
- * partial tail copies it (copy-on-write, at reserve). O(pages). */
+ * partial tail copies it (copy-on-write, at reserve). The child inherits pins and eviction policy,
+ * not the admission ticket. O(pages). */
 PKV_API pkv_status pkv_seq_fork(pkv_seq seq, pkv_seq *child);
 
 /* Shortens the sequence to its first n_tokens (speculative rollback); n_tokens == length is a
@@ -29,9 +30,11 @@ PKV_API pkv_status pkv_seq_truncate(pkv_seq seq, uint64_t n_tokens);
 /* Number of committed tokens. O(1). */
 PKV_API pkv_status pkv_seq_length(pkv_seq seq, uint64_t *n_tokens);
 
-/* Keeps tokens [begin, end) of the sequence from being dropped by eviction policies and windows of
- * evictable groups; ranges accumulate, at most 64 per sequence. Forks inherit them.
- * Unpinning removes exactly one earlier range. O(ranges). */
+/* Keeps the pages of tokens [begin, end) from being dropped by eviction policies and by sliding
+ * windows, in every group; ranges accumulate, at most 64 per sequence (PKV_ERANGE), and may reach
+ * beyond the length. What is dropped already stays dropped. Forks inherit them. Unpinning removes
+ * exactly one earlier range (PKV_EINVAL if there is none) and releases at once what only it kept
+ * beyond a window. O(ranges + pages released). */
 PKV_API pkv_status pkv_seq_pin(pkv_seq seq, uint64_t begin, uint64_t end);
 PKV_API pkv_status pkv_seq_unpin(pkv_seq seq, uint64_t begin, uint64_t end);
 
@@ -42,14 +45,15 @@ typedef struct pkv_seq_info {
     uint32_t resident_pages; /* pages held by the group asked for */
     uint32_t shared_pages;   /* of these, held by others too */
     uint32_t dropped_pages;  /* full pages no longer held (evicted or out of window) */
-    uint32_t in_batch;       /* 1 while part of a reserved batch */
+    uint32_t in_batch;       /* 1 while part of an open batch */
 } pkv_seq_info;
 
 /* State of a sequence in one group. O(pages). */
 PKV_API pkv_status pkv_seq_get_info(pkv_seq seq, uint32_t group, pkv_seq_info *info);
 
 /* Writes the physical pages of [first, first + n) logical pages: PKV_PAGE_NONE where not held.
- * PKV_EINVAL if the range exceeds the table. O(n). */
+ * PKV_EINVAL if the range exceeds the table. While the sequence is in a reserved batch the pages of
+ * the new tokens are there, too. Valid until the sequence's next commit, truncate or destroy. O(n). */
 PKV_API pkv_status pkv_seq_pages(pkv_seq seq, uint32_t group, uint32_t first, uint32_t n,
                                  pkv_page *pages);
 
