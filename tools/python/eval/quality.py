@@ -21,7 +21,7 @@ import numpy as np
 from pagedkv_runtime import load_model
 
 from . import novels
-from .lockstep import FULL, Lockstep, Scores, Variant, mean_interval, score_stream
+from .lockstep import FULL, Lockstep, Variant, mean_interval, score_stream
 
 POLICIES = ("window", "sink", "mass", "h2o", "tova", "obs", "keydiff", "lru-mass", "random", "topk")
 BUDGETS = (256, 512, 1024)
@@ -56,48 +56,59 @@ def _read(path: Path) -> list[dict]:
 
 
 def perplexity(args: argparse.Namespace) -> None:
-    """Streaming perplexity and KL of every policy and budget on several novels."""
+    """Streaming perplexity and KL of every policy and budget, one novel after the other. Each
+    novel's raw scores go to a file of their own: a run that was interrupted goes on, and several
+    processes may share the novels (``--novel-names``)."""
     model, tokenizer = load_model(args.model)
     variants = [FULL] + [Variant(p, b) for b in args.budgets for p in args.policies]
-    texts = novels.NOVELS[: args.novels]
-    scores: dict[Variant, list[Scores]] = {v: [] for v in variants}
-    bounds: dict[Variant, int] = {v: 0 for v in variants}
-    for name in texts:
-        ids = tokenizer.encode(novels.body(name)[: args.tokens * 8])[: args.tokens]
-        with Lockstep(model, variants, dtype=args.cache_dtype) as lockstep:
-            for variant, one in score_stream(lockstep, ids, 16, Progress(name)).items():
-                scores[variant].append(one)
-                bounds[variant] = max(bounds[variant], lockstep.resident_max[variant])
+    raw = args.output / "raw"
+    raw.mkdir(exist_ok=True)
+    for name in args.novel_names or novels.NOVELS[: args.novels]:
+        target = raw / f"{name}-{args.tokens}-{args.cache_dtype}.npz"
+        if not target.is_file():
+            ids = tokenizer.encode(novels.body(name)[: args.tokens * 8])[: args.tokens]
+            with Lockstep(model, variants, dtype=args.cache_dtype) as lockstep:
+                scores = score_stream(lockstep, ids, 16, Progress(name))
+                held = lockstep.resident_max
+            arrays = {f"{v.name}/{kind}": getattr(s, kind).astype(np.float32)
+                      for v, s in scores.items() for kind in ("nll", "kl")}
+            np.savez_compressed(target, **arrays,
+                                **{f"{v.name}/held": np.int64(held[v]) for v in variants})
         print(f"{name}: done", flush=True)
+    _write(args.output / "perplexity.csv", perplexity_rows(
+        sorted(raw.glob(f"*-{args.tokens}-{args.cache_dtype}.npz")), variants))
+
+
+def perplexity_rows(files: list[Path], variants: list[Variant]) -> list[dict]:
+    """Summary of the novels' raw scores: per variant, scored after its own first eviction and after
+    that of the largest budget (for comparisons between budgets on the same tokens)."""
+    novels_raw = [np.load(file) for file in files]
+    budgets = sorted({v.budget for v in variants if v.budget})
     rows = []
-    largest = max(args.budgets)
     for variant in variants:
-        for after in sorted({variant.budget + 16, largest + 16} if variant.budget else
-                            {b + 16 for b in args.budgets}):
-            own = np.concatenate([s.nll[after:] for s in scores[variant]])
-            full = np.concatenate([s.nll[after:] for s in scores[FULL]])
-            kl = np.concatenate([s.kl[after:] for s in scores[variant]])
+        marks = {variant.budget + 16, budgets[-1] + 16} if variant.budget else {
+            b + 16 for b in budgets}
+        for after in sorted(marks):
+            own, full, kl = (np.concatenate([raw[key][after:].astype(np.float64)
+                                             for raw in novels_raw])
+                             for key in (f"{variant.name}/nll", "full/nll", f"{variant.name}/kl"))
             nll, nll_ci = mean_interval(own)
             diff, diff_ci = mean_interval(own - full)
             kl_mean, kl_ci = mean_interval(kl)
             rows.append({
                 "policy": variant.policy, "budget": variant.budget, "scored_after": after,
-                "tokens": int(len(own)), "nll": nll, "nll_ci95": nll_ci,
+                "novels": len(files), "tokens": int(len(own)), "nll": nll, "nll_ci95": nll_ci,
                 "perplexity": float(np.exp(nll)), "nll_minus_full": diff,
                 "nll_minus_full_ci95": diff_ci, "kl_from_full": kl_mean, "kl_ci95": kl_ci,
-                "resident_tokens_max": bounds[variant]})
-    _write(args.output / "perplexity.csv", rows)
-    np.savez_compressed(args.output / "perplexity.npz", **{
-        f"{v.name}/{i}/{kind}": getattr(s, kind).astype(np.float32)
-        for v in variants for i, s in enumerate(scores[v]) for kind in ("nll", "kl")})
+                "resident_tokens_max": max(int(raw[f"{variant.name}/held"]) for raw in novels_raw)})
+    return rows
 
 
 def positions(args: argparse.Namespace) -> None:
     """Far beyond the trained length: full cache, and a bounded one with either kind of position."""
     model, tokenizer = load_model(args.model)
     budget = 1024
-    variants = [FULL, Variant("sink", budget), Variant("sink", budget, "compact"),
-                Variant("window", budget, "compact")]
+    variants = [FULL, Variant("sink", budget), Variant("sink", budget, "compact")]
     rows = []
     for name in novels.NOVELS[: args.position_novels]:
         ids = tokenizer.encode(novels.body(name)[: args.position_tokens * 6])[: args.position_tokens]
@@ -358,6 +369,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--cache-dtype", choices=("f32", "f16", "bf16"), default="f32")
     parser.add_argument("--novels", type=int, default=4, help="of the six; more = tighter intervals")
+    parser.add_argument("--novel-names", nargs="+", choices=novels.NOVELS, default=None)
     parser.add_argument("--tokens", type=int, default=2304, help="per novel, for perplexity")
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--policies", nargs="+", default=list(POLICIES))
