@@ -34,11 +34,10 @@ START_TEST(division_is_exact)
         if (!d) d = 1;
         struct pkvi_divisor by = pkvi_divisor(d);
         uint32_t n = (uint32_t)pkvt_random(&seed), q = n / d;
-        ck_assert_uint_eq(pkvi_div(by, n), q);
-        ck_assert_uint_eq(pkvi_div(by, q * d), q);
-        if (q) ck_assert_uint_eq(pkvi_div(by, q * d - 1), q - 1);
-        ck_assert_uint_eq(pkvi_div(by, UINT32_MAX), UINT32_MAX / d);
-        ck_assert_uint_eq(pkvi_div(by, 0), 0);
+        bool exact = pkvi_div(by, n) == q && pkvi_div(by, q * d) == q && pkvi_div(by, 0) == 0 &&
+                     (!q || pkvi_div(by, q * d - 1) == q - 1) &&
+                     pkvi_div(by, UINT32_MAX) == UINT32_MAX / d;
+        if (!exact) ck_abort_msg("%u / %u", n, d); /* an assertion each would take minutes */
     }
 }
 END_TEST
@@ -169,6 +168,7 @@ int main(void)
 {
     Suite *suite = suite_create("base");
     TCase *tests = tcase_create("base");
+    tcase_set_timeout(tests, 60);
     tcase_add_test(tests, checked_arithmetic);
     tcase_add_test(tests, division_is_exact);
     tcase_add_test(tests, list_keeps_order);

@@ -153,6 +153,7 @@ int main(void)
 {
     Suite *suite = suite_create("magazine");
     TCase *tests = tcase_create("magazine");
+    tcase_set_timeout(tests, 60);
     tcase_add_test(tests, arguments_are_checked);
     tcase_add_test(tests, parked_pages_count_as_free);
     tcase_add_test(tests, the_last_pages_can_be_had);

@@ -105,6 +105,7 @@ int main(void)
 {
     Suite *suite = suite_create("os");
     TCase *tests = tcase_create("os");
+    tcase_set_timeout(tests, 60);
     tcase_add_test(tests, mapping_is_aligned_zeroed_and_reusable);
     tcase_add_test(tests, impossible_mappings_are_refused);
     tcase_add_test(tests, dont_fork_hides_the_range);

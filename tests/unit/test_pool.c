@@ -566,7 +566,7 @@ START_TEST(poison_and_checksums)
     verify();
     pkvi_pool_unref(pool(0), 1, &pages[1]);
     for (size_t i = 0; i < PAGE; i++)
-        ck_assert_int_eq(bytes[i], 0xff);
+        if (bytes[i] != 0xff) ck_abort_msg("byte %zu is not poisoned", i);
     verify();
     bytes[PAGE / 2] = 0; /* a write after free */
     ck_assert_int_eq(pkvi_pool_verify(pool(0), NULL, 0, text, sizeof text), PKV_ECORRUPT);
@@ -664,6 +664,7 @@ int main(void)
 {
     Suite *suite = suite_create("pool");
     TCase *tests = tcase_create("pool");
+    tcase_set_timeout(tests, 60);
     tcase_add_test(tests, fresh_pages_ascend);
     tcase_add_test(tests, addresses_are_disjoint_and_writable);
     tcase_add_test(tests, alloc_is_all_or_nothing);

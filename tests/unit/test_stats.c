@@ -115,6 +115,7 @@ int main(void)
 {
     Suite *suite = suite_create("stats");
     TCase *tests = tcase_create("stats");
+    tcase_set_timeout(tests, 60);
     tcase_add_test(tests, counters_reach_their_fields);
     tcase_add_test(tests, ring_keeps_the_oldest);
     tcase_add_test(tests, no_ring_no_events);
