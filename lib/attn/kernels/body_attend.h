@@ -90,7 +90,9 @@ static void row_probs(const struct tile *t, const struct group *g, uint32_t r, f
     const uint64_t vis = g->full ? UINT64_MAX : g->vis[r];
     float p[GROUP];
     vf base = v_set1(m), sum = v_load(vsum);
-    if (page_sums) memset(p, 0, sizeof p);
+    /* Usually a vector's lanes all belong to one page. */
+    const bool direct = t->job->layout->page_tokens == VL && g->slot0 % VL == 0;
+    if (page_sums && !direct) memset(p, 0, sizeof p);
     for (uint32_t v = first; v < last; v++) {
         vf x = v_zero();
         if (sees_lanes(vis, v)) x = v_exp2(v_sub(v_load(s + v * VL), base));
@@ -102,10 +104,15 @@ static void row_probs(const struct tile *t, const struct group *g, uint32_t r, f
         v_store(s + v * VL, x);
 #endif
         sum = v_add(sum, x);
-        if (page_sums) v_store(p + v * VL, x);
+        if (!page_sums) continue;
+        const int64_t page = ((int64_t)g->slot0 + v * VL) >> t->page_shift;
+        if (!direct)
+            v_store(p + v * VL, x);
+        else if (page >= 0 && page < (int64_t)t->job->n_pages)
+            page_sums[page] += v_hsum(x);
     }
     v_store(vsum, sum);
-    if (page_sums) add_page_sums(t, g, p, page_sums);
+    if (page_sums && !direct) add_page_sums(t, g, p, page_sums);
 }
 
 /* 2^(old - new) for a state whose maximum rose from old to new. */
