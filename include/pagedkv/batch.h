@@ -32,9 +32,7 @@ PKV_API pkv_status pkv_batch_shortfall(pkv_batch batch, uint32_t *missing, uint3
 
 /* Ends a reserved batch: lengths advance, full pages are sealed and published, pages that left
  * their window are released, the eviction policy runs. PKV_ESTATE without reserve. The handle is
- * stale afterwards. A full page whose tokens are published already may be exchanged for the
- * published one: page numbers from before the commit are no longer valid.
- * O(sequences + sealed pages). */
+ * stale afterwards. O(sequences + sealed pages). */
 PKV_API pkv_status pkv_batch_commit(pkv_batch batch);
 
 /* As commit, but entry i keeps only its first accepted[i] (0..n_tokens) new tokens: the verified

@@ -53,7 +53,7 @@ PKV_API pkv_status pkv_seq_get_info(pkv_seq seq, uint32_t group, pkv_seq_info *i
 
 /* Writes the physical pages of [first, first + n) logical pages: PKV_PAGE_NONE where not held.
  * PKV_EINVAL if the range exceeds the table. While the sequence is in a reserved batch the pages of
- * the new tokens are there, too. Valid until the sequence's next commit, truncate or destroy. O(n). */
+ * the new tokens are there, too. O(n). */
 PKV_API pkv_status pkv_seq_pages(pkv_seq seq, uint32_t group, uint32_t first, uint32_t n,
                                  pkv_page *pages);
 

@@ -12,6 +12,7 @@ static void free_batch(struct pkvi_batch *batch)
     struct pkv_cache *cache = batch->cache;
     struct pkvi_mem *mem = &cache->mem;
     pkvi_mem_free_array(mem, batch->entries, batch->entry_capacity, sizeof *batch->entries);
+    pkvi_mem_free_array(mem, batch->growing, batch->entry_capacity, sizeof *batch->growing);
     pkvi_mem_free_array(mem, batch->tokens, batch->token_capacity, sizeof *batch->tokens);
     pkvi_mem_free_array(mem, batch->copies, batch->copy_capacity, sizeof *batch->copies);
     pkvi_mem_free_array(mem, batch->copy_counts, batch->copy_count_capacity,
@@ -95,6 +96,7 @@ static void end_batch(struct pkvi_batch *batch)
     batch->n_entries = 0;
     batch->n_rows = 0;
     batch->n_with_tokens = 0;
+    memset(batch->n_with_state, 0, sizeof batch->n_with_state);
     batch->n_token_ids = 0;
     batch->n_copies = 0;
     memset(batch->shortfall, 0, cache->n_groups * sizeof *batch->shortfall);
@@ -114,10 +116,17 @@ static pkv_status make_room(struct pkvi_batch *batch, bool with_tokens, uint32_t
     struct pkvi_mem *mem = &batch->cache->mem;
     if (batch->n_entries == batch->entry_capacity) {
         const uint32_t capacity = batch->entry_capacity == 0 ? 16 : 2 * batch->entry_capacity;
+        uint32_t *growing = pkvi_mem_array(mem, capacity, sizeof *growing);
+        if (growing == NULL) return PKV_ENOMEM;
         struct pkvi_entry *entries = pkvi_mem_grow_array(mem, batch->entries, batch->entry_capacity,
                                                          capacity, sizeof *entries);
-        if (entries == NULL) return PKV_ENOMEM;
+        if (entries == NULL) {
+            pkvi_mem_free_array(mem, growing, capacity, sizeof *growing);
+            return PKV_ENOMEM;
+        }
+        pkvi_mem_free_array(mem, batch->growing, batch->entry_capacity, sizeof *growing);
         batch->entries = entries;
+        batch->growing = growing; /* filled anew by each reserve */
         batch->entry_capacity = capacity;
     }
     if (with_tokens && n_tokens > batch->token_capacity - batch->n_token_ids) {
@@ -189,6 +198,8 @@ pkv_status pkv_batch_add(pkv_batch handle, pkv_seq seq_handle, const int32_t *to
         .tokens = tokens != NULL ? batch->n_token_ids : PKVI_NO_TOKENS,
     };
     batch->n_rows += n_tokens;
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++)
+        batch->n_with_state[slot] += seq->state[slot] != NULL && !seq->quiet[slot];
     if (tokens != NULL) {
         memcpy(batch->tokens + batch->n_token_ids, tokens, n_tokens * sizeof *tokens);
         batch->n_token_ids += n_tokens;

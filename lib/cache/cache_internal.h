@@ -120,6 +120,7 @@ struct pkvi_seq {
     uint64_t claim;               /* admission: most tokens it will hold; 0 = no ticket */
     uint32_t claim_index;         /* admission: place in the list of claims */
     void *state[PKVI_HOOK_SLOTS]; /* the modules' own, see hooks.h */
+    bool quiet[PKVI_HOOK_SLOTS];  /* set by a module: its batch points have nothing to do here */
     struct pkvi_table tables[];   /* [n_groups] */
 };
 
@@ -158,9 +159,12 @@ struct pkvi_batch {
     uint32_t phase;
     uint32_t n_entries, entry_capacity;
     struct pkvi_entry *entries;
-    uint64_t n_rows;        /* new tokens over all entries */
-    uint32_t n_with_tokens; /* entries that carry token ids */
-    int32_t *tokens;        /* ids of all entries that gave them, back to back */
+    uint32_t *growing; /* [entry_capacity] entries that need new pages, in order */
+    uint32_t n_growing;
+    uint64_t n_rows;                        /* new tokens over all entries */
+    uint32_t n_with_tokens;                 /* entries that carry token ids */
+    uint32_t n_with_state[PKVI_HOOK_SLOTS]; /* entries whose sequence has module state */
+    int32_t *tokens;                        /* ids of all entries that gave them, back to back */
     uint64_t n_token_ids, token_capacity;
     struct pkvi_copy *copies; /* in (entry, group) order */
     uint32_t n_copies, copy_capacity;

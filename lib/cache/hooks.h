@@ -4,7 +4,8 @@
  * that fills one `struct pkvi_hooks` and keeps a context; the modules themselves (lib/prefix,
  * lib/evict) never see a cache, a sequence or a batch. Every pointer may be NULL: the point is then
  * skipped. The cache calls the hooks of slot 0 (prefix) before those of slot 1 (evict), and undoes
- * in the opposite order.
+ * in the opposite order. The batch points (reserve, rollback, commit) are skipped if no sequence of
+ * the batch has state of the module, or all that have are marked quiet.
  *
  * Rules: a hook that returns a status may refuse, and has then changed nothing; the cache rolls
  * back what came before it. A hook that returns void cannot fail: whatever it needs was allocated

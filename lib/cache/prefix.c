@@ -51,6 +51,7 @@ static void on_truncate(void *context, struct pkvi_seq *seq, uint64_t n_tokens)
 {
     const struct prefix_binding *binding = context;
     pkvi_prefix_seq_truncate(binding->prefix, state_of(seq), n_tokens);
+    seq->quiet[PKVI_HOOK_PREFIX] = false;
 }
 
 /* What an eviction policy that dropped pages allows to be published. */
@@ -77,6 +78,9 @@ static void on_commit(void *context, struct pkvi_batch *batch)
         pkvi_prefix_publish(binding->prefix, state_of(seq), seq->tables,
                             entry->tokens == PKVI_NO_TOKENS ? NULL : batch->tokens + entry->tokens,
                             entry->accepted, evict != NULL ? may_publish : NULL, evict);
+        /* Tokens without ids: it publishes nothing further, unless it is shortened. */
+        if (entry->tokens == PKVI_NO_TOKENS && entry->accepted != 0)
+            seq->quiet[PKVI_HOOK_PREFIX] = true;
     }
 }
 

@@ -112,10 +112,13 @@ static pkv_status plan(struct pkvi_batch *batch, uint64_t *total_new)
     const uint32_t n_groups = batch->cache->n_groups;
     uint64_t total = 0;
     batch->n_copies = 0;
+    batch->n_growing = 0;
     for (uint32_t i = 0; i < batch->n_entries; i++) {
         const struct pkvi_entry *entry = &batch->entries[i];
         const struct pkvi_seq *seq = entry->seq;
-        total += new_pages(batch, entry);
+        const uint64_t adds = new_pages(batch, entry);
+        if (adds != 0) batch->growing[batch->n_growing++] = i;
+        total += adds;
         if ((seq->length & mask) == 0) continue;
         for (uint32_t g = 0; g < n_groups; g++) {
             const struct pkvi_table *table = &seq->tables[g];
@@ -174,10 +177,11 @@ static pkv_status make_room(struct pkvi_batch *batch, uint64_t pages)
         batch->pages = scratch;
         batch->page_capacity = capacity;
     }
-    for (uint32_t i = 0; i < batch->n_entries; i++) {
-        const uint32_t n = (uint32_t)new_pages(batch, &batch->entries[i]);
-        for (uint32_t g = 0; g < batch->cache->n_groups && n != 0; g++) {
-            const pkv_status status = pkvi_table_reserve(&batch->entries[i].seq->tables[g], mem, n);
+    for (uint32_t i = 0; i < batch->n_growing; i++) {
+        const struct pkvi_entry *entry = &batch->entries[batch->growing[i]];
+        const uint32_t n = (uint32_t)new_pages(batch, entry);
+        for (uint32_t g = 0; g < batch->cache->n_groups; g++) {
+            const pkv_status status = pkvi_table_reserve(&entry->seq->tables[g], mem, n);
             if (status != PKV_OK) return status;
         }
     }
@@ -249,18 +253,18 @@ static void hand_out(struct pkvi_batch *batch)
     next[0] = batch->pages;
     for (uint32_t g = 1; g < cache->n_groups; g++)
         next[g] = next[g - 1] + batch->needed[g - 1];
-    uint32_t c = 0;
-    for (uint32_t i = 0; i < batch->n_entries; i++) {
-        struct pkvi_seq *seq = batch->entries[i].seq;
-        for (; c < batch->n_copies && batch->copies[c].entry == i; c++) {
-            struct pkvi_copy *copy = &batch->copies[c];
-            copy->dst = *next[copy->group]++;
-            pkvi_table_replace(&seq->tables[copy->group], copy->logical, copy->dst);
-            execute_copy(batch, copy);
-        }
-        const uint32_t n = (uint32_t)new_pages(batch, &batch->entries[i]);
-        for (uint32_t g = 0; g < cache->n_groups && n != 0; g++) {
-            pkvi_table_append(&seq->tables[g], next[g], n);
+    for (uint32_t c = 0; c < batch->n_copies; c++) {
+        struct pkvi_copy *copy = &batch->copies[c];
+        copy->dst = *next[copy->group]++;
+        pkvi_table_replace(&batch->entries[copy->entry].seq->tables[copy->group], copy->logical,
+                           copy->dst);
+        execute_copy(batch, copy);
+    }
+    for (uint32_t i = 0; i < batch->n_growing; i++) {
+        const struct pkvi_entry *entry = &batch->entries[batch->growing[i]];
+        const uint32_t n = (uint32_t)new_pages(batch, entry);
+        for (uint32_t g = 0; g < cache->n_groups; g++) {
+            pkvi_table_append(&entry->seq->tables[g], next[g], n);
             next[g] += n;
         }
     }
@@ -324,7 +328,7 @@ static void call_rollback_hooks(struct pkvi_batch *batch, int from)
     struct pkv_cache *cache = batch->cache;
     for (int slot = from; slot >= 0; slot--) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->rollback != NULL)
+        if (hooks != NULL && hooks->rollback != NULL && batch->n_with_state[slot] != 0)
             hooks->rollback(cache->hook_context[slot], batch);
     }
 }
@@ -353,7 +357,7 @@ static pkv_status call_reserve_hooks(struct pkvi_batch *batch)
     struct pkv_cache *cache = batch->cache;
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks == NULL || hooks->reserve == NULL) continue;
+        if (hooks == NULL || hooks->reserve == NULL || batch->n_with_state[slot] == 0) continue;
         const pkv_status status = hooks->reserve(cache->hook_context[slot], batch);
         if (status == PKV_OK) continue;
         call_rollback_hooks(batch, slot - 1);
