@@ -24,11 +24,9 @@ static struct tile_steps k_steps(const pkvi_layout *l)
     return (struct tile_steps){2, 1, 2 * P, P};
 }
 
-static struct tile_steps v_steps(const pkvi_layout *l)
+static struct tile_steps v_steps(const pkvi_layout *l) /* bf16 only */
 {
-    size_t d = l->dim_v;
-    if (l->dtype == PKV_DTYPE_BF16) return (struct tile_steps){2 * d, 1, 4, 2};
-    return (struct tile_steps){2 * d, d, 2, 1};
+    return (struct tile_steps){2 * (size_t)l->dim_v, 1, 4, 2};
 }
 
 /* tile[place(slot + t, d)] = rows[t][d], or the reverse, for 16-bit elements. */
@@ -88,6 +86,21 @@ static void move_tile(const pkvi_move_job *job, char *tile, struct tile_steps st
     }
 }
 
+/* V tiles of f32 and f16 hold a token's row as it is: no buffer, no transposition. */
+static void move_plain_tile(const pkvi_move_job *job, char *tile, uint32_t dims,
+                            const pkvi_tensor *tensor, char *plain, bool to_tile)
+{
+    const pkv_dtype dtype = job->layout->dtype;
+    for (uint32_t t = 0; t < job->n_tokens; t++) {
+        char *stored = tile + (size_t)(job->slot + t) * dims * bytes_of(dtype);
+        char *row = plain + (ptrdiff_t)t * tensor->token_stride;
+        if (to_tile)
+            convert(stored, dtype, row, tensor->dtype, dims);
+        else
+            convert(row, tensor->dtype, stored, dtype, dims);
+    }
+}
+
 static void move(const pkvi_move_job *job, bool to_tile)
 {
     const pkvi_layout *l = job->layout;
@@ -96,9 +109,13 @@ static void move(const pkvi_move_job *job, bool to_tile)
         if (job->k.data)
             move_tile(job, part + (size_t)h * l->k_head_bytes, k_steps(l), l->dim_k, &job->k,
                       (char *)job->k.data + (ptrdiff_t)h * job->k.head_stride, to_tile);
-        if (job->v.data)
-            move_tile(job, part + l->v_offset + (size_t)h * l->v_head_bytes, v_steps(l), l->dim_v,
-                      &job->v, (char *)job->v.data + (ptrdiff_t)h * job->v.head_stride, to_tile);
+        if (!job->v.data) continue;
+        char *tile = part + l->v_offset + (size_t)h * l->v_head_bytes;
+        char *plain = (char *)job->v.data + (ptrdiff_t)h * job->v.head_stride;
+        if (l->dtype == PKV_DTYPE_BF16)
+            move_tile(job, tile, v_steps(l), l->dim_v, &job->v, plain, to_tile);
+        else
+            move_plain_tile(job, tile, l->dim_v, &job->v, plain, to_tile);
     }
 }
 
