@@ -119,8 +119,11 @@ typedef struct pkv_evict_config {
     uint32_t regret_every;  /* look at every n-th step; default 1 */
     uint32_t regret_rank;   /* a dropped page is regretted if its bound exceeds that of the
                              * regret_rank-th best kept page; 0 = of the worst kept page. Default 8 */
-    uint32_t reserved32;
-    uint64_t reserved[8]; /* zero */
+    uint32_t mass_every;    /* MASS, OBS, LRU_MASS: in decode, attention computes mass only when
+                             * the new length is a multiple of this; the step that fills a page
+                             * always counts if it divides page_tokens. Steps of several tokens
+                             * always do. Default 2, which halves the cost; 1 = every step */
+    uint64_t reserved[8];   /* zero */
 } pkv_evict_config;
 
 /* Fills the defaults for a kind with a budget in tokens. `size` is sizeof(pkv_evict_config) as the

@@ -138,6 +138,7 @@ uint32_t pkvi_evict_commit(struct pkvi_evict_seq *es, uint32_t group,
     struct pkvi_evict_topk rule;
     if (pkvi_evict_topk(es, group, &rule)) pkvi_evict_mark(es, old_length, true);
     state->reserved = false;
+    state->skips_mass = false;
     return pkvi_evict_drops(ops) ? evict_down(&call, true) : 0;
 }
 

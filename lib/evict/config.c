@@ -49,6 +49,7 @@ pkv_status pkv_evict_config_init(pkv_evict_config *config, size_t size, pkv_evic
         .regret_pages = 256,
         .regret_every = 1,
         .regret_rank = 8,
+        .mass_every = 2,
     };
     return PKV_OK;
 }
@@ -104,7 +105,7 @@ static pkv_status check_numbers(const pkv_evict_config *c, struct check *to)
         (c->regret_pages == 0 || c->regret_pages > MAX_REGRET_PAGES || c->regret_every == 0))
         return REFUSE(to, PKV_EINVAL, "regret_pages is 1..%u and regret_every >= 1",
                       MAX_REGRET_PAGES);
-    if (c->reserved32 != 0) return REFUSE(to, PKV_EINVAL, "reserved32 must be zero");
+    if (c->mass_every == 0) return REFUSE(to, PKV_EINVAL, "mass_every: 0");
     for (size_t i = 0; i < sizeof c->reserved / sizeof c->reserved[0]; i++)
         if (c->reserved[i] != 0) return REFUSE(to, PKV_EINVAL, "reserved must be zero");
     return PKV_OK;

@@ -129,6 +129,7 @@ struct pkvi_evict_state {
     uint64_t *acc; /* __atomic adds while the step runs, plain access at commit */
     float *share;  /* [acc_capacity] scratch */
     uint32_t acc_capacity;
+    bool skips_mass;        /* this step's attention need not compute mass */
     bool reserved;          /* between reserve and commit or abort */
     uint32_t reserved_new;  /* … the step's new tokens */
     uint32_t reserved_full; /* … full pages resident before it */

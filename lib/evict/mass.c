@@ -47,7 +47,7 @@ uint32_t pkvi_evict_mass_rows(const struct pkvi_evict_seq *es, uint32_t group)
 {
     if (es == NULL) return 0;
     const struct pkvi_evict_policy *policy = es->groups[group].policy;
-    if (policy == NULL || policy->ops->mass_rows == NULL) return 0;
+    if (policy == NULL || policy->ops->mass_rows == NULL || es->groups[group].skips_mass) return 0;
     return policy->ops->mass_rows(&policy->config);
 }
 

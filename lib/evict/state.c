@@ -223,6 +223,7 @@ pkv_status pkvi_evict_reserve(struct pkvi_evict_seq *es, uint32_t group,
     }
     state->reserved = true;
     state->reserved_new = n_new;
+    state->skips_mass = n_new == 1 && length % policy->config.mass_every != 0;
     /* Pages at or after the tail are all resident. */
     state->reserved_full =
         resident - (target->table->next - (uint32_t)(target->length >> es->evict->page_shift));
@@ -236,6 +237,7 @@ void pkvi_evict_cancel(struct pkvi_evict_seq *es, uint32_t group)
     if (state->acc_n != 0) memset(state->acc, 0, state->acc_n * sizeof *state->acc);
     state->acc_n = 0;
     state->reserved = false;
+    state->skips_mass = false;
     atomic_store_explicit(&state->fed, 0, memory_order_relaxed);
     state->regret.due = false;
     atomic_store_explicit(&state->regret.step_hit, 0, memory_order_relaxed);

@@ -309,7 +309,8 @@ START_TEST(mass_sums_to_rows)
         shape.group_size = groups[g];
         shape.dtype = g % 2 ? PKV_DTYPE_BF16 : PKV_DTYPE_F16;
         struct ec_case *c = ec_open(&shape, 1);
-        const pkv_evict_config config = named("tova", 8 * 16);
+        pkv_evict_config config = named("tova", 8 * 16);
+        config.mass_every = 1;
         pkv_seq seq = new_seq(c, &config);
         while (length_of(seq) < 400) {
             const uint32_t n = pkvt_below(&rng, 2) ? 1 : 1 + pkvt_below(&rng, 60);

@@ -171,6 +171,9 @@ START_TEST(config_checks)
     c = named("obs", 512);
     c.obs_rows = 0;
     refuse(&c, PKV_EINVAL, "obs_rows");
+    c = named("mass", 512);
+    c.mass_every = 0;
+    refuse(&c, PKV_EINVAL, "mass_every");
     c = named("sink", 512);
     c.reserved[3] = 1;
     refuse(&c, PKV_EINVAL, "reserved");

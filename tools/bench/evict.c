@@ -232,6 +232,7 @@ static int measure_attention(const options *o, const char *policy, uint64_t cont
     pkv_batch batches[2];
     pkv_evict_config config;
     pkv_evict_config_named(&config, sizeof config, policy, budget);
+    config.mass_every = 1; /* what one step with mass costs */
     for (int i = 0; i < 2 && code == 0; i++) {
         pkv_status status = pkv_seq_create(w.cache, &seqs[i]);
         if (status == PKV_OK && i == 1) status = pkv_seq_set_evict(seqs[i], 0, &config);

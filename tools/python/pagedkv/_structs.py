@@ -174,7 +174,7 @@ class EvictConfigStruct(Struct):
                 ("normalize_age", u32), ("obs_rows", u32), ("epsilon", f32), ("pool", u32),
                 ("seed", u64), ("score", SCORE_FN), ("score_user", ptr), ("journal_steps", u32),
                 ("regret", u32), ("regret_pages", u32), ("regret_every", u32),
-                ("regret_rank", u32), ("reserved32", u32), ("reserved", u64 * 8)]
+                ("regret_rank", u32), ("mass_every", u32), ("reserved", u64 * 8)]
 
 
 class EvictRun(Struct):
