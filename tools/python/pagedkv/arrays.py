@@ -14,7 +14,7 @@ from ._structs import CONSTANTS, RowsOutStruct, RowsStruct
 DTYPES = {"f32": CONSTANTS["DTYPE_F32"], "f16": CONSTANTS["DTYPE_F16"],
           "bf16": CONSTANTS["DTYPE_BF16"]}
 #: The numpy type that holds an element. bf16 travels as its bits.
-STORAGE_DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16),
+STORAGE_DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16),
                   "bf16": np.dtype(np.uint16)}
 _CODE_OF = {np.dtype(np.float32): DTYPES["f32"], np.dtype(np.float16): DTYPES["f16"]}
 

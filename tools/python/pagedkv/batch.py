@@ -12,6 +12,7 @@ from ._library import lib
 from ._structs import CONSTANTS, BatchHandle, CopyStruct
 from .cache import Cache
 from .errors import OutOfPages, make_error
+from .evict import EvictPolicy
 from .sequence import Sequence
 
 _ENOPAGES, _ERANGE, _EUNSAFE = (CONSTANTS[name] for name in ("ENOPAGES", "ERANGE", "EUNSAFE"))
@@ -34,7 +35,7 @@ class Batch:
         self.cache = cache
         self.handle = BatchHandle()
         self._entries = 0
-        self._policies = []
+        self._policies: list[EvictPolicy] = []
         status = lib.pkv_batch_begin(cache.handle, C.byref(self.handle))
         if status:
             cache.check(status, "pkv_batch_begin")

@@ -120,7 +120,7 @@ class Cache:
         self.groups = list(groups)
         self._keep: list[Any] = [group.external for group in self.groups]
         self._plans: weakref.WeakSet[Plan] = weakref.WeakSet()
-        self._policies: list[EvictPolicy] = []
+        self._callbacks: set[EvictPolicy] = set()  # may be called as long as the cache lives
         config = ConfigStruct()
         check(lib.pkv_config_init(config, C.sizeof(config)), "pkv_config_init")
         temporary: list[Any] = []
@@ -295,8 +295,12 @@ class Cache:
             lib.pkv_evict_check(self.handle, group, policy.struct, text, len(text))
             raise make_error(status, "pkv_cache_set_evict", detail=text.value.decode())
         self.check(status, "pkv_cache_set_evict")
-        if policy:
-            self._policies.append(policy)  # a callback must live as long as the cache
+        self.keep(policy)
+
+    def keep(self, policy: EvictPolicy | None) -> None:
+        """Keeps a policy's score function alive as long as the cache."""
+        if policy is not None and policy.name == "callback":
+            self._callbacks.add(policy)
 
     # admission
 
@@ -353,7 +357,8 @@ def config_bounds(field: str) -> tuple[int, int]:
 
 def kernels() -> list[str]:
     """Attention kernels that this build and CPU can run."""
-    found, name = [], C.c_char_p()
+    found: list[str] = []
+    name = C.c_char_p()
     while lib.pkv_kernel_list(len(found), C.byref(name)) == 0:
         found.append((name.value or b"").decode())
     return found

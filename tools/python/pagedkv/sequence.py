@@ -168,9 +168,8 @@ class Sequence:
         self.cache.check(lib.pkv_seq_set_evict(self.handle, group,
                                                policy.struct if policy else None),
                          "pkv_seq_set_evict")
-        self._policy = policy  # a callback must live as long as it may be called
-        if policy:
-            self.cache._policies.append(policy)
+        self._policy = policy
+        self.cache.keep(policy)
 
     def get_evict(self, group: int = 0) -> EvictConfigStruct:
         """The policy in force, with the library's choices filled in."""

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from .sampling import SamplingParams
 from .units import parse_bytes, positive
@@ -170,8 +171,8 @@ def cmd_generate(args: argparse.Namespace) -> int:
             scores = None
         stats = run_stats(engine, request, time.perf_counter() - start)
     if args.json:
-        result = {"prompt_ids": ids, "ids": outputs[0], "text": tokenizer.decode(outputs[0]),
-                  "stats": stats}
+        result: dict[str, Any] = {"prompt_ids": ids, "ids": outputs[0],
+                                  "text": tokenizer.decode(outputs[0]), "stats": stats}
         if len(outputs) > 1:
             result["samples"] = [{"ids": o, "text": tokenizer.decode(o)} for o in outputs]
             if scores:
@@ -192,7 +193,7 @@ def _print_stream(tokenizer, tokens) -> list[int]:
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode(ids)
-        if text.endswith("\ufffd") and token != -1:
+        if text.endswith("\ufffd"):
             continue
         print(text[len(shown):], end="", flush=True)
         shown = text

@@ -42,7 +42,7 @@ def expand(scores: npt.NDArray[np.float64], logits: npt.NDArray[np.float32],
 def search(next_logits: Callable[[list[int], list[int]], npt.NDArray[np.float32]],
            first_logits: npt.NDArray[np.float32], width: int, max_tokens: int,
            stop_ids: SequenceOf[int], length_penalty: float) -> list[Hypothesis]:
-    """The search itself, whatever keeps the state: ``next_logits(parents, tokens)`` advances to
+    """The search itself, whatever keeps the state: ``next_logits(parents, tokens)`` goes on to
     beams that extend ``parents[i]`` by ``tokens[i]`` and returns their logits ``[beams, vocab]``."""
     stops = set(stop_ids)
     done: list[Hypothesis] = []

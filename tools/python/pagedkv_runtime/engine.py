@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import pagedkv
@@ -53,6 +53,12 @@ class Request:
         if not self.prompt:
             raise ValueError("a request needs at least one prompt token")
         self.sampler = Sampler(self.params)
+
+    @property
+    def held(self) -> pagedkv.Sequence:
+        """The sequence of a running request."""
+        assert self.seq is not None, "only running requests hold a sequence"
+        return self.seq
 
     @property
     def tokens(self) -> list[int]:
@@ -118,8 +124,6 @@ class Engine:
     def submit(self, request: Request, samples: int = 1) -> list[Request]:
         """Queues a request; with samples > 1 also siblings with the next seeds, which share its
         prompt's pages by forking. Returns all of them."""
-        from dataclasses import replace
-
         now = time.perf_counter()
         request.submitted_at = now
         for i in range(1, samples):
@@ -172,8 +176,7 @@ class Engine:
 
     def _preempt(self, request: Request) -> None:
         """Releases a request's pages and queues it first; its tokens will be recomputed."""
-        assert request.seq is not None
-        request.seq.close()
+        request.held.close()
         request.seq = None
         request.computed = 0
         request.preemptions += 1
@@ -271,7 +274,7 @@ class Engine:
         """The step of these entries; entries that admission blocks are taken out of the list."""
         while True:
             try:
-                return self.store.step(((r.seq, ids) for r, ids, _ in entries), self.safe)
+                return self.store.step(((r.held, ids) for r, ids, _ in entries), self.safe)
             except Blocked as blocked:
                 if len(entries) == 1:
                     raise RuntimeError("a safe state lets somebody grow") from blocked
@@ -287,9 +290,9 @@ class Engine:
     def _compute(self, step: Step, entries: list[tuple[Request, list[int], int]]) -> None:
         rows: list[int] = []
         spans: list[tuple[int, int]] = []
-        for (request, ids, drafts), start, stop in zip(entries, step.starts, step.starts[1:]):
+        for (request, ids, drafts), stop in zip(entries, step.starts[1:]):
             # logits of every row that may emit: the last one and the drafts before it
-            emits = request.computed + len(ids) - drafts == len(request.prompt) + len(request.output)
+            emits = len(ids) - drafts == request.pending
             first = int(stop) - (drafts + 1) if emits else int(stop)
             spans.append((len(rows), len(rows) + int(stop) - first))
             rows.extend(range(first, int(stop)))
@@ -305,7 +308,7 @@ class Engine:
             step.commit()
             for (request, ids, _), n in zip(entries, kept):
                 if n < len(ids):
-                    request.seq.truncate(request.computed + n)
+                    request.held.truncate(request.computed + n)
         self._account(step)
         for (request, _, drafts), n, new, (low, _) in zip(entries, kept, emitted, spans):
             request.computed += n
@@ -337,8 +340,7 @@ class Engine:
         for sibling in siblings:
             token = sibling.sampler(logits)
             if len(self.running) < self.max_batch:
-                assert request.seq is not None
-                sibling.seq = request.seq.fork()
+                sibling.seq = request.held.fork()
                 sibling.computed = request.computed
                 sibling.cached_tokens = request.computed
                 sibling.state = State.RUNNING

@@ -101,7 +101,7 @@ class Rope:
 
 
 class StepTimer:
-    """Where a step's time goes, in seconds. Keys: matmul, write, attend, and what the engine adds."""
+    """Where a step's time goes, in seconds: matmul, write, attend, bookkeeping, step setup."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

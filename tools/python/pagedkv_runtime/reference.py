@@ -1,7 +1,7 @@
 """Attention without pages: the references that the paged runtime is compared with.
 
-``NoCache`` keeps nothing: every step runs over the whole sequence. ``ConcatCache`` is the cache that
-a naive runtime has: one array per layer that grows by concatenation.
+``NoCache`` keeps nothing: every step runs over the whole sequence. ``ConcatCache`` is the cache of a
+naive runtime: one array per layer that grows by concatenation.
 """
 
 from __future__ import annotations

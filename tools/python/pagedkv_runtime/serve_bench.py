@@ -7,7 +7,7 @@ import io
 import json
 import lzma
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ def read_trace(path: Path, n: int, scale: float, speed: float, vocab: int,
     occurs, so prefixes are shared as in the trace; scale shrinks blocks and outputs alike."""
     opener = lzma.open if path.suffix == ".xz" else open
     block = max(1, round(_TRACE_BLOCK * scale))
-    arrivals = []
+    arrivals: list[Arrival] = []
     with io.TextIOWrapper(opener(path, "rb")) as lines:
         for number, line in enumerate(lines, 1):
             if len(arrivals) == n:
@@ -85,9 +85,8 @@ def limit_changes(specs: list[str]) -> list[tuple[float, int]]:
 def serve(engine: Engine, arrivals: list[Arrival], params: SamplingParams,
           limits: list[tuple[float, int]]) -> tuple[list[Request], float]:
     """Feeds arrivals in real time until all are done: the requests and the seconds it took."""
-    from dataclasses import replace
-
-    todo, requests = list(arrivals), []
+    todo = list(arrivals)
+    requests: list[Request] = []
     limits = list(limits)
     start = time.perf_counter()
     while todo or not engine.idle:

@@ -55,7 +55,7 @@ class Tokenizer:
             core = tokenizers.Tokenizer(
                 BPE(vocab, merges, unk_token=tokens[metadata["tokenizer.ggml.unknown_token_id"]],
                     fuse_unk=True, byte_fallback=True))
-            steps = [normalizers.Replace(" ", "\u2581")]
+            steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", "\u2581")]
             if metadata.get("tokenizer.ggml.add_space_prefix", True):
                 steps.insert(0, normalizers.Prepend("\u2581"))
             core.normalizer = normalizers.Sequence(steps)
@@ -81,6 +81,8 @@ class Tokenizer:
         """Token ids of a text. ``add_bos`` None = as the model wants it."""
         ids = self._core.encode(text, add_special_tokens=False).ids
         if self.add_bos if add_bos is None else add_bos:
+            if self.bos_id is None:
+                raise ValueError("this vocabulary has no begin token")
             ids = [self.bos_id, *ids]
         return ids
 
