@@ -186,7 +186,8 @@ class Prefix(Base):
         self.assertEqual(r["hit_tokens"], 89)
 
     def test_every_policy_finishes(self):
-        names = ("fifo", "lru", "lru-leaf", "lfu", "sieve", "s3fifo", "arc", "2q", "slru")
+        names = ("fifo", "lru", "lru-leaf", "lfu", "sieve", "s3fifo", "arc", "2q", "slru",
+                 "priority", "adaptive")
         for name in names:
             out = json.loads(run("--synthetic", "chat,requests=60", "--memory", "1GiB", "--policy", name, "--json",
                                  "--compare", "none", check=0).stdout)
