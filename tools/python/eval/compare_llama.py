@@ -2,12 +2,13 @@
 
     python -m eval.compare_llama [--model smollm2] [--model gemma3] [--tokens 256] [--json]
 
-Two comparisons per model. *quantised*: llama.cpp runs the file as it is and quantises activations to
-8 bits before each product, so logits differ by more than rounding; the correlation over all logits
-must reach 0.999, and the greedy choice must agree wherever the margin between first and second is
-clear (> 1.0). *float*: llama.cpp runs a temporary copy of the file with every tensor dequantised to
-float32 and a float32 KV cache, which takes the 8-bit activations out of the comparison; there every
-row must correlate to 0.99999 and the greedy choice agree wherever the margin is above 0.05.
+Two comparisons per model. *quantised*: llama.cpp runs the file as it is and quantises activations
+to 8 bits before each product, so logits differ by more than rounding; the correlation over all
+logits must reach 0.999, and the greedy choice must agree wherever the margin between first and
+second is clear (> 1.0). *float*: llama.cpp runs a temporary copy of the file with every tensor
+dequantised to float32 and a float32 KV cache, which takes the 8-bit activations out of the
+comparison; there every row must correlate to 0.99999 and the greedy choice agree wherever the
+margin is above 0.05.
 Needs ``llama-cpp-python``. Exit status 1 if a bar is missed.
 """
 
@@ -40,7 +41,8 @@ TEXT = (
     " judge, who knew nothing about mills, asked so many questions that the case took nine days."
 )
 
-BARS = {  # correlation over all logits, in every row, margin from which the greedy choice must agree
+#: Correlation over all logits, in every row; margin from which the greedy choice must agree.
+BARS = {
     "quantised": (0.999, 0.0, 1.0),
     "float": (0.99999, 0.99999, 0.05),
 }
@@ -58,22 +60,35 @@ def write_float_copy(source: Path, target: Path) -> None:
         writer.add_key_value(name, item.contents(), item.types[0], sub_type=sub)
     writer.add_file_type(int(gguf.LlamaFileType.ALL_F32))
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, np.ascontiguousarray(
-            gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        writer.add_tensor(
+            tensor.name,
+            np.ascontiguousarray(
+                gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32
+            ),
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def llama_logits(path: Path, ids: list[int], full: bool,
-                 add_bos: bool) -> tuple[npt.NDArray[np.float64], list[int]]:
+def llama_logits(
+    path: Path, ids: list[int], full: bool, add_bos: bool
+) -> tuple[npt.NDArray[np.float64], list[int]]:
     """llama.cpp's logits ``[len(ids), vocab]`` of ids, and its own tokenisation of TEXT."""
     import llama_cpp
 
     cache = {"type_k": 0, "type_v": 0} if full else {}  # 0 = float32
-    llama = llama_cpp.Llama(str(path), n_ctx=max(512, len(ids)), n_batch=len(ids),
-                            logits_all=True, verbose=False, seed=1, flash_attn=False, **cache)
+    llama = llama_cpp.Llama(
+        str(path),
+        n_ctx=max(512, len(ids)),
+        n_batch=len(ids),
+        logits_all=True,
+        verbose=False,
+        seed=1,
+        flash_attn=False,
+        **cache,
+    )
     try:
         own = llama.tokenize(TEXT.encode(), add_bos=add_bos, special=False)
         llama.reset()
@@ -105,8 +120,12 @@ def compare(name: str, kind: str, n_tokens: int) -> dict[str, float | int | str]
     top = np.sort(ours, axis=1)[:, -2:]
     clear = top[:, 1] - top[:, 0] > margin
     same = ours.argmax(axis=1) == theirs.argmax(axis=1)
-    good = (pooled >= bar_pooled and rows.min() >= bar_row and own[: len(ids)] == ids
-            and bool(same[clear].all()))
+    good = (
+        pooled >= bar_pooled
+        and rows.min() >= bar_row
+        and own[: len(ids)] == ids
+        and bool(same[clear].all())
+    )
     return {
         "model": name,
         "kind": kind,
@@ -128,14 +147,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    results = [compare(name, kind, args.tokens)
-               for name in args.model or ["smollm2", "gemma3"] for kind in BARS]
+    results = [
+        compare(name, kind, args.tokens)
+        for name in args.model or ["smollm2", "gemma3"]
+        for kind in BARS
+    ]
     if args.json:
         print(json.dumps({"results": results}))
     else:
         for r in results:
-            print("  ".join(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
-                            for key, value in r.items()))
+            print(
+                "  ".join(
+                    f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
+                    for key, value in r.items()
+                )
+            )
     return 0 if all(r["ok"] for r in results) else 1
 
 

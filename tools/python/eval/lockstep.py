@@ -38,8 +38,9 @@ class Variant:
     def make(self) -> pagedkv.EvictPolicy | None:
         if self.policy == "full":
             return None
-        return pagedkv.EvictPolicy(self.policy, self.budget, positions=self.positions,
-                                   **dict(self.options))
+        return pagedkv.EvictPolicy(
+            self.policy, self.budget, positions=self.positions, **dict(self.options)
+        )
 
 
 FULL = Variant("full")
@@ -48,13 +49,27 @@ FULL = Variant("full")
 class Lockstep:
     """One store; per variant one sequence. The first variant must be FULL if others fork off it."""
 
-    def __init__(self, model: Model, variants: list[Variant], *, dtype: str = "f32",
-                 page_tokens: int = 16, memory: int = 8 << 30, fork: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        variants: list[Variant],
+        *,
+        dtype: str = "f32",
+        page_tokens: int = 16,
+        memory: int = 8 << 30,
+        fork: bool = True,
+    ) -> None:
         self.model = model
         self.variants = variants
         self.page_tokens = page_tokens
-        self.store = PagedStore(model.config, dtype=dtype, page_tokens=page_tokens, memory=memory,
-                                signals=_SIGNALS, prefix=0)
+        self.store = PagedStore(
+            model.config,
+            dtype=dtype,
+            page_tokens=page_tokens,
+            memory=memory,
+            signals=_SIGNALS,
+            prefix=0,
+        )
         self.fork = fork
         self.length = 0
         self.sequences: dict[Variant, pagedkv.Sequence] = {}
@@ -91,8 +106,9 @@ class Lockstep:
                 seq.set_evict(policy)
             self.sequences[variant] = seq
 
-    def feed(self, tokens: list[int], last_only: bool = False,
-             wanted: set[Variant] | None = None) -> dict[Variant, F32]:
+    def feed(
+        self, tokens: list[int], last_only: bool = False, wanted: set[Variant] | None = None
+    ) -> dict[Variant, F32]:
         """One step of every sequence: logits ``[len(tokens), vocab]`` (or of the last row) of the
         wanted variants (None = all). Checks the bound: resident <= budget + one page + the step's
         own tokens."""
@@ -131,16 +147,18 @@ class Scores:
     kl: npt.NDArray[np.float64]
 
 
-def score_stream(lockstep: Lockstep, tokens: list[int], chunk: int = 16,
-                 progress: Any = None) -> dict[Variant, Scores]:
+def score_stream(
+    lockstep: Lockstep, tokens: list[int], chunk: int = 16, progress: Any = None
+) -> dict[Variant, Scores]:
     """Streams tokens through all variants; position i of the result scores tokens[i]. A variant
     is scored from the step on that may follow its first eviction."""
     n = len(tokens)
     result = {v: Scores(np.full(n, np.nan), np.full(n, np.nan)) for v in lockstep.variants}
     for start in range(0, n, chunk):
         part = tokens[start : start + chunk]
-        logits = lockstep.feed(part, wanted={v for v in lockstep.variants
-                                             if start + len(part) > v.budget})
+        logits = lockstep.feed(
+            part, wanted={v for v in lockstep.variants if start + len(part) > v.budget}
+        )
         targets = np.asarray(tokens[start + 1 : start + len(part) + 1])
         m = len(targets)
         p_full = cross_full = norm_full = None

@@ -23,8 +23,14 @@ from pathlib import Path
 from typing import Any
 
 #: Objects in the package, in order of publication.
-NOVELS = ("sensesensibility", "prideprejudice", "mansfieldpark", "emma", "northangerabbey",
-          "persuasion")
+NOVELS = (
+    "sensesensibility",
+    "prideprejudice",
+    "mansfieldpark",
+    "emma",
+    "northangerabbey",
+    "persuasion",
+)
 _PACKAGE_DATA = Path("usr/lib/R/site-library/janeaustenr/data")
 
 
@@ -32,7 +38,16 @@ class _Xdr:
     """The part of R's XDR serialisation (versions 2 and 3) that character data uses."""
 
     _NIL, _REF, _ALTREP = 254, 255, 238
-    _SYMBOL, _PAIRLIST, _CHAR, _LOGICAL, _INTEGER, _REAL, _STRINGS, _LIST = 1, 2, 9, 10, 13, 14, 16, 19
+    _SYMBOL, _PAIRLIST, _CHAR, _LOGICAL, _INTEGER, _REAL, _STRINGS, _LIST = (
+        1,
+        2,
+        9,
+        10,
+        13,
+        14,
+        16,
+        19,
+    )
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -104,8 +119,9 @@ def _decompress(block: bytes) -> bytes:
     if mark == b"2":
         return bz2.decompress(rest)
     if mark == b"Z":
-        return lzma.decompress(rest, format=lzma.FORMAT_RAW,
-                               filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
+        return lzma.decompress(
+            rest, format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}]
+        )
     if mark == b"0":
         return rest
     return zlib.decompress(block[4:])
@@ -144,8 +160,10 @@ def find() -> Path:
     try:
         return download()
     except (OSError, subprocess.SubprocessError, StopIteration) as error:
-        raise FileNotFoundError("the novels were not found: apt-get install r-cran-janeaustenr, or"
-                                " set PAGEDKV_NOVELS to its data folder") from error
+        raise FileNotFoundError(
+            "the novels were not found: apt-get install r-cran-janeaustenr, or"
+            " set PAGEDKV_NOVELS to its data folder"
+        ) from error
 
 
 def read_novel(name: str, folder: Path | None = None) -> str:

@@ -1,7 +1,7 @@
 """Quality under eviction: perplexity, divergence, long positions, passkeys.
 
     python -m eval.quality all --output DIR            about 20 minutes on two free cores
-    python -m eval.quality perplexity|positions|passkey|report --output DIR [--novels N --tokens N …]
+    python -m eval.quality perplexity|positions|passkey|report --output DIR [--novels N …]
 
 Writes ``perplexity.csv``, ``positions.csv``, ``passkey.csv``, plots and ``gates.json`` to DIR;
 ``report`` prints docs/quality.md's tables from them. Exit status 1 if a gate does not hold.
@@ -38,8 +38,12 @@ class Progress:
             took = time.monotonic() - self._start
             left = took / done * (total - done)
             end = "\n" if done >= total else ""
-            print(f"\r{self._label}: {done}/{total} tokens, {left:.0f} s left  ", end=end,
-                  file=sys.stderr, flush=True)
+            print(
+                f"\r{self._label}: {done}/{total} tokens, {left:.0f} s left  ",
+                end=end,
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _write(path: Path, rows: list[dict]) -> None:
@@ -70,13 +74,19 @@ def perplexity(args: argparse.Namespace) -> None:
             with Lockstep(model, variants, dtype=args.cache_dtype) as lockstep:
                 scores = score_stream(lockstep, ids, 16, Progress(name))
                 held = lockstep.resident_max
-            arrays = {f"{v.name}/{kind}": getattr(s, kind).astype(np.float32)
-                      for v, s in scores.items() for kind in ("nll", "kl")}
-            np.savez_compressed(target, **arrays,
-                                **{f"{v.name}/held": np.int64(held[v]) for v in variants})
+            arrays = {
+                f"{v.name}/{kind}": getattr(s, kind).astype(np.float32)
+                for v, s in scores.items()
+                for kind in ("nll", "kl")
+            }
+            np.savez_compressed(
+                target, **arrays, **{f"{v.name}/held": np.int64(held[v]) for v in variants}
+            )
         print(f"{name}: done", flush=True)
-    _write(args.output / "perplexity.csv", perplexity_rows(
-        sorted(raw.glob(f"*-{args.tokens}-{args.cache_dtype}.npz")), variants))
+    _write(
+        args.output / "perplexity.csv",
+        perplexity_rows(sorted(raw.glob(f"*-{args.tokens}-{args.cache_dtype}.npz")), variants),
+    )
 
 
 def perplexity_rows(files: list[Path], variants: list[Variant]) -> list[dict]:
@@ -86,21 +96,36 @@ def perplexity_rows(files: list[Path], variants: list[Variant]) -> list[dict]:
     budgets = sorted({v.budget for v in variants if v.budget})
     rows = []
     for variant in variants:
-        marks = {variant.budget + 16, budgets[-1] + 16} if variant.budget else {
-            b + 16 for b in budgets}
+        marks = (
+            {variant.budget + 16, budgets[-1] + 16} if variant.budget else {b + 16 for b in budgets}
+        )
         for after in sorted(marks):
-            own, full, kl = (np.concatenate([raw[key][after:].astype(np.float64)
-                                             for raw in novels_raw])
-                             for key in (f"{variant.name}/nll", "full/nll", f"{variant.name}/kl"))
+            own, full, kl = (
+                np.concatenate([raw[key][after:].astype(np.float64) for raw in novels_raw])
+                for key in (f"{variant.name}/nll", "full/nll", f"{variant.name}/kl")
+            )
             nll, nll_ci = mean_interval(own)
             diff, diff_ci = mean_interval(own - full)
             kl_mean, kl_ci = mean_interval(kl)
-            rows.append({
-                "policy": variant.policy, "budget": variant.budget, "scored_after": after,
-                "novels": len(files), "tokens": int(len(own)), "nll": nll, "nll_ci95": nll_ci,
-                "perplexity": float(np.exp(nll)), "nll_minus_full": diff,
-                "nll_minus_full_ci95": diff_ci, "kl_from_full": kl_mean, "kl_ci95": kl_ci,
-                "resident_tokens_max": max(int(raw[f"{variant.name}/held"]) for raw in novels_raw)})
+            rows.append(
+                {
+                    "policy": variant.policy,
+                    "budget": variant.budget,
+                    "scored_after": after,
+                    "novels": len(files),
+                    "tokens": int(len(own)),
+                    "nll": nll,
+                    "nll_ci95": nll_ci,
+                    "perplexity": float(np.exp(nll)),
+                    "nll_minus_full": diff,
+                    "nll_minus_full_ci95": diff_ci,
+                    "kl_from_full": kl_mean,
+                    "kl_ci95": kl_ci,
+                    "resident_tokens_max": max(
+                        int(raw[f"{variant.name}/held"]) for raw in novels_raw
+                    ),
+                }
+            )
     return rows
 
 
@@ -111,14 +136,24 @@ def positions(args: argparse.Namespace) -> None:
     variants = [FULL, Variant("sink", budget), Variant("sink", budget, "compact")]
     rows = []
     for name in novels.NOVELS[: args.position_novels]:
-        ids = tokenizer.encode(novels.body(name)[: args.position_tokens * 6])[: args.position_tokens]
+        ids = tokenizer.encode(novels.body(name)[: args.position_tokens * 6])[
+            : args.position_tokens
+        ]
         with Lockstep(model, variants, dtype=args.cache_dtype) as lockstep:
             result = score_stream(lockstep, ids, 16, Progress(name))
         for variant in variants:
             for start in range(0, len(ids), 1024):
                 mean, ci = mean_interval(result[variant].nll[start : start + 1024])
-                rows.append({"novel": name, "variant": variant.name, "from": start,
-                             "to": min(len(ids), start + 1024), "nll": mean, "nll_ci95": ci})
+                rows.append(
+                    {
+                        "novel": name,
+                        "variant": variant.name,
+                        "from": start,
+                        "to": min(len(ids), start + 1024),
+                        "nll": mean,
+                        "nll_ci95": ci,
+                    }
+                )
         print(f"{name}: done", flush=True)
     _write(args.output / "positions.csv", rows)
 
@@ -157,9 +192,18 @@ def passkey(args: argparse.Namespace) -> None:
                         right[v] &= int(row[-1].argmax()) == token
                     logits = lockstep.feed([token])
                 distance = lockstep.length - len(answer) - at
-            rows += [{"policy": v.policy, "budget": v.budget, "depth": (depth + 0.5) / 10,
-                      "trial": trial, "length": len(ids), "distance": distance,
-                      "found": int(ok)} for v, ok in right.items()]
+            rows += [
+                {
+                    "policy": v.policy,
+                    "budget": v.budget,
+                    "depth": (depth + 0.5) / 10,
+                    "trial": trial,
+                    "length": len(ids),
+                    "distance": distance,
+                    "found": int(ok),
+                }
+                for v, ok in right.items()
+            ]
         print(f"depth {depth}: done", flush=True)
     _write(args.output / "passkey.csv", rows)
 
@@ -178,50 +222,94 @@ def perplexity_gates(rows: list[dict], gates: list[dict]) -> None:
     budgets = sorted({int(r["budget"]) for r in rows if int(r["budget"])})
     allowed = {256: 0.30, 512: 0.15, 1024: 0.08}
     for b in budgets:
-        _gate(gates, f"window - sink >= 0.3 nats at {b}", diff("window", b) - diff("sink", b) >= 0.3,
-              f"{diff('window', b) - diff('sink', b):.3f}")
+        _gate(
+            gates,
+            f"window - sink >= 0.3 nats at {b}",
+            diff("window", b) - diff("sink", b) >= 0.3,
+            f"{diff('window', b) - diff('sink', b):.3f}",
+        )
         if b in allowed:
-            _gate(gates, f"sink - full <= {allowed[b]} nats at {b}", diff("sink", b) <= allowed[b],
-                  f"{diff('sink', b):.4f}")
+            _gate(
+                gates,
+                f"sink - full <= {allowed[b]} nats at {b}",
+                diff("sink", b) <= allowed[b],
+                f"{diff('sink', b):.4f}",
+            )
         if ("random", b, b + 16) in at:
-            _gate(gates, f"random is worse than sink at {b}", diff("random", b) > diff("sink", b),
-                  f"random {diff('random', b):.3f}, sink {diff('sink', b):.3f}")
+            _gate(
+                gates,
+                f"random is worse than sink at {b}",
+                diff("random", b) > diff("sink", b),
+                f"random {diff('random', b):.3f}, sink {diff('sink', b):.3f}",
+            )
     last = max(budgets) + 16
     kls = [float(at["sink", b, last]["kl_from_full"]) for b in budgets]
-    _gate(gates, "KL(full || sink) falls with the budget",
-          all(a > b for a, b in zip(kls, kls[1:])), ", ".join(f"{k:.4f}" for k in kls))
-    worst = max(int(r["resident_tokens_max"]) - int(r["budget"]) for r in rows
-                if int(r["budget"]) and r["policy"] != "topk")
-    _gate(gates, "resident <= budget + 1 page + the step's tokens at every step", worst <= 32,
-          f"largest excess {worst} tokens in steps of 16")
+    _gate(
+        gates,
+        "KL(full || sink) falls with the budget",
+        all(a > b for a, b in zip(kls, kls[1:])),
+        ", ".join(f"{k:.4f}" for k in kls),
+    )
+    worst = max(
+        int(r["resident_tokens_max"]) - int(r["budget"])
+        for r in rows
+        if int(r["budget"]) and r["policy"] != "topk"
+    )
+    _gate(
+        gates,
+        "resident <= budget + 1 page + the step's tokens at every step",
+        worst <= 32,
+        f"largest excess {worst} tokens in steps of 16",
+    )
 
 
 def position_gates(rows: list[dict], gates: list[dict]) -> None:
     """Beyond the trained length: the full cache degrades, the compact one stays flat."""
+
     def mean(variant: str, low: int, high: int) -> float:
-        return float(np.mean([float(r["nll"]) for r in rows
-                              if r["variant"] == variant and low <= int(r["from"]) < high]))
+        return float(
+            np.mean(
+                [
+                    float(r["nll"])
+                    for r in rows
+                    if r["variant"] == variant and low <= int(r["from"]) < high
+                ]
+            )
+        )
 
     end = max(int(r["to"]) for r in rows)
     trained = 8192
     if end <= trained + 2048:
         return
     before, beyond = mean("full", 2048, trained), mean("full", trained + 2048, end)
-    _gate(gates, "full + original positions degrades beyond the trained length",
-          beyond - before >= 0.3, f"{before:.3f} before, {beyond:.3f} beyond")
+    _gate(
+        gates,
+        "full + original positions degrades beyond the trained length",
+        beyond - before >= 0.3,
+        f"{before:.3f} before, {beyond:.3f} beyond",
+    )
     compact = "sink:1024:compact"
     near, far = mean(compact, 2048, trained), mean(compact, trained, end)
     base_near = mean("full", 2048, trained)
-    _gate(gates, "sink + compact stays flat within 0.1 nats", far - near <= 0.1,
-          f"{near:.3f} up to {trained}, {far:.3f} beyond ({base_near:.3f} full cache before)")
+    _gate(
+        gates,
+        "sink + compact stays flat within 0.1 nats",
+        far - near <= 0.1,
+        f"{near:.3f} up to {trained}, {far:.3f} beyond ({base_near:.3f} full cache before)",
+    )
 
 
 def passkey_gates(rows: list[dict], gates: list[dict]) -> None:
     """Retrieval against the full cache."""
+
     def rate(policy: str, budget: int, outside: bool) -> tuple[float, int]:
-        found = [int(r["found"]) for r in rows if r["policy"] == policy
-                 and int(r["budget"]) == budget
-                 and (not outside or int(r["distance"]) > max(budgets) + 64)]
+        found = [
+            int(r["found"])
+            for r in rows
+            if r["policy"] == policy
+            and int(r["budget"]) == budget
+            and (not outside or int(r["distance"]) > max(budgets) + 64)
+        ]
         return (float(np.mean(found)) if found else float("nan")), len(found)
 
     budgets = sorted({int(r["budget"]) for r in rows if int(r["budget"])})
@@ -230,8 +318,9 @@ def passkey_gates(rows: list[dict], gates: list[dict]) -> None:
     for b in budgets:
         for policy in ("window", "sink"):
             r, n = rate(policy, b, True)
-            _gate(gates, f"{policy}:{b} finds nothing outside its window", r <= 0.1,
-                  f"{r:.0%} of {n}")
+            _gate(
+                gates, f"{policy}:{b} finds nothing outside its window", r <= 0.1, f"{r:.0%} of {n}"
+            )
         r, n = rate("topk", b, False)
         _gate(gates, f"topk:{b} within 5 points of full", r >= full - 0.05, f"{r:.0%} of {n}")
 
@@ -263,19 +352,32 @@ def report(args: argparse.Namespace) -> int:
 
 def _perplexity_table(rows: list[dict]) -> None:
     budgets = sorted({int(r["budget"]) for r in rows if int(r["budget"])})
-    print("\n| policy | " + " | ".join(f"{b}" for b in budgets) + " |\n|---|"
-          + "---|" * len(budgets))
+    print(
+        "\n| policy | " + " | ".join(f"{b}" for b in budgets) + " |\n|---|" + "---|" * len(budgets)
+    )
     full = {int(r["scored_after"]): r for r in rows if r["policy"] == "full"}
-    print("| full (nats) | " + " | ".join(
-        f"{float(full[b + 16]['nll']):.3f} ± {float(full[b + 16]['nll_ci95']):.3f}"
-        for b in budgets) + " |")
+    print(
+        "| full (nats) | "
+        + " | ".join(
+            f"{float(full[b + 16]['nll']):.3f} ± {float(full[b + 16]['nll_ci95']):.3f}"
+            for b in budgets
+        )
+        + " |"
+    )
     for policy in dict.fromkeys(r["policy"] for r in rows if r["policy"] != "full"):
         cells = []
         for b in budgets:
-            r = next(r for r in rows if r["policy"] == policy and int(r["budget"]) == b
-                     and int(r["scored_after"]) == b + 16)
-            cells.append(f"{float(r['nll_minus_full']):+.4f} ± {float(r['nll_minus_full_ci95']):.4f}"
-                         f" (KL {float(r['kl_from_full']):.4f})")
+            r = next(
+                r
+                for r in rows
+                if r["policy"] == policy
+                and int(r["budget"]) == b
+                and int(r["scored_after"]) == b + 16
+            )
+            cells.append(
+                f"{float(r['nll_minus_full']):+.4f} ± {float(r['nll_minus_full_ci95']):.4f}"
+                f" (KL {float(r['kl_from_full']):.4f})"
+            )
         print(f"| {policy} | " + " | ".join(cells) + " |")
 
 
@@ -285,21 +387,26 @@ def _positions_table(rows: list[dict]) -> None:
     for start in sorted({int(r["from"]) for r in rows}):
         cells = []
         for v in variants:
-            found = [float(r["nll"]) for r in rows if r["variant"] == v and int(r["from"]) == start
-                     and r["nll"] != "nan"]
+            found = [
+                float(r["nll"])
+                for r in rows
+                if r["variant"] == v and int(r["from"]) == start and r["nll"] != "nan"
+            ]
             cells.append(f"{np.mean(found):.3f}" if found else "–")
         print(f"| {start}– | " + " | ".join(cells) + " |")
 
 
 def _passkey_table(rows: list[dict]) -> None:
     budgets = sorted({int(r["budget"]) for r in rows if int(r["budget"])})
-    print("\n| policy | " + " | ".join(f"{b}" for b in budgets) + " |\n|---|"
-          + "---|" * len(budgets))
+    print(
+        "\n| policy | " + " | ".join(f"{b}" for b in budgets) + " |\n|---|" + "---|" * len(budgets)
+    )
     for policy in dict.fromkeys(r["policy"] for r in rows):
         cells = []
-        for b in ([0] * len(budgets) if policy == "full" else budgets):
-            found = [int(r["found"]) for r in rows if r["policy"] == policy
-                     and int(r["budget"]) == b]
+        for b in [0] * len(budgets) if policy == "full" else budgets:
+            found = [
+                int(r["found"]) for r in rows if r["policy"] == policy and int(r["budget"]) == b
+            ]
             p, n = float(np.mean(found)), len(found)
             low, high = _wilson(p, n)
             cells.append(f"{p:.0%} ({low:.0%}–{high:.0%})")
@@ -330,14 +437,25 @@ def _axes(title: str, x: str, y: str):
 
 
 def _plot_perplexity(rows: list[dict], path: Path) -> None:
-    figure, axes = _axes("Quality under eviction: SmolLM2-135M, novels", "budget (tokens)",
-                         "nats above the full cache")
+    figure, axes = _axes(
+        "Quality under eviction: SmolLM2-135M, novels",
+        "budget (tokens)",
+        "nats above the full cache",
+    )
     for policy in dict.fromkeys(r["policy"] for r in rows if r["policy"] != "full"):
-        own = [r for r in rows if r["policy"] == policy
-               and int(r["scored_after"]) == int(r["budget"]) + 16]
-        axes.errorbar([int(r["budget"]) for r in own], [float(r["nll_minus_full"]) for r in own],
-                      yerr=[float(r["nll_minus_full_ci95"]) for r in own], marker="o",
-                      capsize=3, label=policy)
+        own = [
+            r
+            for r in rows
+            if r["policy"] == policy and int(r["scored_after"]) == int(r["budget"]) + 16
+        ]
+        axes.errorbar(
+            [int(r["budget"]) for r in own],
+            [float(r["nll_minus_full"]) for r in own],
+            yerr=[float(r["nll_minus_full_ci95"]) for r in own],
+            marker="o",
+            capsize=3,
+            label=policy,
+        )
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted({int(r["budget"]) for r in rows if int(r["budget"])}))
     axes.xaxis.set_major_formatter("{x:.0f}")
@@ -348,14 +466,20 @@ def _plot_perplexity(rows: list[dict], path: Path) -> None:
 
 
 def _plot_positions(rows: list[dict], path: Path) -> None:
-    figure, axes = _axes("Beyond the trained length (8,192): SmolLM2-135M", "tokens",
-                         "nats per token (1,024-token windows)")
+    figure, axes = _axes(
+        "Beyond the trained length (8,192): SmolLM2-135M",
+        "tokens",
+        "nats per token (1,024-token windows)",
+    )
     for variant in dict.fromkeys(r["variant"] for r in rows):
         own = [r for r in rows if r["variant"] == variant and r["nll"] != "nan"]
         starts = sorted({int(r["from"]) for r in own})
-        axes.plot([s + 512 for s in starts],
-                  [np.mean([float(r["nll"]) for r in own if int(r["from"]) == s]) for s in starts],
-                  marker=".", label=variant)
+        axes.plot(
+            [s + 512 for s in starts],
+            [np.mean([float(r["nll"]) for r in own if int(r["from"]) == s]) for s in starts],
+            marker=".",
+            label=variant,
+        )
     axes.axvline(8192, color="grey", linestyle=":")
     axes.legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})
@@ -368,7 +492,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--cache-dtype", choices=("f32", "f16", "bf16"), default="f32")
-    parser.add_argument("--novels", type=int, default=4, help="of the six; more = tighter intervals")
+    parser.add_argument(
+        "--novels", type=int, default=4, help="of the six; more = tighter intervals"
+    )
     parser.add_argument("--novel-names", nargs="+", choices=novels.NOVELS, default=None)
     parser.add_argument("--tokens", type=int, default=2304, help="per novel, for perplexity")
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))

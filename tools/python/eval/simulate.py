@@ -1,8 +1,8 @@
 """Eviction without the library: a numpy model of WINDOW and SINK that masks instead of dropping.
 
 It keeps every key, works out from token numbers alone which of them a policy would still hold, and,
-for compact positions, turns the *keys* to their place inside the cache in double precision. Slow and
-independent: what the library does with tables, runs and turned queries must agree with it.
+for compact positions, turns the *keys* to their place inside the cache in double precision. Slow
+and independent: what the library does with tables, runs and turned queries must agree with it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,23 @@ class SimulatedSequence:
     compact: distances are those inside the cache (survivors close up).
     """
 
-    def __init__(self, config: ModelConfig, budget: int, sinks: int, page_tokens: int = 16,
-                 compact: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        budget: int,
+        sinks: int,
+        page_tokens: int = 16,
+        compact: bool = False,
+    ) -> None:
         self._config = config
         self._page = page_tokens
         self._budget_pages = max(1, budget // page_tokens)
         self._sink_pages = -(-sinks // page_tokens)
         self._compact = compact
         self._capacity = 0
-        self._k: F32 = np.empty((config.n_layers, 0, config.n_kv_heads, config.head_dim), np.float32)
+        self._k: F32 = np.empty(
+            (config.n_layers, 0, config.n_kv_heads, config.head_dim), np.float32
+        )
         self._v = self._k.copy()
         self.length = 0
 
@@ -59,8 +67,9 @@ class SimulatedSequence:
             new[:, : self.length] = old[:, : self.length]
             setattr(self, name, new)
 
-    def _turn(self, keys: npt.NDArray[np.float64], by: npt.NDArray[np.int64],
-              theta: float) -> npt.NDArray[np.float64]:
+    def _turn(
+        self, keys: npt.NDArray[np.float64], by: npt.NDArray[np.int64], theta: float
+    ) -> npt.NDArray[np.float64]:
         """Keys ``[n, kv, d]`` turned by ``by[n]`` positions."""
         config = self._config
         angles = by[:, None] * rope_frequencies(theta, config.rotary_dims)
@@ -88,7 +97,9 @@ class SimulatedSequence:
         if self._compact:
             # in-cache position = rank among the survivors; new tokens follow them
             ranks = np.arange(len(at))
-            shift = (self.length - len(held))  # what the true positions of new tokens exceed theirs by
+            shift = self.length - len(
+                held
+            )  # what the true positions of new tokens exceed theirs by
             theta = self._config.spans[layer].theta
             keys = self._turn(keys, ranks + shift - at, theta)
         hidden = at[None, :] > own[:, None]

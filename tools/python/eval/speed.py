@@ -33,8 +33,9 @@ from pagedkv_runtime.sampling import SamplingParams
 from pagedkv_runtime.serve_bench import filler
 
 
-def _feed(model: Model, store: PagedStore, seq: pagedkv.Sequence, ids: list[int],
-          chunk: int = 256) -> None:
+def _feed(
+    model: Model, store: PagedStore, seq: pagedkv.Sequence, ids: list[int], chunk: int = 256
+) -> None:
     for start in range(0, len(ids), chunk):
         with store.step([(seq, ids[start : start + chunk])]) as step:
             model.hidden(step.tokens, step.positions, step.attention)
@@ -62,18 +63,27 @@ def lengths(model: Model, args: argparse.Namespace) -> dict:
             times: dict[str, list[float]] = {"none": [], "concat": [], "pagedkv": []}
             for i in range(args.repeats):
                 for name, call in (
-                        ("pagedkv", lambda: paged(i)),
-                        ("concat", lambda: model.forward([ids[n + i]], [n + i], concat))):
+                    ("pagedkv", lambda: paged(i)),
+                    ("concat", lambda: model.forward([ids[n + i]], [n + i], concat)),
+                ):
                     start = perf_counter()
                     call()
                     times[name].append(perf_counter() - start)
                 if i < max(1, min(3, 4096 // n)):
                     start = perf_counter()
-                    model.forward(ids[: n + i + 1], np.arange(n + i + 1),
-                                  NoCache(model.config, double=False), [n + i])
+                    model.forward(
+                        ids[: n + i + 1],
+                        np.arange(n + i + 1),
+                        NoCache(model.config, double=False),
+                        [n + i],
+                    )
                     times["none"].append(perf_counter() - start)
-        rows.append({"context": n, **{f"{k}_tokens_per_second": 1 / float(np.median(v))
-                                      for k, v in times.items()}})
+        rows.append(
+            {
+                "context": n,
+                **{f"{k}_tokens_per_second": 1 / float(np.median(v)) for k, v in times.items()},
+            }
+        )
         print("  ".join(f"{k}={v:.4g}" for k, v in rows[-1].items()), file=sys.stderr, flush=True)
     return {"lengths": rows}
 
@@ -126,21 +136,32 @@ def split(model: Model, args: argparse.Namespace) -> dict:
         kernel = store.cache.kernel
     order = np.argsort(totals)[: max(1, len(totals) // 2)]  # the calmer half of the steps
     total = float(np.mean([totals[i] for i in order]))
-    parts = {name: float(np.mean([samples[i].get(name, 0.0) for i in order]))
-             for name in ("matmul", "write", "attend", "bookkeeping")}
+    parts = {
+        name: float(np.mean([samples[i].get(name, 0.0) for i in order]))
+        for name in ("matmul", "write", "attend", "bookkeeping")
+    }
     parts["python"] = total - sum(parts.values())
     n_bytes = args.batch * (args.context + args.repeats / 2) * config.kv_bytes_per_token(element)
     limit = max(limits)
     rate = n_bytes / (parts["write"] + parts["attend"])
     best = n_bytes / min(s["write"] + s["attend"] for s in samples)
-    return {"split": {
-        "batch": args.batch, "context": args.context, "dtype": args.cache_dtype, "kernel": kernel,
-        "step_ms": total * 1e3, **{f"{k}_ms": v * 1e3 for k, v in parts.items()},
-        **{f"{k}_share": v / total for k, v in parts.items()},
-        "kv_megabytes": n_bytes / 1e6, "write_attend_gb_per_s": rate / 1e9,
-        "write_attend_best_gb_per_s": best / 1e9,
-        "read_limit_gb_per_s": limit / 1e9, "fraction_of_read_limit": rate / limit,
-        "best_fraction_of_read_limit": best / limit}}
+    return {
+        "split": {
+            "batch": args.batch,
+            "context": args.context,
+            "dtype": args.cache_dtype,
+            "kernel": kernel,
+            "step_ms": total * 1e3,
+            **{f"{k}_ms": v * 1e3 for k, v in parts.items()},
+            **{f"{k}_share": v / total for k, v in parts.items()},
+            "kv_megabytes": n_bytes / 1e6,
+            "write_attend_gb_per_s": rate / 1e9,
+            "write_attend_best_gb_per_s": best / 1e9,
+            "read_limit_gb_per_s": limit / 1e9,
+            "fraction_of_read_limit": rate / limit,
+            "best_fraction_of_read_limit": best / limit,
+        }
+    }
 
 
 def prefix(model: Model, args: argparse.Namespace) -> dict:
@@ -161,17 +182,22 @@ def prefix(model: Model, args: argparse.Namespace) -> dict:
                 into.append(request.first_token_at - request.submitted_at)
                 if use and request.cached_tokens < args.system_tokens - 16:
                     raise AssertionError(f"only {request.cached_tokens} tokens were attached")
-    return {"prefix": {"system_tokens": args.system_tokens,
-                       "ttft_cold_ms": float(np.median(cold)) * 1e3,
-                       "ttft_hit_ms": float(np.median(warm)) * 1e3,
-                       "speedup": float(np.median(cold) / np.median(warm))}}
+    return {
+        "prefix": {
+            "system_tokens": args.system_tokens,
+            "ttft_cold_ms": float(np.median(cold)) * 1e3,
+            "ttft_hit_ms": float(np.median(warm)) * 1e3,
+            "speedup": float(np.median(cold) / np.median(warm)),
+        }
+    }
 
 
 def bounded(model: Model, args: argparse.Namespace) -> dict:
     """Decodes far beyond the trained length under SINK with compact positions."""
     policy = pagedkv.EvictPolicy("sink", args.budget, positions="compact")
-    with PagedStore(model.config, dtype=args.cache_dtype, memory=512 << 20, policy=policy,
-                    prefix=0) as store:
+    with PagedStore(
+        model.config, dtype=args.cache_dtype, memory=512 << 20, policy=policy, prefix=0
+    ) as store:
         seq = store.cache.sequence()
         _feed(model, store, seq, filler(5, args.budget, model.config.vocab_size))
         token, seconds, pages, metadata = 1000, [], [], []
@@ -186,12 +212,18 @@ def bounded(model: Model, args: argparse.Namespace) -> dict:
             pages.append(counters.pages_used)
             metadata.append(counters.metadata_bytes)
     tenth = max(1, args.decode // 10)
-    return {"bounded": {
-        "decoded": args.decode, "budget": args.budget,
-        "pages_max": max(pages), "pages_after_first_tenth": max(pages[:tenth]),
-        "metadata_bytes_first_tenth": metadata[tenth - 1], "metadata_bytes_end": metadata[-1],
-        "us_per_token_first_tenth": float(np.median(seconds[:tenth])) * 1e6,
-        "us_per_token_last_tenth": float(np.median(seconds[-tenth:])) * 1e6}}
+    return {
+        "bounded": {
+            "decoded": args.decode,
+            "budget": args.budget,
+            "pages_max": max(pages),
+            "pages_after_first_tenth": max(pages[:tenth]),
+            "metadata_bytes_first_tenth": metadata[tenth - 1],
+            "metadata_bytes_end": metadata[-1],
+            "us_per_token_first_tenth": float(np.median(seconds[:tenth])) * 1e6,
+            "us_per_token_last_tenth": float(np.median(seconds[-tenth:])) * 1e6,
+        }
+    }
 
 
 def overhead(model: Model, args: argparse.Namespace) -> dict:
@@ -218,8 +250,12 @@ def overhead(model: Model, args: argparse.Namespace) -> dict:
             batch.add(seq, [1])
             batch.reserve()
             plan.build(batch)
-            rk, rv, rq, ro = (pagedkv.Rows(k), pagedkv.Rows(v), pagedkv.Rows(q),
-                              pagedkv.RowsOut(out))
+            rk, rv, rq, ro = (
+                pagedkv.Rows(k),
+                pagedkv.Rows(v),
+                pagedkv.Rows(q),
+                pagedkv.RowsOut(out),
+            )
             handle = plan._handle
             raw = best(lambda: lib.pkv_write(handle, 0, rk.ref, rv.ref, 0, 1))
             result["write"] = best(lambda: plan.write(0, k, v)) - raw
@@ -234,12 +270,20 @@ def overhead(model: Model, args: argparse.Namespace) -> dict:
 def _plot_lengths(rows: list[dict], path: Path) -> None:
     from .quality import _axes
 
-    figure, axes = _axes("Decoding one token: SmolLM2-135M on numpy", "context (tokens)",
-                         "tokens per second")
-    for name, label in (("none", "no cache (recompute)"), ("concat", "concatenating cache"),
-                        ("pagedkv", "pagedkv")):
-        axes.plot([r["context"] for r in rows], [r[f"{name}_tokens_per_second"] for r in rows],
-                  marker="o", label=label)
+    figure, axes = _axes(
+        "Decoding one token: SmolLM2-135M on numpy", "context (tokens)", "tokens per second"
+    )
+    for name, label in (
+        ("none", "no cache (recompute)"),
+        ("concat", "concatenating cache"),
+        ("pagedkv", "pagedkv"),
+    ):
+        axes.plot(
+            [r["context"] for r in rows],
+            [r[f"{name}_tokens_per_second"] for r in rows],
+            marker="o",
+            label=label,
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter("{x:.0f}")
@@ -248,14 +292,20 @@ def _plot_lengths(rows: list[dict], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parts = {"lengths": lengths, "split": split, "prefix": prefix, "bounded": bounded,
-             "overhead": overhead}
+    parts = {
+        "lengths": lengths,
+        "split": split,
+        "prefix": prefix,
+        "bounded": bounded,
+        "overhead": overhead,
+    }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", nargs="+", choices=(*parts, "all"))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--cache-dtype", choices=("f32", "f16", "bf16"), default="f16")
-    parser.add_argument("--lengths", type=int, nargs="+",
-                        default=[64, 128, 256, 512, 1024, 2048, 4096])
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096]
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--system-tokens", type=int, default=2048)

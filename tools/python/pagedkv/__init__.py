@@ -17,14 +17,39 @@ Names follow the C API; every failure raises a :class:`PagedKVError` and changes
 """
 
 from ._library import API_VERSION, LibraryNotFound, lib
-from ._structs import (CONSTANTS, CopyStruct, Event, EvictInfo, EvictRun, GroupInfo, GroupStats,
-                       IndexStats, PrefixStats, SeqInfo, Stats)
+from ._structs import (
+    CONSTANTS,
+    CopyStruct,
+    Event,
+    EvictInfo,
+    EvictRun,
+    GroupInfo,
+    GroupStats,
+    IndexStats,
+    PrefixStats,
+    SeqInfo,
+    Stats,
+)
 from .arrays import Rows, RowsOut, from_bf16, to_bf16
 from .batch import Batch
 from .cache import Cache, Group, RopeInfo, config_bounds, kernels
-from .errors import (Busy, Corrupt, Dropped, ForeignHandle, InvalidArgument, NoMemory,
-                     NotSupported, OSFailure, OutOfOrder, OutOfPages, OutOfRange, PagedKVError,
-                     StaleHandle, Unsafe, VersionMismatch)
+from .errors import (
+    Busy,
+    Corrupt,
+    Dropped,
+    ForeignHandle,
+    InvalidArgument,
+    NoMemory,
+    NotSupported,
+    OSFailure,
+    OutOfOrder,
+    OutOfPages,
+    OutOfRange,
+    PagedKVError,
+    StaleHandle,
+    Unsafe,
+    VersionMismatch,
+)
 from .evict import POLICIES, EvictPolicy
 from .plan import Plan, merge_states
 from .prefix import BlockIndex, Match, PrefixIndex, digest_tokens, prefix_policies
@@ -39,12 +64,53 @@ def library_version() -> str:
 
 
 __all__ = [
-    "API_VERSION", "Batch", "BlockIndex", "Busy", "CONSTANTS", "Cache", "CopyStruct", "Corrupt", "Dropped",
-    "Event", "EvictInfo", "EvictPolicy", "EvictRun", "ForeignHandle", "Group", "GroupInfo",
-    "GroupStats", "IndexStats", "InvalidArgument", "LibraryNotFound", "Match", "NoMemory", "NotSupported", "OSFailure",
-    "OutOfOrder", "OutOfPages", "OutOfRange", "POLICIES", "PagedKVError", "Plan", "PrefixIndex",
-    "PrefixStats", "RopeInfo",
-    "Rows", "RowsOut", "SeqInfo", "Sequence", "StaleHandle", "Stats", "Unsafe", "VersionMismatch",
-    "config_bounds", "digest_tokens", "from_bf16", "kernels", "library_version", "merge_states",
-    "prefix_policies", "to_bf16",
+    "API_VERSION",
+    "Batch",
+    "BlockIndex",
+    "Busy",
+    "CONSTANTS",
+    "Cache",
+    "CopyStruct",
+    "Corrupt",
+    "Dropped",
+    "Event",
+    "EvictInfo",
+    "EvictPolicy",
+    "EvictRun",
+    "ForeignHandle",
+    "Group",
+    "GroupInfo",
+    "GroupStats",
+    "IndexStats",
+    "InvalidArgument",
+    "LibraryNotFound",
+    "Match",
+    "NoMemory",
+    "NotSupported",
+    "OSFailure",
+    "OutOfOrder",
+    "OutOfPages",
+    "OutOfRange",
+    "POLICIES",
+    "PagedKVError",
+    "Plan",
+    "PrefixIndex",
+    "PrefixStats",
+    "RopeInfo",
+    "Rows",
+    "RowsOut",
+    "SeqInfo",
+    "Sequence",
+    "StaleHandle",
+    "Stats",
+    "Unsafe",
+    "VersionMismatch",
+    "config_bounds",
+    "digest_tokens",
+    "from_bf16",
+    "kernels",
+    "library_version",
+    "merge_states",
+    "prefix_policies",
+    "to_bf16",
 ]

@@ -8,11 +8,35 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._structs import (BatchHandle, ConfigStruct, CopyStruct, Event, EvictConfigStruct, EvictInfo,
-                       EvictRun, GroupInfo, GroupStats, IndexConfigStruct, IndexStats, MatchStruct,
-                       NamespaceStruct, PlanOptionsStruct, PrefixQuotaStruct, PrefixStats,
-                       RowsOutStruct, RowsStruct, SeqHandle, SeqInfo, Stats, i32, ptr, size, text,
-                       u32, u64)
+from ._structs import (
+    BatchHandle,
+    ConfigStruct,
+    CopyStruct,
+    Event,
+    EvictConfigStruct,
+    EvictInfo,
+    EvictRun,
+    GroupInfo,
+    GroupStats,
+    IndexConfigStruct,
+    IndexStats,
+    MatchStruct,
+    NamespaceStruct,
+    PlanOptionsStruct,
+    PrefixQuotaStruct,
+    PrefixStats,
+    RowsOutStruct,
+    RowsStruct,
+    SeqHandle,
+    SeqInfo,
+    Stats,
+    i32,
+    ptr,
+    size,
+    text,
+    u32,
+    u64,
+)
 
 #: Version of the C API that this binding speaks (major, minor).
 API_VERSION = (0, 1)
@@ -157,8 +181,13 @@ def _candidates() -> Iterator[str]:
         yield given
         return
     try:
-        answer = subprocess.run(["pkg-config", "--variable=libdir", "pagedkv"],
-                                capture_output=True, text=True, check=True, timeout=10)
+        answer = subprocess.run(
+            ["pkg-config", "--variable=libdir", "pagedkv"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
         yield str(Path(answer.stdout.strip()) / "libpagedkv.so")
     except (OSError, subprocess.SubprocessError):
         pass
@@ -176,9 +205,10 @@ def load() -> C.CDLL:
         except OSError as error:
             tried.append(f"{name}: {error}")
     else:
-        raise LibraryNotFound("libpagedkv.so was not found; set PAGEDKV_LIBRARY to its path or"
-                              " install it (meson install, then ldconfig):\n  "
-                              + "\n  ".join(tried))
+        raise LibraryNotFound(
+            "libpagedkv.so was not found; set PAGEDKV_LIBRARY to its path or"
+            " install it (meson install, then ldconfig):\n  " + "\n  ".join(tried)
+        )
     for name, (result, arguments) in SIGNATURES.items():
         try:
             function = getattr(library, name)
@@ -190,7 +220,8 @@ def load() -> C.CDLL:
     if (version >> 16, version >> 8 & 0xFF) != API_VERSION:
         raise LibraryNotFound(
             f"libpagedkv is version {library.pkv_version_string().decode()}, this binding needs"
-            f" {API_VERSION[0]}.{API_VERSION[1]}.x")
+            f" {API_VERSION[0]}.{API_VERSION[1]}.x"
+        )
     return library
 
 

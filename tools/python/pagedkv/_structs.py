@@ -6,28 +6,74 @@ from __future__ import annotations
 import ctypes as C
 
 u32, u64, i32, i64 = C.c_uint32, C.c_uint64, C.c_int32, C.c_int64
-size, diff, f32, f64, ptr, text = (C.c_size_t, C.c_ssize_t, C.c_float, C.c_double, C.c_void_p,
-                                   C.c_char_p)
+size, diff, f32, f64, ptr, text = (
+    C.c_size_t,
+    C.c_ssize_t,
+    C.c_float,
+    C.c_double,
+    C.c_void_p,
+    C.c_char_p,
+)
 
 #: Named constants: ``PKV_`` + name in the headers.
 CONSTANTS: dict[str, int] = {
-    "OK": 0, "EINVAL": -1, "ENOMEM": -2, "ENOPAGES": -3, "ESTALE": -4, "EFOREIGN": -5,
-    "EBUSY": -6, "ESTATE": -7, "ERANGE": -8, "ENOTSUP": -9, "EDROPPED": -10, "ECORRUPT": -11,
-    "EVERSION": -12, "EUNSAFE": -13, "EIO": -14,
-    "DTYPE_F32": 1, "DTYPE_F16": 2, "DTYPE_BF16": 3,
-    "STORAGE_NONE": 0, "STORAGE_HOST": 1, "STORAGE_EXTERNAL": 2,
-    "SIGNAL_BOUNDS": 1, "SIGNAL_KEYSUM": 2,
-    "DEBUG_POISON": 1, "DEBUG_CHECKSUM": 2,
-    "LAYOUT_NHD": 1, "LAYOUT_HND": 2,
-    "EVENT_PAGE_ALLOC": 1, "EVENT_PAGE_FREE": 2, "EVENT_PAGE_SHARE": 3, "EVENT_PAGE_COPY": 4,
-    "EVENT_PAGE_SEAL": 5, "EVENT_PAGE_PUBLISH": 6, "EVENT_PAGE_EVICT": 7,
-    "EVENT_PAGE_RECLAIM": 8, "EVENT_PAGE_WINDOW": 9, "EVENT_REGION_MAP": 10,
-    "EVENT_REGION_UNMAP": 11, "EVENT_LIMIT": 12, "EVENT_EVICT_REGRET": 13,
-    "EVICT_NONE": 0, "EVICT_WINDOW": 1, "EVICT_SINK": 2, "EVICT_MASS": 3, "EVICT_OBS": 4,
-    "EVICT_KEYDIFF": 5, "EVICT_LRU_MASS": 6, "EVICT_RANDOM": 7, "EVICT_CALLBACK": 8,
-    "EVICT_TOPK": 9, "EVICT_FULL_GROUPS": 0xFFFFFFFF, "EVICT_AUTO": 0xFFFFFFFF,
-    "BUDGET_TOKENS": 0, "BUDGET_PAGES": 1, "BUDGET_BYTES": 2,
-    "POSITION_ORIGINAL": 0, "POSITION_COMPACT": 1,
+    "OK": 0,
+    "EINVAL": -1,
+    "ENOMEM": -2,
+    "ENOPAGES": -3,
+    "ESTALE": -4,
+    "EFOREIGN": -5,
+    "EBUSY": -6,
+    "ESTATE": -7,
+    "ERANGE": -8,
+    "ENOTSUP": -9,
+    "EDROPPED": -10,
+    "ECORRUPT": -11,
+    "EVERSION": -12,
+    "EUNSAFE": -13,
+    "EIO": -14,
+    "DTYPE_F32": 1,
+    "DTYPE_F16": 2,
+    "DTYPE_BF16": 3,
+    "STORAGE_NONE": 0,
+    "STORAGE_HOST": 1,
+    "STORAGE_EXTERNAL": 2,
+    "SIGNAL_BOUNDS": 1,
+    "SIGNAL_KEYSUM": 2,
+    "DEBUG_POISON": 1,
+    "DEBUG_CHECKSUM": 2,
+    "LAYOUT_NHD": 1,
+    "LAYOUT_HND": 2,
+    "EVENT_PAGE_ALLOC": 1,
+    "EVENT_PAGE_FREE": 2,
+    "EVENT_PAGE_SHARE": 3,
+    "EVENT_PAGE_COPY": 4,
+    "EVENT_PAGE_SEAL": 5,
+    "EVENT_PAGE_PUBLISH": 6,
+    "EVENT_PAGE_EVICT": 7,
+    "EVENT_PAGE_RECLAIM": 8,
+    "EVENT_PAGE_WINDOW": 9,
+    "EVENT_REGION_MAP": 10,
+    "EVENT_REGION_UNMAP": 11,
+    "EVENT_LIMIT": 12,
+    "EVENT_EVICT_REGRET": 13,
+    "EVICT_NONE": 0,
+    "EVICT_WINDOW": 1,
+    "EVICT_SINK": 2,
+    "EVICT_MASS": 3,
+    "EVICT_OBS": 4,
+    "EVICT_KEYDIFF": 5,
+    "EVICT_LRU_MASS": 6,
+    "EVICT_RANDOM": 7,
+    "EVICT_CALLBACK": 8,
+    "EVICT_TOPK": 9,
+    "EVICT_FULL_GROUPS": 0xFFFFFFFF,
+    "EVICT_AUTO": 0xFFFFFFFF,
+    "BUDGET_TOKENS": 0,
+    "BUDGET_PAGES": 1,
+    "BUDGET_BYTES": 2,
+    "POSITION_ORIGINAL": 0,
+    "POSITION_COMPACT": 1,
 }
 
 
@@ -43,8 +89,11 @@ class Struct(C.Structure):
 
     def as_dict(self) -> dict[str, int | float]:
         """Public scalar fields by name."""
-        return {name: getattr(self, name) for name, *_ in self._fields_
-                if name != "struct_size" and not _is_reserved(name)}
+        return {
+            name: getattr(self, name)
+            for name, *_ in self._fields_
+            if name != "struct_size" and not _is_reserved(name)
+        }
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{key}={value}" for key, value in self.as_dict().items())
@@ -63,48 +112,99 @@ class BatchHandle(Struct):
 
 class GroupConfigStruct(Struct):
     c_name = "pkv_group_config"
-    _fields_ = [("n_layers", u32), ("kv_heads", u32), ("q_heads", u32), ("head_dim_k", u32),
-                ("head_dim_v", u32), ("window", u32), ("dtype", i32), ("max_pages", u32),
-                ("layers", C.POINTER(u32)), ("external_base", ptr), ("external_bytes", size),
-                ("reserved", u64 * 4)]
+    _fields_ = [
+        ("n_layers", u32),
+        ("kv_heads", u32),
+        ("q_heads", u32),
+        ("head_dim_k", u32),
+        ("head_dim_v", u32),
+        ("window", u32),
+        ("dtype", i32),
+        ("max_pages", u32),
+        ("layers", C.POINTER(u32)),
+        ("external_base", ptr),
+        ("external_bytes", size),
+        ("reserved", u64 * 4),
+    ]
 
 
 class RopeConfigStruct(Struct):
     c_name = "pkv_rope_config"
-    _fields_ = [("rotary_dims", u32), ("interleaved", u32), ("theta", f64),
-                ("position_scale", f64), ("frequencies", C.POINTER(f64))]
+    _fields_ = [
+        ("rotary_dims", u32),
+        ("interleaved", u32),
+        ("theta", f64),
+        ("position_scale", f64),
+        ("frequencies", C.POINTER(f64)),
+    ]
 
 
 class ConfigStruct(Struct):
     c_name = "pkv_config"
-    _fields_ = [("struct_size", size), ("page_tokens", u32), ("n_groups", u32),
-                ("groups", C.POINTER(GroupConfigStruct)), ("storage", i32), ("debug", u32),
-                ("memory_limit", u64), ("region_bytes", u64), ("max_sequences", u32),
-                ("max_batches", u32), ("event_capacity", u32), ("prefix", u32),
-                ("huge_pages", u32), ("numa_node", i32), ("watermark_pages", u32),
-                ("fork_policy", u32), ("allocator", ptr), ("log", ptr), ("log_user", ptr),
-                ("clock", ptr), ("clock_user", ptr), ("isa", text),
-                ("rope", C.POINTER(RopeConfigStruct)), ("signals", u32), ("prefix_policy", text),
-                ("prefix_key", u64 * 2), ("reserved", u64 * 8)]
+    _fields_ = [
+        ("struct_size", size),
+        ("page_tokens", u32),
+        ("n_groups", u32),
+        ("groups", C.POINTER(GroupConfigStruct)),
+        ("storage", i32),
+        ("debug", u32),
+        ("memory_limit", u64),
+        ("region_bytes", u64),
+        ("max_sequences", u32),
+        ("max_batches", u32),
+        ("event_capacity", u32),
+        ("prefix", u32),
+        ("huge_pages", u32),
+        ("numa_node", i32),
+        ("watermark_pages", u32),
+        ("fork_policy", u32),
+        ("allocator", ptr),
+        ("log", ptr),
+        ("log_user", ptr),
+        ("clock", ptr),
+        ("clock_user", ptr),
+        ("isa", text),
+        ("rope", C.POINTER(RopeConfigStruct)),
+        ("signals", u32),
+        ("prefix_policy", text),
+        ("prefix_key", u64 * 2),
+        ("reserved", u64 * 8),
+    ]
 
 
 class GroupInfo(Struct):
     """What a layer group looks like after creation (``pkv_group_info``)."""
 
     c_name = "pkv_group_info"
-    _fields_ = [("struct_size", size), ("n_layers", u32), ("kv_heads", u32), ("q_heads", u32),
-                ("head_dim_k", u32), ("head_dim_v", u32), ("window", u32), ("dtype", i32),
-                ("pages_per_region", u32), ("page_bytes", u64), ("layer_bytes", u64),
-                ("token_bytes", u64)]
+    _fields_ = [
+        ("struct_size", size),
+        ("n_layers", u32),
+        ("kv_heads", u32),
+        ("q_heads", u32),
+        ("head_dim_k", u32),
+        ("head_dim_v", u32),
+        ("window", u32),
+        ("dtype", i32),
+        ("pages_per_region", u32),
+        ("page_bytes", u64),
+        ("layer_bytes", u64),
+        ("token_bytes", u64),
+    ]
 
 
 class SeqInfo(Struct):
     """State of a sequence in one group (``pkv_seq_info``)."""
 
     c_name = "pkv_seq_info"
-    _fields_ = [("struct_size", size), ("length", u64), ("resident_tokens", u64),
-                ("resident_pages", u32), ("shared_pages", u32), ("dropped_pages", u32),
-                ("in_batch", u32)]
+    _fields_ = [
+        ("struct_size", size),
+        ("length", u64),
+        ("resident_tokens", u64),
+        ("resident_pages", u32),
+        ("shared_pages", u32),
+        ("dropped_pages", u32),
+        ("in_batch", u32),
+    ]
 
 
 class CopyStruct(Struct):
@@ -116,8 +216,14 @@ class CopyStruct(Struct):
 
 class RowsStruct(Struct):
     c_name = "pkv_rows"
-    _fields_ = [("data", ptr), ("dtype", i32), ("heads", u32), ("dim", u32),
-                ("token_stride", diff), ("head_stride", diff)]
+    _fields_ = [
+        ("data", ptr),
+        ("dtype", i32),
+        ("heads", u32),
+        ("dim", u32),
+        ("token_stride", diff),
+        ("head_stride", diff),
+    ]
 
 
 class RowsOutStruct(Struct):
@@ -127,40 +233,97 @@ class RowsOutStruct(Struct):
 
 class PlanOptionsStruct(Struct):
     c_name = "pkv_plan_options"
-    _fields_ = [("struct_size", size), ("scale", f32), ("softcap", f32),
-                ("alibi_slopes", C.POINTER(f32)), ("sinks", C.POINTER(f32)),
-                ("sinks_stride", u32), ("concurrent_layers", u32), ("cascade", u32),
-                ("mass", u32), ("max_threads", u32), ("reserved", u64 * 8)]
+    _fields_ = [
+        ("struct_size", size),
+        ("scale", f32),
+        ("softcap", f32),
+        ("alibi_slopes", C.POINTER(f32)),
+        ("sinks", C.POINTER(f32)),
+        ("sinks_stride", u32),
+        ("concurrent_layers", u32),
+        ("cascade", u32),
+        ("mass", u32),
+        ("max_threads", u32),
+        ("reserved", u64 * 8),
+    ]
 
 
 class Stats(Struct):
     """Counters of a cache (``pkv_stats``)."""
 
     c_name = "pkv_stats"
-    _fields_ = [("struct_size", size)] + [(name, u64) for name in (
-        "memory_limit", "region_bytes", "metadata_bytes", "metadata_bytes_allocator",
-        "metadata_bytes_peak", "region_bytes_peak", "pages_total", "pages_used", "pages_cached",
-        "pages_free", "pages_shared", "bytes_used", "bytes_live", "sequences", "batches",
-        "tokens", "page_allocs", "page_frees", "page_copies", "pages_sealed", "pages_evicted",
-        "pages_reclaimed", "pages_window_released", "reserve_failures", "events_dropped",
-        "prefix_lookups", "prefix_tokens_asked", "prefix_tokens_hit", "prefix_nodes",
-        "evict_regret_steps", "evict_regret_checks")] + [("reserved", u64 * 8)]
+    _fields_ = (
+        [("struct_size", size)]
+        + [
+            (name, u64)
+            for name in (
+                "memory_limit",
+                "region_bytes",
+                "metadata_bytes",
+                "metadata_bytes_allocator",
+                "metadata_bytes_peak",
+                "region_bytes_peak",
+                "pages_total",
+                "pages_used",
+                "pages_cached",
+                "pages_free",
+                "pages_shared",
+                "bytes_used",
+                "bytes_live",
+                "sequences",
+                "batches",
+                "tokens",
+                "page_allocs",
+                "page_frees",
+                "page_copies",
+                "pages_sealed",
+                "pages_evicted",
+                "pages_reclaimed",
+                "pages_window_released",
+                "reserve_failures",
+                "events_dropped",
+                "prefix_lookups",
+                "prefix_tokens_asked",
+                "prefix_tokens_hit",
+                "prefix_nodes",
+                "evict_regret_steps",
+                "evict_regret_checks",
+            )
+        ]
+        + [("reserved", u64 * 8)]
+    )
 
 
 class GroupStats(Struct):
     """One group's share of the counters (``pkv_group_stats``)."""
 
     c_name = "pkv_group_stats"
-    _fields_ = [("struct_size", size)] + [(name, u64) for name in (
-        "pages_total", "pages_used", "pages_cached", "pages_free", "page_bytes", "regions")]
+    _fields_ = [("struct_size", size)] + [
+        (name, u64)
+        for name in (
+            "pages_total",
+            "pages_used",
+            "pages_cached",
+            "pages_free",
+            "page_bytes",
+            "regions",
+        )
+    ]
 
 
 class Event(Struct):
     """One entry of the event ring (``pkv_event``)."""
 
     c_name = "pkv_event"
-    _fields_ = [("number", u64), ("time_ns", u64), ("aux", u64), ("page", u64), ("seq", u64),
-                ("group", u32), ("kind", i32)]
+    _fields_ = [
+        ("number", u64),
+        ("time_ns", u64),
+        ("aux", u64),
+        ("page", u64),
+        ("seq", u64),
+        ("group", u32),
+        ("kind", i32),
+    ]
 
 
 #: float score callback of PKV_EVICT_CALLBACK: (user, seq, group, n_tokens, logical, scores, n).
@@ -169,12 +332,30 @@ SCORE_FN = C.CFUNCTYPE(None, ptr, SeqHandle, u32, u64, C.POINTER(u32), C.POINTER
 
 class EvictConfigStruct(Struct):
     c_name = "pkv_evict_config"
-    _fields_ = [("struct_size", size), ("kind", i32), ("budget_unit", i32), ("budget", u64),
-                ("sinks", u32), ("window", u32), ("position_mode", i32), ("gamma", f32),
-                ("normalize_age", u32), ("obs_rows", u32), ("epsilon", f32), ("pool", u32),
-                ("seed", u64), ("score", SCORE_FN), ("score_user", ptr), ("journal_steps", u32),
-                ("regret", u32), ("regret_pages", u32), ("regret_every", u32),
-                ("regret_rank", u32), ("mass_every", u32), ("reserved", u64 * 8)]
+    _fields_ = [
+        ("struct_size", size),
+        ("kind", i32),
+        ("budget_unit", i32),
+        ("budget", u64),
+        ("sinks", u32),
+        ("window", u32),
+        ("position_mode", i32),
+        ("gamma", f32),
+        ("normalize_age", u32),
+        ("obs_rows", u32),
+        ("epsilon", f32),
+        ("pool", u32),
+        ("seed", u64),
+        ("score", SCORE_FN),
+        ("score_user", ptr),
+        ("journal_steps", u32),
+        ("regret", u32),
+        ("regret_pages", u32),
+        ("regret_every", u32),
+        ("regret_rank", u32),
+        ("mass_every", u32),
+        ("reserved", u64 * 8),
+    ]
 
 
 class EvictRun(Struct):
@@ -188,11 +369,29 @@ class EvictInfo(Struct):
     """Eviction state of a sequence in one group (``pkv_evict_info``)."""
 
     c_name = "pkv_evict_info"
-    _fields_ = [("struct_size", size), ("kind", i32), ("position_mode", i32),
-                ("budget_pages", u32), ("sink_pages", u32), ("window_pages", u32),
-                ("resident_pages", u32), ("journal_pages", u32), ("tainted", u32)] + [
-        (name, u64) for name in ("dropped_tokens", "pages_evicted", "pages_restored", "salt",
-                                 "mass_steps", "regret_checks", "regrets", "regret_steps")]
+    _fields_ = [
+        ("struct_size", size),
+        ("kind", i32),
+        ("position_mode", i32),
+        ("budget_pages", u32),
+        ("sink_pages", u32),
+        ("window_pages", u32),
+        ("resident_pages", u32),
+        ("journal_pages", u32),
+        ("tainted", u32),
+    ] + [
+        (name, u64)
+        for name in (
+            "dropped_tokens",
+            "pages_evicted",
+            "pages_restored",
+            "salt",
+            "mass_steps",
+            "regret_checks",
+            "regrets",
+            "regret_steps",
+        )
+    ]
 
 
 class NamespaceStruct(Struct):
@@ -202,8 +401,14 @@ class NamespaceStruct(Struct):
 
 class MatchStruct(Struct):
     c_name = "pkv_match"
-    _fields_ = [("struct_size", size), ("cache", ptr), ("n_tokens", u64), ("n_pages", u32),
-                ("partial_tokens", u32), ("opaque", u64 * 5)]
+    _fields_ = [
+        ("struct_size", size),
+        ("cache", ptr),
+        ("n_tokens", u64),
+        ("n_pages", u32),
+        ("partial_tokens", u32),
+        ("opaque", u64 * 5),
+    ]
 
 
 class PrefixQuotaStruct(Struct):
@@ -215,9 +420,23 @@ class PrefixStats(Struct):
     """Counters of a namespace (``pkv_prefix_stats``)."""
 
     c_name = "pkv_prefix_stats"
-    _fields_ = [("struct_size", size)] + [(name, u64) for name in (
-        "lookups", "tokens_asked", "tokens_hit", "pages", "pages_published", "pages_reclaimed",
-        "pages_duplicate", "pins")] + [("reserved", u64 * 6)]
+    _fields_ = (
+        [("struct_size", size)]
+        + [
+            (name, u64)
+            for name in (
+                "lookups",
+                "tokens_asked",
+                "tokens_hit",
+                "pages",
+                "pages_published",
+                "pages_reclaimed",
+                "pages_duplicate",
+                "pins",
+            )
+        ]
+        + [("reserved", u64 * 6)]
+    )
 
 
 class DigestStruct(Struct):
@@ -227,22 +446,55 @@ class DigestStruct(Struct):
 
 class IndexConfigStruct(Struct):
     c_name = "pkv_index_config"
-    _fields_ = [("struct_size", size), ("pages", u64), ("policy", text), ("memory_limit", u64),
-                ("allocator", ptr), ("key", u64 * 2), ("reserved", u64 * 8)]
+    _fields_ = [
+        ("struct_size", size),
+        ("pages", u64),
+        ("policy", text),
+        ("memory_limit", u64),
+        ("allocator", ptr),
+        ("key", u64 * 2),
+        ("reserved", u64 * 8),
+    ]
 
 
 class IndexStats(Struct):
     """Counters of a free-standing index (``pkv_index_stats``)."""
 
     c_name = "pkv_index_stats"
-    _fields_ = [("struct_size", size), ("pages", u64), ("nodes", u64), ("metadata_bytes", u64),
-                ("requests", u64), ("reserved", u64 * 4)]
+    _fields_ = [
+        ("struct_size", size),
+        ("pages", u64),
+        ("nodes", u64),
+        ("metadata_bytes", u64),
+        ("requests", u64),
+        ("reserved", u64 * 4),
+    ]
 
 
 #: Every structure the tests compare with the headers.
 STRUCTS: tuple[type[Struct], ...] = (
-    SeqHandle, BatchHandle, GroupConfigStruct, RopeConfigStruct, ConfigStruct, GroupInfo, SeqInfo,
-    CopyStruct, RowsStruct, RowsOutStruct, PlanOptionsStruct, Stats, GroupStats, Event,
-    EvictConfigStruct, EvictRun, EvictInfo, NamespaceStruct, MatchStruct, PrefixQuotaStruct,
-    PrefixStats, DigestStruct, IndexConfigStruct, IndexStats,
+    SeqHandle,
+    BatchHandle,
+    GroupConfigStruct,
+    RopeConfigStruct,
+    ConfigStruct,
+    GroupInfo,
+    SeqInfo,
+    CopyStruct,
+    RowsStruct,
+    RowsOutStruct,
+    PlanOptionsStruct,
+    Stats,
+    GroupStats,
+    Event,
+    EvictConfigStruct,
+    EvictRun,
+    EvictInfo,
+    NamespaceStruct,
+    MatchStruct,
+    PrefixQuotaStruct,
+    PrefixStats,
+    DigestStruct,
+    IndexConfigStruct,
+    IndexStats,
 )

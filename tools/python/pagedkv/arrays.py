@@ -11,11 +11,17 @@ import numpy.typing as npt
 from ._structs import CONSTANTS, RowsOutStruct, RowsStruct
 
 #: Element type codes by name.
-DTYPES = {"f32": CONSTANTS["DTYPE_F32"], "f16": CONSTANTS["DTYPE_F16"],
-          "bf16": CONSTANTS["DTYPE_BF16"]}
+DTYPES = {
+    "f32": CONSTANTS["DTYPE_F32"],
+    "f16": CONSTANTS["DTYPE_F16"],
+    "bf16": CONSTANTS["DTYPE_BF16"],
+}
 #: The numpy type that holds an element. bf16 travels as its bits.
-STORAGE_DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16),
-                  "bf16": np.dtype(np.uint16)}
+STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(np.uint16),
+}
 _CODE_OF = {np.dtype(np.float32): DTYPES["f32"], np.dtype(np.float16): DTYPES["f16"]}
 
 
@@ -33,8 +39,10 @@ def dtype_code(array: npt.NDArray[Any], name: str | None = None) -> int:
         return code
     if dtype.name == "bfloat16":  # the ml_dtypes package
         return DTYPES["bf16"]
-    raise TypeError(f"arrays of {dtype} are not supported: float32, float16, bfloat16, or uint16"
-                    " with dtype='bf16'")
+    raise TypeError(
+        f"arrays of {dtype} are not supported: float32, float16, bfloat16, or uint16"
+        " with dtype='bf16'"
+    )
 
 
 class _RowsBase:
@@ -79,12 +87,15 @@ class RowsOut(_RowsBase):
         super().__init__(array, dtype)
 
 
-def address(array: npt.NDArray[Any], dtype: npt.DTypeLike, shape: tuple[int, ...],
-            what: str) -> int:
+def address(
+    array: npt.NDArray[Any], dtype: npt.DTypeLike, shape: tuple[int, ...], what: str
+) -> int:
     """Address of an array that must be C-contiguous, of this type and shape."""
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(f"{what} must be a contiguous array of {np.dtype(dtype)} with shape"
-                         f" {shape}, not {array.dtype} {array.shape}")
+        raise ValueError(
+            f"{what} must be a contiguous array of {np.dtype(dtype)} with shape"
+            f" {shape}, not {array.dtype} {array.shape}"
+        )
     return array.ctypes.data
 
 

@@ -21,12 +21,12 @@ _ENOPAGES, _ERANGE, _EUNSAFE = (CONSTANTS[name] for name in ("ENOPAGES", "ERANGE
 class Batch:
     """A batch (``pkv_batch``). Leaving a ``with`` block that did not commit aborts it.
 
-        with cache.batch() as batch:
-            batch.add(seq, tokens)
-            batch.reserve()
-            plan.build(batch)
-            …
-            batch.commit()
+    with cache.batch() as batch:
+        batch.add(seq, tokens)
+        batch.reserve()
+        plan.build(batch)
+        …
+        batch.commit()
     """
 
     __slots__ = ("cache", "handle", "_entries", "_policies", "_open")
@@ -71,8 +71,10 @@ class Batch:
     def shortfall(self) -> list[int]:
         """Pages missing per group after the last failed reserve."""
         missing = (C.c_uint32 * self.cache.n_groups)()
-        self.cache.check(lib.pkv_batch_shortfall(self.handle, missing, self.cache.n_groups),
-                         "pkv_batch_shortfall")
+        self.cache.check(
+            lib.pkv_batch_shortfall(self.handle, missing, self.cache.n_groups),
+            "pkv_batch_shortfall",
+        )
         return list(missing)
 
     def commit(self) -> None:
@@ -107,16 +109,21 @@ class Batch:
     def __enter__(self) -> Batch:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._open and not self.cache.closed:
             self.abort()
 
     def size(self) -> tuple[int, int]:
         """Entries, and new tokens over all of them."""
         entries, tokens = C.c_uint32(), C.c_uint64()
-        self.cache.check(lib.pkv_batch_size(self.handle, C.byref(entries), C.byref(tokens)),
-                         "pkv_batch_size")
+        self.cache.check(
+            lib.pkv_batch_size(self.handle, C.byref(entries), C.byref(tokens)), "pkv_batch_size"
+        )
         return entries.value, tokens.value
 
     def copies(self) -> list[CopyStruct]:
@@ -126,8 +133,9 @@ class Batch:
         if status and status != _ERANGE:
             self.cache.check(status, "pkv_batch_copies")
         copies = (CopyStruct * max(1, n.value))()
-        self.cache.check(lib.pkv_batch_copies(self.handle, copies, n.value, C.byref(n)),
-                         "pkv_batch_copies")
+        self.cache.check(
+            lib.pkv_batch_copies(self.handle, copies, n.value, C.byref(n)), "pkv_batch_copies"
+        )
         return list(copies[: n.value])
 
     def admit_check(self) -> int | None:
@@ -141,44 +149,68 @@ class Batch:
 
     # exports for other kernels
 
-    def csr(self, group: int = 0) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32],
-                                           npt.NDArray[np.int32]]:
-        """FlashInfer's page table: indptr ``[entries + 1]``, indices, last_page_len ``[entries]``."""
+    def csr(
+        self, group: int = 0
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """FlashInfer's table: indptr ``[entries + 1]``, indices, last_page_len ``[entries]``."""
         indptr = np.zeros(self._entries + 1, np.int32)
         last = np.zeros(self._entries, np.int32)
         n = C.c_uint32(0)
-        status = lib.pkv_export_csr(self.handle, group, indptr.ctypes.data, None, C.byref(n),
-                                    last.ctypes.data)
+        status = lib.pkv_export_csr(
+            self.handle, group, indptr.ctypes.data, None, C.byref(n), last.ctypes.data
+        )
         if status and status != _ERANGE:
             self.cache.check(status, "pkv_export_csr")
         indices = np.zeros(n.value, np.int32)
-        self.cache.check(lib.pkv_export_csr(self.handle, group, indptr.ctypes.data,
-                                            indices.ctypes.data, C.byref(n), last.ctypes.data),
-                         "pkv_export_csr")
+        self.cache.check(
+            lib.pkv_export_csr(
+                self.handle,
+                group,
+                indptr.ctypes.data,
+                indices.ctypes.data,
+                C.byref(n),
+                last.ctypes.data,
+            ),
+            "pkv_export_csr",
+        )
         return indptr, indices, last
 
     def block_table(self, row_stride: int, group: int = 0) -> npt.NDArray[np.int32]:
         """vLLM's padded block table ``[entries, row_stride]``, -1 padded."""
         table = np.zeros((self._entries, row_stride), np.int32)
-        self.cache.check(lib.pkv_export_block_table(self.handle, group, table.ctypes.data,
-                                                    row_stride), "pkv_export_block_table")
+        self.cache.check(
+            lib.pkv_export_block_table(self.handle, group, table.ctypes.data, row_stride),
+            "pkv_export_block_table",
+        )
         return table
 
-    def block_table_update(self, table: npt.NDArray[np.int32],
-                           first_changed: npt.NDArray[np.uint32], group: int = 0) -> None:
+    def block_table_update(
+        self, table: npt.NDArray[np.int32], first_changed: npt.NDArray[np.uint32], group: int = 0
+    ) -> None:
         """Updates a table ``[entries, row_stride]`` in place from first_changed ``[entries]``."""
-        if (table.dtype != np.int32 or first_changed.dtype != np.uint32
-                or not table.flags.c_contiguous or len(table) != self._entries
-                or len(first_changed) != self._entries):
-            raise ValueError("table must be int32 [entries, stride], first_changed uint32 [entries]")
-        self.cache.check(lib.pkv_export_block_table_update(
-            self.handle, group, table.ctypes.data, table.shape[1], first_changed.ctypes.data),
-            "pkv_export_block_table_update")
+        if (
+            table.dtype != np.int32
+            or first_changed.dtype != np.uint32
+            or not table.flags.c_contiguous
+            or len(table) != self._entries
+            or len(first_changed) != self._entries
+        ):
+            raise ValueError(
+                "table must be int32 [entries, stride], first_changed uint32 [entries]"
+            )
+        self.cache.check(
+            lib.pkv_export_block_table_update(
+                self.handle, group, table.ctypes.data, table.shape[1], first_changed.ctypes.data
+            ),
+            "pkv_export_block_table_update",
+        )
 
     def slot_mapping(self, group: int = 0) -> npt.NDArray[np.int64]:
         """vLLM's slot of every new token ``[tokens]``: index * page_tokens + offset."""
         n = self.size()[1]
         slots = np.zeros(n, np.int64)
-        self.cache.check(lib.pkv_export_slot_mapping(self.handle, group, slots.ctypes.data, n),
-                         "pkv_export_slot_mapping")
+        self.cache.check(
+            lib.pkv_export_slot_mapping(self.handle, group, slots.ctypes.data, n),
+            "pkv_export_slot_mapping",
+        )
         return slots

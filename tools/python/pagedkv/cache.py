@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes as C
 import weakref
-from collections.abc import Iterable, Sequence as SequenceOf
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ._library import lib
-from ._structs import (CONSTANTS, ConfigStruct, Event, GroupConfigStruct, GroupInfo, GroupStats,
-                       RopeConfigStruct, Stats)
+from ._structs import (
+    CONSTANTS,
+    ConfigStruct,
+    Event,
+    GroupConfigStruct,
+    GroupInfo,
+    GroupStats,
+    RopeConfigStruct,
+    Stats,
+)
 from .arrays import DTYPES
 from .errors import InvalidArgument, check, make_error
 from .evict import EvictPolicy
@@ -25,8 +34,11 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .sequence import Sequence
 
-_STORAGE = {"none": CONSTANTS["STORAGE_NONE"], "host": CONSTANTS["STORAGE_HOST"],
-            "external": CONSTANTS["STORAGE_EXTERNAL"]}
+_STORAGE = {
+    "none": CONSTANTS["STORAGE_NONE"],
+    "host": CONSTANTS["STORAGE_HOST"],
+    "external": CONSTANTS["STORAGE_EXTERNAL"],
+}
 
 
 @dataclass(frozen=True)
@@ -114,8 +126,15 @@ class Cache:
                   signals, isa, debug, region_bytes, watermark_pages, prefix_policy, …
     """
 
-    def __init__(self, groups: Iterable[Group], *, page_tokens: int = 16,
-                 memory_limit: int = 1 << 30, storage: str = "host", **options: Any) -> None:
+    def __init__(
+        self,
+        groups: Iterable[Group],
+        *,
+        page_tokens: int = 16,
+        memory_limit: int = 1 << 30,
+        storage: str = "host",
+        **options: Any,
+    ) -> None:
         self._handle: int | None = None
         self.groups = list(groups)
         self._keep: list[Any] = [group.external for group in self.groups]
@@ -136,8 +155,17 @@ class Cache:
         config.storage = _STORAGE[storage]
         _fill_ropes(config, self.groups, temporary)
         known = {name for name, *_ in ConfigStruct._fields_} - {
-            "struct_size", "groups", "n_groups", "rope", "allocator", "log", "log_user", "clock",
-            "clock_user", "reserved"}
+            "struct_size",
+            "groups",
+            "n_groups",
+            "rope",
+            "allocator",
+            "log",
+            "log_user",
+            "clock",
+            "clock_user",
+            "reserved",
+        }
         for name, value in options.items():
             if name not in known:
                 raise TypeError(f"pkv_config has no option {name!r}")
@@ -178,8 +206,12 @@ class Cache:
     def __enter__(self) -> Cache:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -246,29 +278,34 @@ class Cache:
     def group_stats(self, group: int) -> GroupStats:
         """One group's page counters."""
         stats = GroupStats(struct_size=C.sizeof(GroupStats))
-        self.check(lib.pkv_cache_group_stats(self.handle, group, C.byref(stats)),
-                   "pkv_cache_group_stats")
+        self.check(
+            lib.pkv_cache_group_stats(self.handle, group, C.byref(stats)), "pkv_cache_group_stats"
+        )
         return stats
 
     def group_info(self, group: int) -> GroupInfo:
         """Geometry and byte sizes of a group."""
         info = GroupInfo(struct_size=C.sizeof(GroupInfo))
-        self.check(lib.pkv_cache_group_info(self.handle, group, C.byref(info)),
-                   "pkv_cache_group_info")
+        self.check(
+            lib.pkv_cache_group_info(self.handle, group, C.byref(info)), "pkv_cache_group_info"
+        )
         return info
 
     def layer_group(self, layer: int) -> tuple[int, int]:
         """Group of a model layer and its index inside the group."""
         group, index = C.c_uint32(), C.c_uint32()
-        self.check(lib.pkv_cache_layer_group(self.handle, layer, C.byref(group), C.byref(index)),
-                   "pkv_cache_layer_group")
+        self.check(
+            lib.pkv_cache_layer_group(self.handle, layer, C.byref(group), C.byref(index)),
+            "pkv_cache_layer_group",
+        )
         return group.value, index.value
 
     def events(self, capacity: int = 1024) -> list[Event]:
         """Takes up to ``capacity`` events out of the ring, oldest first."""
         ring, n = (Event * max(1, capacity))(), C.c_uint32()
-        self.check(lib.pkv_cache_events(self.handle, ring, capacity, C.byref(n)),
-                   "pkv_cache_events")
+        self.check(
+            lib.pkv_cache_events(self.handle, ring, capacity, C.byref(n)), "pkv_cache_events"
+        )
         return list(ring[: n.value])
 
     @property
@@ -286,8 +323,9 @@ class Cache:
 
     # eviction
 
-    def set_evict(self, policy: EvictPolicy | None,
-                  group: int = CONSTANTS["EVICT_FULL_GROUPS"]) -> None:
+    def set_evict(
+        self, policy: EvictPolicy | None, group: int = CONSTANTS["EVICT_FULL_GROUPS"]
+    ) -> None:
         """Policy of sequences created from now on; None = nothing is dropped."""
         status = lib.pkv_cache_set_evict(self.handle, group, policy.struct if policy else None)
         if status and policy:
@@ -305,10 +343,14 @@ class Cache:
     # admission
 
     def admit_probe(self, max_tokens: int, shared_tokens: int = 0) -> tuple[bool, list[int]]:
-        """Whether admitting a sequence of max_tokens is safe now, and the pages missing per group."""
+        """Whether admitting a sequence of max_tokens is safe now; pages missing per group."""
         safe, missing = C.c_uint32(), (C.c_uint32 * self.n_groups)()
-        self.check(lib.pkv_admit_probe(self.handle, max_tokens, shared_tokens, C.byref(safe),
-                                       missing, self.n_groups), "pkv_admit_probe")
+        self.check(
+            lib.pkv_admit_probe(
+                self.handle, max_tokens, shared_tokens, C.byref(safe), missing, self.n_groups
+            ),
+            "pkv_admit_probe",
+        )
         return bool(safe.value), list(missing)
 
     # single pages
@@ -340,8 +382,10 @@ class Cache:
     def page_memory(self, group: int, page: int, layer: int) -> npt.NDArray[np.uint8]:
         """The bytes of one layer's part of a page (a view, valid while the page is held)."""
         where = C.c_void_p()
-        self.check(lib.pkv_page_address(self.handle, group, page, layer, C.byref(where)),
-                   "pkv_page_address")
+        self.check(
+            lib.pkv_page_address(self.handle, group, page, layer, C.byref(where)),
+            "pkv_page_address",
+        )
         size = self.group_info(group).layer_bytes
         return np.ctypeslib.as_array(C.cast(where, C.POINTER(C.c_uint8)), (size,))
 

@@ -86,17 +86,29 @@ class OSFailure(PagedKVError, OSError):
 
 
 _BY_STATUS: dict[int, type[PagedKVError]] = {
-    CONSTANTS[name]: cls for name, cls in (
-        ("EINVAL", InvalidArgument), ("ENOMEM", NoMemory), ("ENOPAGES", OutOfPages),
-        ("ESTALE", StaleHandle), ("EFOREIGN", ForeignHandle), ("EBUSY", Busy),
-        ("ESTATE", OutOfOrder), ("ERANGE", OutOfRange), ("ENOTSUP", NotSupported),
-        ("EDROPPED", Dropped), ("ECORRUPT", Corrupt), ("EVERSION", VersionMismatch),
-        ("EUNSAFE", Unsafe), ("EIO", OSFailure))
+    CONSTANTS[name]: cls
+    for name, cls in (
+        ("EINVAL", InvalidArgument),
+        ("ENOMEM", NoMemory),
+        ("ENOPAGES", OutOfPages),
+        ("ESTALE", StaleHandle),
+        ("EFOREIGN", ForeignHandle),
+        ("EBUSY", Busy),
+        ("ESTATE", OutOfOrder),
+        ("ERANGE", OutOfRange),
+        ("ENOTSUP", NotSupported),
+        ("EDROPPED", Dropped),
+        ("ECORRUPT", Corrupt),
+        ("EVERSION", VersionMismatch),
+        ("EUNSAFE", Unsafe),
+        ("EIO", OSFailure),
+    )
 }
 
 
-def make_error(status: int, call: str, cache: int | None = None,
-               detail: str | None = None) -> PagedKVError:
+def make_error(
+    status: int, call: str, cache: int | None = None, detail: str | None = None
+) -> PagedKVError:
     """The exception for a status; asks the cache for the detail if none is given."""
     if detail is None:
         detail = ""

@@ -14,10 +14,24 @@ from ._structs import CONSTANTS, SCORE_FN, EvictConfigStruct
 from .errors import check
 
 #: Policy names that :class:`EvictPolicy` takes.
-POLICIES = ("none", "window", "sink", "mass", "obs", "keydiff", "lru-mass", "random", "topk", "h2o",
-            "tova")
-_UNITS = {"tokens": CONSTANTS["BUDGET_TOKENS"], "pages": CONSTANTS["BUDGET_PAGES"],
-          "bytes": CONSTANTS["BUDGET_BYTES"]}
+POLICIES = (
+    "none",
+    "window",
+    "sink",
+    "mass",
+    "obs",
+    "keydiff",
+    "lru-mass",
+    "random",
+    "topk",
+    "h2o",
+    "tova",
+)
+_UNITS = {
+    "tokens": CONSTANTS["BUDGET_TOKENS"],
+    "pages": CONSTANTS["BUDGET_PAGES"],
+    "bytes": CONSTANTS["BUDGET_BYTES"],
+}
 _MODES = {"original": CONSTANTS["POSITION_ORIGINAL"], "compact": CONSTANTS["POSITION_COMPACT"]}
 _KEYSUM = {"keydiff"}
 _BOUNDS = {"topk"}
@@ -37,17 +51,25 @@ class EvictPolicy:
               seed, journal_steps, regret, regret_pages, regret_every, regret_rank, normalize_age
     """
 
-    def __init__(self, name: str, budget: int = 0, *, unit: str = "tokens",
-                 positions: str = "original", score: ScoreFunction | None = None,
-                 **options: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        budget: int = 0,
+        *,
+        unit: str = "tokens",
+        positions: str = "original",
+        score: ScoreFunction | None = None,
+        **options: Any,
+    ) -> None:
         self.name = name
         self.struct = EvictConfigStruct()
         size = C.sizeof(self.struct)
         if name == "callback":
             if score is None:
                 raise ValueError("the policy 'callback' needs a score function")
-            status = lib.pkv_evict_config_init(self.struct, size, CONSTANTS["EVICT_CALLBACK"],
-                                               budget)
+            status = lib.pkv_evict_config_init(
+                self.struct, size, CONSTANTS["EVICT_CALLBACK"], budget
+            )
             self._callback = SCORE_FN(self._scored(score))
             self.struct.score = self._callback
         else:
@@ -65,21 +87,23 @@ class EvictPolicy:
                 raise TypeError(f"pkv_evict_config has no option {key!r}")
             setattr(self.struct, key, value)
         #: Signals (PKV_SIGNAL_*) that the cache must be created with for this policy.
-        self.signals = ((CONSTANTS["SIGNAL_KEYSUM"] if name in _KEYSUM else 0)
-                        | (CONSTANTS["SIGNAL_BOUNDS"] if name in _BOUNDS or self.struct.regret
-                           else 0))
+        self.signals = (CONSTANTS["SIGNAL_KEYSUM"] if name in _KEYSUM else 0) | (
+            CONSTANTS["SIGNAL_BOUNDS"] if name in _BOUNDS or self.struct.regret else 0
+        )
         #: The exception a score function raised last, or None.
         self.failure: BaseException | None = None
 
     def _scored(self, score: ScoreFunction) -> Callable[..., None]:
-        def call(_user: Any, _seq: Any, _group: int, n_tokens: int, logical: Any, scores: Any,
-                 n: int) -> None:
+        def call(
+            _user: Any, _seq: Any, _group: int, n_tokens: int, logical: Any, scores: Any, n: int
+        ) -> None:
             try:
                 pages = np.ctypeslib.as_array(logical, (n,))
                 np.ctypeslib.as_array(scores, (n,))[:] = score(pages, n_tokens)
             except BaseException as error:  # must not travel through C frames
                 self.failure = error
                 C.memset(scores, 0, 4 * n)
+
         return call
 
     @classmethod

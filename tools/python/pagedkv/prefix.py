@@ -10,8 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ._library import lib
-from ._structs import (IndexConfigStruct, IndexStats, MatchStruct, NamespaceStruct,
-                       PrefixQuotaStruct, PrefixStats)
+from ._structs import (
+    IndexConfigStruct,
+    IndexStats,
+    MatchStruct,
+    NamespaceStruct,
+    PrefixQuotaStruct,
+    PrefixStats,
+)
 from .errors import check, make_error
 
 if TYPE_CHECKING:
@@ -56,8 +62,10 @@ class Match:
         return int(self.struct.partial_tokens)
 
     def __repr__(self) -> str:
-        return (f"Match(n_tokens={self.n_tokens}, n_pages={self.n_pages},"
-                f" partial_tokens={self.partial_tokens})")
+        return (
+            f"Match(n_tokens={self.n_tokens}, n_pages={self.n_pages},"
+            f" partial_tokens={self.partial_tokens})"
+        )
 
 
 class PrefixIndex:
@@ -80,15 +88,21 @@ class PrefixIndex:
         ids = np.ascontiguousarray(tokens, dtype=np.int32)
         match = Match()
         cache = self._cache
-        cache.check(lib.pkv_prefix_match(cache.handle, namespace_of(namespace), ids.ctypes.data,
-                                         len(ids), match.ref), "pkv_prefix_match")
+        cache.check(
+            lib.pkv_prefix_match(
+                cache.handle, namespace_of(namespace), ids.ctypes.data, len(ids), match.ref
+            ),
+            "pkv_prefix_match",
+        )
         return match
 
     def pin(self, match: Match, priority: int = 50, ttl_ns: int = 0) -> int:
         """Keeps matched pages from being reclaimed; returns the pin."""
         pin, cache = C.c_uint64(), self._cache
-        cache.check(lib.pkv_prefix_pin(cache.handle, match.ref, priority, ttl_ns, C.byref(pin)),
-                    "pkv_prefix_pin")
+        cache.check(
+            lib.pkv_prefix_pin(cache.handle, match.ref, priority, ttl_ns, C.byref(pin)),
+            "pkv_prefix_pin",
+        )
         return pin.value
 
     def unpin(self, pin: int) -> None:
@@ -99,37 +113,46 @@ class PrefixIndex:
     def drop(self, namespace: bytes = b"") -> int:
         """Forgets everything published in a namespace; returns the pages freed."""
         pages, cache = C.c_uint64(), self._cache
-        cache.check(lib.pkv_prefix_drop(cache.handle, namespace_of(namespace), C.byref(pages)),
-                    "pkv_prefix_drop")
+        cache.check(
+            lib.pkv_prefix_drop(cache.handle, namespace_of(namespace), C.byref(pages)),
+            "pkv_prefix_drop",
+        )
         return pages.value
 
     def set_quota(self, namespace: bytes, share: int, maximum: int = 0) -> None:
         """Pages per group that a namespace may keep (share) and may have published (maximum)."""
         quota = PrefixQuotaStruct(C.sizeof(PrefixQuotaStruct), share, maximum)
         cache = self._cache
-        cache.check(lib.pkv_prefix_set_quota(cache.handle, namespace_of(namespace),
-                                             C.byref(quota)), "pkv_prefix_set_quota")
+        cache.check(
+            lib.pkv_prefix_set_quota(cache.handle, namespace_of(namespace), C.byref(quota)),
+            "pkv_prefix_set_quota",
+        )
 
     def stats(self, namespace: bytes = b"") -> PrefixStats:
         """Counters of a namespace."""
         stats, cache = PrefixStats(struct_size=C.sizeof(PrefixStats)), self._cache
-        cache.check(lib.pkv_prefix_get_stats(cache.handle, namespace_of(namespace),
-                                             C.byref(stats)), "pkv_prefix_get_stats")
+        cache.check(
+            lib.pkv_prefix_get_stats(cache.handle, namespace_of(namespace), C.byref(stats)),
+            "pkv_prefix_get_stats",
+        )
         return stats
 
     def reclaim(self, group: int, n: int) -> int:
         """Frees up to n cached pages that nobody holds; returns how many."""
         freed, cache = C.c_uint64(), self._cache
-        cache.check(lib.pkv_prefix_reclaim(cache.handle, group, n, C.byref(freed)),
-                    "pkv_prefix_reclaim")
+        cache.check(
+            lib.pkv_prefix_reclaim(cache.handle, group, n, C.byref(freed)), "pkv_prefix_reclaim"
+        )
         return freed.value
 
     def digests(self, match: Match) -> list[bytes]:
         """Stable 32-byte digests of the full pages of a match."""
         out = np.zeros((match.n_pages, 32), np.uint8)
         cache = self._cache
-        cache.check(lib.pkv_prefix_digests(cache.handle, match.ref, out.ctypes.data,
-                                           match.n_pages), "pkv_prefix_digests")
+        cache.check(
+            lib.pkv_prefix_digests(cache.handle, match.ref, out.ctypes.data, match.n_pages),
+            "pkv_prefix_digests",
+        )
         return [row.tobytes() for row in out]
 
 
@@ -137,8 +160,17 @@ def digest_tokens(tokens: npt.ArrayLike, page_tokens: int, namespace: bytes = b"
     """Digests of the full pages of tokens, whether published or not."""
     ids = np.ascontiguousarray(tokens, dtype=np.int32)
     out = np.zeros((len(ids) // page_tokens, 32), np.uint8)
-    check(lib.pkv_digest_tokens(namespace_of(namespace), page_tokens, ids.ctypes.data, len(ids),
-                                out.ctypes.data, len(out)), "pkv_digest_tokens")
+    check(
+        lib.pkv_digest_tokens(
+            namespace_of(namespace),
+            page_tokens,
+            ids.ctypes.data,
+            len(ids),
+            out.ctypes.data,
+            len(out),
+        ),
+        "pkv_digest_tokens",
+    )
     return [row.tobytes() for row in out]
 
 
@@ -174,28 +206,43 @@ class BlockIndex:
     def __enter__(self) -> BlockIndex:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def replay(self, ids: npt.ArrayLike, next_use: npt.ArrayLike | None = None,
-               partial_last: bool = False) -> int:
+    def replay(
+        self, ids: npt.ArrayLike, next_use: npt.ArrayLike | None = None, partial_last: bool = False
+    ) -> int:
         """One request of block ids ``[n]``: how many leading ones were resident."""
         blocks = np.ascontiguousarray(ids, dtype=np.uint64)
         future = None if next_use is None else np.ascontiguousarray(next_use, dtype=np.uint32)
         if future is not None and future.shape != blocks.shape:
             raise ValueError("next_use must have one entry per block")
         hits = C.c_uint32()
-        check(lib.pkv_index_replay(self._handle, blocks.ctypes.data, len(blocks),
-                                   None if future is None else future.ctypes.data,
-                                   int(partial_last), C.byref(hits)), "pkv_index_replay")
+        check(
+            lib.pkv_index_replay(
+                self._handle,
+                blocks.ctypes.data,
+                len(blocks),
+                None if future is None else future.ctypes.data,
+                int(partial_last),
+                C.byref(hits),
+            ),
+            "pkv_index_replay",
+        )
         return hits.value
 
     def match(self, ids: npt.ArrayLike) -> int:
         """Leading blocks that are resident; changes nothing."""
         blocks, hits = np.ascontiguousarray(ids, dtype=np.uint64), C.c_uint32()
-        check(lib.pkv_index_match(self._handle, blocks.ctypes.data, len(blocks), C.byref(hits)),
-              "pkv_index_match")
+        check(
+            lib.pkv_index_match(self._handle, blocks.ctypes.data, len(blocks), C.byref(hits)),
+            "pkv_index_match",
+        )
         return hits.value
 
     def stats(self) -> IndexStats:

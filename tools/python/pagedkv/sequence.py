@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._library import lib
-from ._structs import (CONSTANTS, EvictConfigStruct, EvictInfo, EvictRun, SeqHandle, SeqInfo)
+from ._structs import CONSTANTS, EvictConfigStruct, EvictInfo, EvictRun, SeqHandle, SeqInfo
 from .arrays import STORAGE_DTYPES, RowsOut
 from .cache import Cache
 from .evict import EvictPolicy
@@ -53,8 +53,12 @@ class Sequence:
     def __enter__(self) -> Sequence:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def fork(self) -> Sequence:
@@ -91,19 +95,22 @@ class Sequence:
     def info(self, group: int = 0) -> SeqInfo:
         """Resident, shared and dropped pages in one group."""
         info = SeqInfo(struct_size=C.sizeof(SeqInfo))
-        self.cache.check(lib.pkv_seq_get_info(self.handle, group, C.byref(info)),
-                         "pkv_seq_get_info")
+        self.cache.check(
+            lib.pkv_seq_get_info(self.handle, group, C.byref(info)), "pkv_seq_get_info"
+        )
         return info
 
     def pages(self, group: int, first: int, n: int) -> npt.NDArray[np.uint64]:
         """Physical pages of logical pages [first, first + n): ``[n]``, 0 where not held."""
         pages = np.zeros(n, np.uint64)
-        self.cache.check(lib.pkv_seq_pages(self.handle, group, first, n, pages.ctypes.data),
-                         "pkv_seq_pages")
+        self.cache.check(
+            lib.pkv_seq_pages(self.handle, group, first, n, pages.ctypes.data), "pkv_seq_pages"
+        )
         return pages
 
-    def read(self, layer: int, first: int, n: int,
-             dtype: str = "f32") -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def read(
+        self, layer: int, first: int, n: int, dtype: str = "f32"
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Keys and values of tokens [first, first + n) of a layer: two ``[n, kv_heads, dim]``.
 
         ``bf16`` comes as uint16 bits.
@@ -113,8 +120,12 @@ class Sequence:
         storage = STORAGE_DTYPES[dtype]
         k = np.empty((n, info.kv_heads, info.head_dim_k), storage)
         v = np.empty((n, info.kv_heads, info.head_dim_v), storage)
-        self.cache.check(lib.pkv_read(self.handle, layer, first, n, RowsOut(k, dtype).ref,
-                                      RowsOut(v, dtype).ref), "pkv_read")
+        self.cache.check(
+            lib.pkv_read(
+                self.handle, layer, first, n, RowsOut(k, dtype).ref, RowsOut(v, dtype).ref
+            ),
+            "pkv_read",
+        )
         return k, v
 
     # prefix index
@@ -123,8 +134,9 @@ class Sequence:
         """The longest known prefix in the sequence's namespace (and under its eviction policy)."""
         ids = np.ascontiguousarray(tokens, dtype=np.int32)
         match = Match()
-        self.cache.check(lib.pkv_seq_match(self.handle, ids.ctypes.data, len(ids),
-                                           match.ref), "pkv_seq_match")
+        self.cache.check(
+            lib.pkv_seq_match(self.handle, ids.ctypes.data, len(ids), match.ref), "pkv_seq_match"
+        )
         return match
 
     def attach(self, match: Match) -> None:
@@ -148,8 +160,9 @@ class Sequence:
 
     def set_retention(self, priority: int, ttl_ns: int = 0) -> None:
         """How long pages published from now on are worth keeping (policy "priority")."""
-        self.cache.check(lib.pkv_seq_set_retention(self.handle, priority, ttl_ns),
-                         "pkv_seq_set_retention")
+        self.cache.check(
+            lib.pkv_seq_set_retention(self.handle, priority, ttl_ns), "pkv_seq_set_retention"
+        )
 
     # admission
 
@@ -165,24 +178,27 @@ class Sequence:
 
     def set_evict(self, policy: EvictPolicy | None, group: int = _FULL_GROUPS) -> None:
         """The sequence's own policy from its next commit on; None = nothing is dropped."""
-        self.cache.check(lib.pkv_seq_set_evict(self.handle, group,
-                                               policy.struct if policy else None),
-                         "pkv_seq_set_evict")
+        self.cache.check(
+            lib.pkv_seq_set_evict(self.handle, group, policy.struct if policy else None),
+            "pkv_seq_set_evict",
+        )
         self._policy = policy
         self.cache.keep(policy)
 
     def get_evict(self, group: int = 0) -> EvictConfigStruct:
         """The policy in force, with the library's choices filled in."""
         config = EvictConfigStruct(struct_size=C.sizeof(EvictConfigStruct))
-        self.cache.check(lib.pkv_seq_get_evict(self.handle, group, C.byref(config)),
-                         "pkv_seq_get_evict")
+        self.cache.check(
+            lib.pkv_seq_get_evict(self.handle, group, C.byref(config)), "pkv_seq_get_evict"
+        )
         return config
 
     def position(self, group: int = 0) -> int:
         """Where the next query and key of this group's layers are rotated."""
         position = C.c_uint64()
-        self.cache.check(lib.pkv_seq_position(self.handle, group, C.byref(position)),
-                         "pkv_seq_position")
+        self.cache.check(
+            lib.pkv_seq_position(self.handle, group, C.byref(position)), "pkv_seq_position"
+        )
         return position.value
 
     def runs(self, group: int = 0) -> list[EvictRun]:
@@ -201,8 +217,9 @@ class Sequence:
     def evict_info(self, group: int = 0) -> EvictInfo:
         """Budget, dropped tokens, taint, regret of one group."""
         info = EvictInfo(struct_size=C.sizeof(EvictInfo))
-        self.cache.check(lib.pkv_seq_evict_info(self.handle, group, C.byref(info)),
-                         "pkv_seq_evict_info")
+        self.cache.check(
+            lib.pkv_seq_evict_info(self.handle, group, C.byref(info)), "pkv_seq_evict_info"
+        )
         return info
 
     @property
@@ -217,20 +234,26 @@ class Sequence:
         n = C.c_uint32()
         capacity = self.info(group).resident_pages
         logical, scores = np.zeros(capacity, np.uint32), np.zeros(capacity, np.float32)
-        self.cache.check(lib.pkv_seq_page_scores(self.handle, group, logical.ctypes.data,
-                                                 scores.ctypes.data, capacity, C.byref(n)),
-                         "pkv_seq_page_scores")
+        self.cache.check(
+            lib.pkv_seq_page_scores(
+                self.handle, group, logical.ctypes.data, scores.ctypes.data, capacity, C.byref(n)
+            ),
+            "pkv_seq_page_scores",
+        )
         return logical[: n.value], scores[: n.value]
 
     def feed_mass(self, mass: npt.ArrayLike, group: int = 0) -> None:
         """Attention mass per resident page, for hosts with their own kernels."""
         array = np.ascontiguousarray(mass, dtype=np.float32)
-        self.cache.check(lib.pkv_seq_feed_mass(self.handle, group, array.ctypes.data, len(array)),
-                         "pkv_seq_feed_mass")
+        self.cache.check(
+            lib.pkv_seq_feed_mass(self.handle, group, array.ctypes.data, len(array)),
+            "pkv_seq_feed_mass",
+        )
 
     def wants_mass(self, group: int = 0) -> bool:
         """Whether the policy wants attention mass for the next commit."""
         wants = C.c_uint32()
-        self.cache.check(lib.pkv_seq_wants_mass(self.handle, group, C.byref(wants)),
-                         "pkv_seq_wants_mass")
+        self.cache.check(
+            lib.pkv_seq_wants_mass(self.handle, group, C.byref(wants)), "pkv_seq_wants_mass"
+        )
         return bool(wants.value)

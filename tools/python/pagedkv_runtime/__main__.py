@@ -46,50 +46,86 @@ def _common(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--page-tokens", type=int, choices=(8, 16, 32, 64, 128), default=16)
     cache.add_argument("--chunk", type=positive, default=256, help="prompt tokens per step")
     cache.add_argument("--memory", type=parse_bytes, default=2 << 30, help="e.g. 512MiB")
-    cache.add_argument("--evict", type=_policy_spec, metavar="POLICY:BUDGET",
-                       help="bound every sequence: sink:1024, window:512, mass:1024, …")
-    cache.add_argument("--positions", choices=("original", "compact"), default="original",
-                       help="distances after eviction; compact beyond the trained length")
+    cache.add_argument(
+        "--evict",
+        type=_policy_spec,
+        metavar="POLICY:BUDGET",
+        help="bound every sequence: sink:1024, window:512, mass:1024, …",
+    )
+    cache.add_argument(
+        "--positions",
+        choices=("original", "compact"),
+        default="original",
+        help="distances after eviction; compact beyond the trained length",
+    )
     cache.add_argument("--threads", type=positive, help="attention threads; default: the CPUs")
-    cache.add_argument("--draft", type=int, default=0, metavar="K",
-                       help="speculative decoding with up to K n-gram drafts")
+    cache.add_argument(
+        "--draft",
+        type=int,
+        default=0,
+        metavar="K",
+        help="speculative decoding with up to K n-gram drafts",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pagedkv_runtime", description=(
-        "A small Llama / Gemma 3 runtime whose KV cache is pagedkv."))
+    parser = argparse.ArgumentParser(
+        prog="pagedkv_runtime",
+        description=("A small Llama / Gemma 3 runtime whose KV cache is pagedkv."),
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     generate = commands.add_parser("generate", help="continue a raw prompt (no chat template)")
     source = generate.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt")
     source.add_argument("--prompt-file", type=Path, metavar="FILE")
-    generate.add_argument("--samples", type=positive, default=1,
-                          help="parallel samples that share the prompt's pages")
+    generate.add_argument(
+        "--samples", type=positive, default=1, help="parallel samples that share the prompt's pages"
+    )
     generate.add_argument("--beams", type=positive, default=1, help="beam search of this width")
     _common(generate)
 
     chat = commands.add_parser("chat", help="talk to the model with its template, streaming")
     chat.add_argument("--system", help="system message")
-    chat.add_argument("--message", action="append",
-                      help="a user message (repeatable); default: read lines from stdin")
+    chat.add_argument(
+        "--message",
+        action="append",
+        help="a user message (repeatable); default: read lines from stdin",
+    )
     _common(chat)
 
     bench = commands.add_parser("serve-bench", help="serve many requests and measure")
     bench.add_argument("--requests", type=positive, default=16)
-    bench.add_argument("--system-tokens", type=int, default=512,
-                       help="length of the system prompt that all requests share")
+    bench.add_argument(
+        "--system-tokens",
+        type=int,
+        default=512,
+        help="length of the system prompt that all requests share",
+    )
     bench.add_argument("--prompt-tokens", type=positive, default=64, help="own tokens per request")
     bench.add_argument("--max-batch", type=positive, default=16)
     bench.add_argument("--no-prefix", action="store_true", help="do not use the prefix index")
-    bench.add_argument("--trace", type=Path, metavar="FILE",
-                       help="a trace with arrivals, Mooncake's JSONL format (.xz allowed)")
-    bench.add_argument("--scale", type=float, default=1.0,
-                       help="multiply the trace's token counts by this (real traces are long)")
+    bench.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="a trace with arrivals, Mooncake's JSONL format (.xz allowed)",
+    )
+    bench.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="multiply the trace's token counts by this (real traces are long)",
+    )
     bench.add_argument("--speed", type=float, default=1.0, help="divide arrival times by this")
-    bench.add_argument("--limit-at", action="append", default=[], metavar="SECONDS:BYTES",
-                       help="change the memory limit while running (repeatable)")
+    bench.add_argument(
+        "--limit-at",
+        action="append",
+        default=[],
+        metavar="SECONDS:BYTES",
+        help="change the memory limit while running (repeatable)",
+    )
     _common(bench)
     return parser
 
@@ -103,14 +139,25 @@ def make_store(model, args: argparse.Namespace):
     policy = None
     if args.evict and not args.evict.startswith("none"):
         policy = pagedkv.EvictPolicy.parse(args.evict, positions=args.positions)
-    return PagedStore(model.config, dtype=args.cache_dtype, page_tokens=args.page_tokens,
-                      memory=args.memory, policy=policy, threads=args.threads)
+    return PagedStore(
+        model.config,
+        dtype=args.cache_dtype,
+        page_tokens=args.page_tokens,
+        memory=args.memory,
+        policy=policy,
+        threads=args.threads,
+    )
 
 
 def sampling_of(args: argparse.Namespace, stop_ids: set[int]) -> SamplingParams:
     """Sampling parameters from the options."""
-    return SamplingParams(args.max_tokens, args.temperature, args.top_p, args.seed,
-                          frozenset() if args.ignore_eos else frozenset(stop_ids))
+    return SamplingParams(
+        args.max_tokens,
+        args.temperature,
+        args.top_p,
+        args.seed,
+        frozenset() if args.ignore_eos else frozenset(stop_ids),
+    )
 
 
 def run_stats(engine, request, seconds: float) -> dict[str, object]:
@@ -151,8 +198,15 @@ def cmd_generate(args: argparse.Namespace) -> int:
         request = Request(ids, params)
         start = time.perf_counter()
         if args.beams > 1:
-            found = beam_search(model, store, ids, width=args.beams, max_tokens=args.max_tokens,
-                                chunk=args.chunk, stop_ids=sorted(params.stop_ids))
+            found = beam_search(
+                model,
+                store,
+                ids,
+                width=args.beams,
+                max_tokens=args.max_tokens,
+                chunk=args.chunk,
+                stop_ids=sorted(params.stop_ids),
+            )
             request.submitted_at = request.first_token_at = start
             request.output = found[0].ids
             outputs, scores = [h.ids for h in found], [h.score for h in found]
@@ -171,8 +225,12 @@ def cmd_generate(args: argparse.Namespace) -> int:
             scores = None
         stats = run_stats(engine, request, time.perf_counter() - start)
     if args.json:
-        result: dict[str, Any] = {"prompt_ids": ids, "ids": outputs[0],
-                                  "text": tokenizer.decode(outputs[0]), "stats": stats}
+        result: dict[str, Any] = {
+            "prompt_ids": ids,
+            "ids": outputs[0],
+            "text": tokenizer.decode(outputs[0]),
+            "stats": stats,
+        }
         if len(outputs) > 1:
             result["samples"] = [{"ids": o, "text": tokenizer.decode(o)} for o in outputs]
             if scores:
@@ -195,9 +253,9 @@ def _print_stream(tokenizer, tokens) -> list[int]:
         text = tokenizer.decode(ids)
         if text.endswith("\ufffd"):
             continue
-        print(text[len(shown):], end="", flush=True)
+        print(text[len(shown) :], end="", flush=True)
         shown = text
-    print(tokenizer.decode(ids)[len(shown):])
+    print(tokenizer.decode(ids)[len(shown) :])
     return ids
 
 
@@ -226,8 +284,14 @@ def cmd_chat(args: argparse.Namespace) -> int:
                 _print_stream(tokenizer, engine.stream(request))
             text = tokenizer.decode(request.output)
             messages.append({"role": "assistant", "content": text})
-            turns.append({"prompt_ids": ids, "ids": request.output, "text": text,
-                          "stats": run_stats(engine, request, time.perf_counter() - start)})
+            turns.append(
+                {
+                    "prompt_ids": ids,
+                    "ids": request.output,
+                    "text": text,
+                    "stats": run_stats(engine, request, time.perf_counter() - start),
+                }
+            )
     if args.json:
         print(json.dumps({"turns": turns}))
     return 0

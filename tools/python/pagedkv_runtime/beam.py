@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as SequenceOf
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,9 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-def expand(scores: npt.NDArray[np.float64], logits: npt.NDArray[np.float32],
-           n: int) -> list[tuple[float, int, int]]:
+def expand(
+    scores: npt.NDArray[np.float64], logits: npt.NDArray[np.float32], n: int
+) -> list[tuple[float, int, int]]:
     """The n best (score, beam, token) over all continuations; ties go to the lower beam, token."""
     total = scores[:, None] + log_softmax(logits)
     flat = total.ravel()
@@ -39,11 +41,16 @@ def expand(scores: npt.NDArray[np.float64], logits: npt.NDArray[np.float32],
     return [(float(flat[i]), int(i) // vocab, int(i) % vocab) for i in best]
 
 
-def search(next_logits: Callable[[list[int], list[int]], npt.NDArray[np.float32]],
-           first_logits: npt.NDArray[np.float32], width: int, max_tokens: int,
-           stop_ids: SequenceOf[int], length_penalty: float) -> list[Hypothesis]:
+def search(
+    next_logits: Callable[[list[int], list[int]], npt.NDArray[np.float32]],
+    first_logits: npt.NDArray[np.float32],
+    width: int,
+    max_tokens: int,
+    stop_ids: SequenceOf[int],
+    length_penalty: float,
+) -> list[Hypothesis]:
     """The search itself, whatever keeps the state: ``next_logits(parents, tokens)`` goes on to
-    beams that extend ``parents[i]`` by ``tokens[i]`` and returns their logits ``[beams, vocab]``."""
+    beams that extend ``parents[i]`` by ``tokens[i]`` and returns logits ``[beams, vocab]``."""
     stops = set(stop_ids)
     done: list[Hypothesis] = []
     beams: list[list[int]] = [[]]
@@ -63,17 +70,29 @@ def search(next_logits: Callable[[list[int], list[int]], npt.NDArray[np.float32]
                 kept.append(score)
         beams = [[*beams[p], t] for p, t in zip(parents, tokens)]
         scores = np.asarray(kept)
-        if not beams or len(beams[0]) >= max_tokens or len(done) >= width and (
-                sorted(h.score for h in done)[-width] >= kept[0] / len(beams[0]) ** length_penalty):
+        if (
+            not beams
+            or len(beams[0]) >= max_tokens
+            or len(done) >= width
+            and (sorted(h.score for h in done)[-width] >= kept[0] / len(beams[0]) ** length_penalty)
+        ):
             break
         logits = next_logits(parents, tokens)
     done += [Hypothesis(ids, s / len(ids) ** length_penalty) for ids, s in zip(beams, scores)]
     return sorted(done, key=lambda h: -h.score)[:width]
 
 
-def beam_search(model: Model, store: PagedStore, prompt: list[int], *, width: int = 4,
-                max_tokens: int = 64, chunk: int = 256, stop_ids: SequenceOf[int] = (),
-                length_penalty: float = 1.0) -> list[Hypothesis]:
+def beam_search(
+    model: Model,
+    store: PagedStore,
+    prompt: list[int],
+    *,
+    width: int = 4,
+    max_tokens: int = 64,
+    chunk: int = 256,
+    stop_ids: SequenceOf[int] = (),
+    length_penalty: float = 1.0,
+) -> list[Hypothesis]:
     """The ``width`` best continuations of a prompt, best first. Pages of the prompt and of common
     beginnings are shared; only tails are copied."""
     root = store.cache.sequence()
@@ -82,8 +101,7 @@ def beam_search(model: Model, store: PagedStore, prompt: list[int], *, width: in
         logits = np.empty((0, 0), np.float32)
         for start in range(0, len(prompt), chunk):
             with store.step([(root, prompt[start : start + chunk])]) as step:
-                logits = model.forward(step.tokens, step.positions, step.attention,
-                                       step.last_rows)
+                logits = model.forward(step.tokens, step.positions, step.attention, step.last_rows)
                 step.commit()
 
         def advance(parents: list[int], tokens: list[int]) -> npt.NDArray[np.float32]:
@@ -101,8 +119,7 @@ def beam_search(model: Model, store: PagedStore, prompt: list[int], *, width: in
                     live.remove(seq)
             live[:] = nexts
             with store.step(list(zip(live, ([t] for t in tokens)))) as step:
-                result = model.forward(step.tokens, step.positions, step.attention,
-                                       step.last_rows)
+                result = model.forward(step.tokens, step.positions, step.attention, step.last_rows)
                 step.commit()
             return result
 

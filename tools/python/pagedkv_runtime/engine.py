@@ -98,9 +98,19 @@ class Engine:
     safe        admit with claims (banker's rule) so that nothing is ever preempted
     """
 
-    def __init__(self, model: Model, store: PagedStore, *, max_batch: int = 16, chunk: int = 256,
-                 drafts: int = 0, prefix: bool = True, namespace: bytes = b"",
-                 rollback: str = "partial", safe: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        store: PagedStore,
+        *,
+        max_batch: int = 16,
+        chunk: int = 256,
+        drafts: int = 0,
+        prefix: bool = True,
+        namespace: bytes = b"",
+        rollback: str = "partial",
+        safe: bool = False,
+    ) -> None:
         if max_batch < 1 or chunk < 1:
             raise ValueError("max_batch and chunk must be at least 1")
         if rollback not in ("partial", "truncate"):
@@ -359,8 +369,10 @@ class Engine:
             self.stats.output_tokens += 1
             if request.on_token is not None:
                 request.on_token(request, token)
-        if (len(request.output) >= request.params.max_tokens
-                or request.output[-1] in request.params.stop_ids):
+        if (
+            len(request.output) >= request.params.max_tokens
+            or request.output[-1] in request.params.stop_ids
+        ):
             if request in self.waiting:
                 self.waiting.remove(request)
             self._finish(request, State.DONE)

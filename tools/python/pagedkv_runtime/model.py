@@ -71,10 +71,12 @@ def rope_frequencies(theta: float, rotary_dims: int) -> npt.NDArray[np.float64]:
 class Rope:
     """Rotation of one step's rows: angles in double, applied in float32."""
 
-    def __init__(self, positions: npt.ArrayLike, theta: float, rotary_dims: int,
-                 interleaved: bool) -> None:
-        angles = (np.asarray(positions, dtype=np.float64)[:, None]
-                  * rope_frequencies(theta, rotary_dims))
+    def __init__(
+        self, positions: npt.ArrayLike, theta: float, rotary_dims: int, interleaved: bool
+    ) -> None:
+        angles = np.asarray(positions, dtype=np.float64)[:, None] * rope_frequencies(
+            theta, rotary_dims
+        )
         self._dims = rotary_dims
         self._interleaved = interleaved
         if interleaved:
@@ -130,8 +132,13 @@ class Model:
         self.timer.add("matmul", perf_counter() - start)
         return result
 
-    def forward(self, tokens: npt.ArrayLike, positions: npt.ArrayLike, attention: Attention,
-                rows: npt.ArrayLike | None = None) -> F32:
+    def forward(
+        self,
+        tokens: npt.ArrayLike,
+        positions: npt.ArrayLike,
+        attention: Attention,
+        rows: npt.ArrayLike | None = None,
+    ) -> F32:
         """Logits ``[len(rows), vocab]`` (all rows if None) of one step.
 
         tokens ``[N]`` ids and positions ``[N]`` of the new tokens of all sequences of the step.
@@ -151,8 +158,10 @@ class Model:
         ids = np.asarray(tokens, dtype=np.intp)
         n, d, hq, hk = len(ids), config.head_dim, config.n_heads, config.n_kv_heads
         act = gelu_mul if config.architecture == "gemma3" else silu_mul
-        ropes = {theta: Rope(positions, theta, config.rotary_dims, config.rope_interleaved)
-                 for theta in {span.theta for span in config.spans}}
+        ropes = {
+            theta: Rope(positions, theta, config.rotary_dims, config.rope_interleaved)
+            for theta in {span.theta for span in config.spans}
+        }
         eps = config.rms_eps
         x = weights.embedding[ids]
         if config.embedding_scale != 1.0:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence as SequenceOf
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -26,9 +27,15 @@ def groups_of(config: ModelConfig, dtype: str) -> list[pagedkv.Group]:
     """One cache group per attention span: full layers, and Gemma's window layers apart."""
     return [
         pagedkv.Group(
-            n_layers=len(layers), kv_heads=config.n_kv_heads, head_dim=config.head_dim,
-            q_heads=config.n_heads, window=span.window, dtype=dtype, layers=layers,
-            rope=pagedkv.RopeInfo(config.rotary_dims, span.theta, config.rope_interleaved))
+            n_layers=len(layers),
+            kv_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            q_heads=config.n_heads,
+            window=span.window,
+            dtype=dtype,
+            layers=layers,
+            rope=pagedkv.RopeInfo(config.rotary_dims, span.theta, config.rope_interleaved),
+        )
         for span, layers in config.groups
     ]
 
@@ -50,23 +57,36 @@ class PagedStore:
     options       further pkv_config fields (prefix, event_capacity, isa, …)
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: str = "f32", page_tokens: int = 16,
-                 memory: int = 1 << 30, policy: pagedkv.EvictPolicy | None = None,
-                 threads: int | None = None, signals: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: str = "f32",
+        page_tokens: int = 16,
+        memory: int = 1 << 30,
+        policy: pagedkv.EvictPolicy | None = None,
+        threads: int | None = None,
+        signals: int = 0,
+        **options: Any,
+    ) -> None:
         self.config = config
         self.dtype = dtype
         if policy is not None:
             signals |= policy.signals
-        self.cache = pagedkv.Cache(groups_of(config, dtype), page_tokens=page_tokens,
-                                   memory_limit=memory, signals=signals, **options)
+        self.cache = pagedkv.Cache(
+            groups_of(config, dtype),
+            page_tokens=page_tokens,
+            memory_limit=memory,
+            signals=signals,
+            **options,
+        )
         self.policy = policy
         if policy is not None:
             self.cache.set_evict(policy)
         self.plan = self.cache.plan()
         self.workers = Workers(default_threads() if threads is None else threads)
         self.timer: StepTimer | None = None
-        self._layer_token_bytes = (2 * config.n_kv_heads * config.head_dim
-                                   * _ELEMENT_BYTES[dtype])
+        self._layer_token_bytes = 2 * config.n_kv_heads * config.head_dim * _ELEMENT_BYTES[dtype]
         self._out = np.empty((0, config.n_heads, config.head_dim), np.float32)
         self._parallel = False
 
@@ -78,12 +98,17 @@ class PagedStore:
     def __enter__(self) -> PagedStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def step(self, entries: Iterable[tuple[pagedkv.Sequence, SequenceOf[int]]],
-             safe: bool = False) -> Step:
+    def step(
+        self, entries: Iterable[tuple[pagedkv.Sequence, SequenceOf[int]]], safe: bool = False
+    ) -> Step:
         """Reserves a step for (sequence, new token ids) pairs; see :class:`Step`. safe: raise
         :class:`Blocked` instead of leaving the safe states of admission."""
         return Step(self, list(entries), safe)
@@ -93,8 +118,9 @@ class PagedStore:
         if len(self._out) < n_rows:
             shape = (max(n_rows, 2 * len(self._out)), *self._out.shape[1:])
             self._out = np.empty(shape, np.float32)
-        self._parallel = (self.workers.n > 1
-                          and context_tokens * self._layer_token_bytes > _PARALLEL_BYTES)
+        self._parallel = (
+            self.workers.n > 1 and context_tokens * self._layer_token_bytes > _PARALLEL_BYTES
+        )
 
     def attention(self, layer: int, q: F32, k: F32, v: F32) -> F32:
         """Writes and attends one layer of the current step (the model's Attention protocol)."""
@@ -127,9 +153,12 @@ class Step:
     has changed then.
     """
 
-    def __init__(self, store: PagedStore,
-                 entries: list[tuple[pagedkv.Sequence, SequenceOf[int]]],
-                 safe: bool = False) -> None:
+    def __init__(
+        self,
+        store: PagedStore,
+        entries: list[tuple[pagedkv.Sequence, SequenceOf[int]]],
+        safe: bool = False,
+    ) -> None:
         self._store = store
         self._timer = store.timer
         start = perf_counter()
@@ -178,6 +207,10 @@ class Step:
     def __enter__(self) -> Step:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._batch.__exit__(kind, error, trace)

@@ -1,7 +1,7 @@
 """Attention without pages: the references that the paged runtime is compared with.
 
-``NoCache`` keeps nothing: every step runs over the whole sequence. ``ConcatCache`` is the cache of a
-naive runtime: one array per layer that grows by concatenation.
+``NoCache`` keeps nothing: every step runs over the whole sequence. ``ConcatCache`` is what a naive
+runtime has: one array per layer that grows by concatenation.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from .model import Model
 from .weights import F32, ModelConfig
 
 
-def attend_dense(q: F32, k: F32, v: F32, first: int, window: int, double: bool = True,
-                 block: int = 256) -> F32:
+def attend_dense(
+    q: F32, k: F32, v: F32, first: int, window: int, double: bool = True, block: int = 256
+) -> F32:
     """Causal attention of rows at positions ``first ..`` over keys at positions ``0 ..``.
 
-    q ``[n, heads, d]``, k and v ``[m, kv_heads, d]`` with ``m >= first + n``; a query at p sees keys
-    in ``(p - window, p]`` (all up to p when window is 0). Softmax in double precision unless
+    q ``[n, heads, d]``, k and v ``[m, kv_heads, d]`` with ``m >= first + n``; a query at p sees
+    keys in ``(p - window, p]`` (all up to p when window is 0). Softmax in double precision unless
     ``double`` is off. Returns ``[n, heads, d]`` float32.
     """
     dtype = np.float64 if double else np.float32
@@ -80,8 +81,9 @@ class ConcatCache:
         first = len(self._k[layer])
         self._k[layer] = np.concatenate([self._k[layer], k])
         self._v[layer] = np.concatenate([self._v[layer], v])
-        return attend_dense(q, self._k[layer], self._v[layer], first, self._windows[layer],
-                            self._double)
+        return attend_dense(
+            q, self._k[layer], self._v[layer], first, self._windows[layer], self._double
+        )
 
 
 def reference_logits(model: Model, ids: list[int], rows: list[int] | None = None) -> F32:
@@ -94,4 +96,4 @@ def reference_generate(model: Model, prompt: list[int], n: int) -> list[int]:
     ids = list(prompt)
     for _ in range(n):
         ids.append(int(reference_logits(model, ids, [len(ids) - 1])[0].argmax()))
-    return ids[len(prompt):]
+    return ids[len(prompt) :]

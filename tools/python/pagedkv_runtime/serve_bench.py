@@ -39,12 +39,15 @@ def filler(seed: int, n: int, vocab: int) -> list[int]:
 def shared_prompt(args: argparse.Namespace, vocab: int) -> list[Arrival]:
     """All requests at once, one common system prompt, own tails."""
     system = filler(args.seed, args.system_tokens, vocab)
-    return [Arrival(0.0, system + filler(args.seed + 1 + i, args.prompt_tokens, vocab),
-                    args.max_tokens) for i in range(args.requests)]
+    return [
+        Arrival(0.0, system + filler(args.seed + 1 + i, args.prompt_tokens, vocab), args.max_tokens)
+        for i in range(args.requests)
+    ]
 
 
-def read_trace(path: Path, n: int, scale: float, speed: float, vocab: int,
-               max_tokens: int) -> list[Arrival]:
+def read_trace(
+    path: Path, n: int, scale: float, speed: float, vocab: int, max_tokens: int
+) -> list[Arrival]:
     """The first n requests of a Mooncake trace. A block id becomes the same tokens wherever it
     occurs, so prefixes are shared as in the trace; scale shrinks blocks and outputs alike."""
     opener = lzma.open if path.suffix == ".xz" else open
@@ -62,8 +65,7 @@ def read_trace(path: Path, n: int, scale: float, speed: float, vocab: int,
                 raise ValueError(f"{path}:{number}: not a Mooncake request ({error})") from None
             prompt = [t for i in ids for t in filler(int(i) + 1, block, vocab)]
             prompt = prompt[: max(1, round(n_in * scale))] or filler(number, 1, vocab)
-            arrivals.append(Arrival(seconds, prompt,
-                                    min(max_tokens, max(1, round(n_out * scale)))))
+            arrivals.append(Arrival(seconds, prompt, min(max_tokens, max(1, round(n_out * scale)))))
     if not arrivals:
         raise ValueError(f"{path}: no requests")
     first = arrivals[0].seconds
@@ -82,8 +84,9 @@ def limit_changes(specs: list[str]) -> list[tuple[float, int]]:
     return sorted(changes)
 
 
-def serve(engine: Engine, arrivals: list[Arrival], params: SamplingParams,
-          limits: list[tuple[float, int]]) -> tuple[list[Request], float]:
+def serve(
+    engine: Engine, arrivals: list[Arrival], params: SamplingParams, limits: list[tuple[float, int]]
+) -> tuple[list[Request], float]:
     """Feeds arrivals in real time until all are done: the requests and the seconds it took."""
     todo = list(arrivals)
     requests: list[Request] = []
@@ -95,8 +98,10 @@ def serve(engine: Engine, arrivals: list[Arrival], params: SamplingParams,
             engine.set_limit(limits.pop(0)[1])
         while todo and todo[0].seconds <= now:
             arrival = todo.pop(0)
-            request = Request(arrival.prompt, replace(params, max_tokens=arrival.n_output,
-                                                      seed=params.seed + len(requests)))
+            request = Request(
+                arrival.prompt,
+                replace(params, max_tokens=arrival.n_output, seed=params.seed + len(requests)),
+            )
             requests.append(request)
             engine.submit(request)
         if engine.idle and todo:
@@ -114,25 +119,35 @@ def summary(engine: Engine, requests: list[Request], seconds: float) -> dict[str
     """What serve-bench reports."""
     done = [r for r in requests if r.state is State.DONE]
     ttft = [r.first_token_at - r.submitted_at for r in done if r.first_token_at is not None]
-    per_token = [(r.finished_at - r.first_token_at) / (len(r.output) - 1) for r in done
-                 if len(r.output) > 1 and r.finished_at and r.first_token_at]
+    per_token = [
+        (r.finished_at - r.first_token_at) / (len(r.output) - 1)
+        for r in done
+        if len(r.output) > 1 and r.finished_at and r.first_token_at
+    ]
     cache = engine.store.cache.stats()
     return {
-        "requests": len(requests), "failed": len(requests) - len(done), "seconds": seconds,
+        "requests": len(requests),
+        "failed": len(requests) - len(done),
+        "seconds": seconds,
         "prompt_tokens": sum(len(r.prompt) for r in requests),
         "output_tokens": engine.stats.output_tokens,
         "output_tokens_per_second": engine.stats.output_tokens / seconds if seconds else 0.0,
         "computed_tokens": engine.stats.computed_tokens,
-        "ttft_seconds_p50": _quantile(ttft, 0.5), "ttft_seconds_p99": _quantile(ttft, 0.99),
+        "ttft_seconds_p50": _quantile(ttft, 0.5),
+        "ttft_seconds_p99": _quantile(ttft, 0.99),
         "seconds_per_token_p50": _quantile(per_token, 0.5),
         "seconds_per_token_p99": _quantile(per_token, 0.99),
         "prefix_tokens_hit": sum(r.cached_tokens for r in requests),
-        "preemptions": engine.stats.preemptions, "steps": engine.stats.steps,
-        "drafted": engine.stats.drafted, "accepted": engine.stats.accepted,
-        "peak_page_bytes": engine.stats.peak_bytes, "memory_limit": cache.memory_limit,
+        "preemptions": engine.stats.preemptions,
+        "steps": engine.stats.steps,
+        "drafted": engine.stats.drafted,
+        "accepted": engine.stats.accepted,
+        "peak_page_bytes": engine.stats.peak_bytes,
+        "memory_limit": cache.memory_limit,
         "region_bytes_peak": cache.region_bytes_peak,
         "metadata_bytes_peak": cache.metadata_bytes_peak,
-        "pages_reclaimed": cache.pages_reclaimed, "pages_evicted": cache.pages_evicted,
+        "pages_reclaimed": cache.pages_reclaimed,
+        "pages_evicted": cache.pages_evicted,
     }
 
 
@@ -142,14 +157,21 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load_model(args.model)
     vocab = model.config.vocab_size
     if args.trace:
-        arrivals = read_trace(args.trace, args.requests, args.scale, args.speed, vocab,
-                              args.max_tokens)
+        arrivals = read_trace(
+            args.trace, args.requests, args.scale, args.speed, vocab, args.max_tokens
+        )
     else:
         arrivals = shared_prompt(args, vocab)
     params = sampling_of(args, set())  # synthetic prompts: nothing to stop at
     with make_store(model, args) as store:
-        engine = Engine(model, store, max_batch=args.max_batch, chunk=args.chunk,
-                        drafts=args.draft, prefix=not args.no_prefix)
+        engine = Engine(
+            model,
+            store,
+            max_batch=args.max_batch,
+            chunk=args.chunk,
+            drafts=args.draft,
+            prefix=not args.no_prefix,
+        )
         requests, seconds = serve(engine, arrivals, params, limits)
         result = summary(engine, requests, seconds)
     if args.json:
@@ -157,6 +179,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         width = max(map(len, result))
         for key, value in result.items():
-            print(f"{key:{width}}  {value:.4g}" if isinstance(value, float)
-                  else f"{key:{width}}  {value}")
+            print(
+                f"{key:{width}}  {value:.4g}"
+                if isinstance(value, float)
+                else f"{key:{width}}  {value}"
+            )
     return 1 if result["failed"] else 0

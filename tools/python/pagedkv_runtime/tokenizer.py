@@ -15,8 +15,9 @@ from tokenizers.models import BPE
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
 
-def _merges_from_scores(tokens: list[str], scores: list[float],
-                        types: list[int]) -> list[tuple[str, str]]:
+def _merges_from_scores(
+    tokens: list[str], scores: list[float], types: list[int]
+) -> list[tuple[str, str]]:
     """Every way to join two tokens into a third, best score first: what SentencePiece would do."""
     index = {token: i for i, token in enumerate(tokens) if types[i] == _NORMAL}
     merges = []
@@ -44,7 +45,8 @@ class Tokenizer:
             pre = metadata.get("tokenizer.ggml.pre", "default")
             if pre == "smollm":
                 core.pre_tokenizer = pre_tokenizers.Sequence(
-                    [pre_tokenizers.Digits(individual_digits=True), byte_level])
+                    [pre_tokenizers.Digits(individual_digits=True), byte_level]
+                )
             elif pre in ("default", "gpt-2", "gpt2"):
                 core.pre_tokenizer = byte_level
             else:
@@ -53,20 +55,37 @@ class Tokenizer:
         elif kind == "llama":
             merges = _merges_from_scores(tokens, metadata["tokenizer.ggml.scores"], types)
             core = tokenizers.Tokenizer(
-                BPE(vocab, merges, unk_token=tokens[metadata["tokenizer.ggml.unknown_token_id"]],
-                    fuse_unk=True, byte_fallback=True))
+                BPE(
+                    vocab,
+                    merges,
+                    unk_token=tokens[metadata["tokenizer.ggml.unknown_token_id"]],
+                    fuse_unk=True,
+                    byte_fallback=True,
+                )
+            )
             steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", "\u2581")]
             if metadata.get("tokenizer.ggml.add_space_prefix", True):
                 steps.insert(0, normalizers.Prepend("\u2581"))
             core.normalizer = normalizers.Sequence(steps)
-            core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "),
-                                              decoders.ByteFallback(), decoders.Fuse()])
+            core.decoder = decoders.Sequence(
+                [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+            )
         else:
             raise ValueError(f"tokenizer {kind!r} is not supported (gpt2, llama)")
-        core.add_special_tokens([tokenizers.AddedToken(tokens[i], special=True, normalized=False)
-                                 for i, t in enumerate(types) if t == _CONTROL])
-        core.add_tokens([tokenizers.AddedToken(tokens[i], special=False, normalized=False)
-                         for i, t in enumerate(types) if t == _USER_DEFINED])
+        core.add_special_tokens(
+            [
+                tokenizers.AddedToken(tokens[i], special=True, normalized=False)
+                for i, t in enumerate(types)
+                if t == _CONTROL
+            ]
+        )
+        core.add_tokens(
+            [
+                tokenizers.AddedToken(tokens[i], special=False, normalized=False)
+                for i, t in enumerate(types)
+                if t == _USER_DEFINED
+            ]
+        )
         self._core = core
         self.vocab_size = len(tokens)
         self.tokens = tokens
@@ -74,8 +93,11 @@ class Tokenizer:
         self.eos_id: int | None = metadata.get("tokenizer.ggml.eos_token_id")
         self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"))
         self.chat_template: str | None = metadata.get("tokenizer.chat_template")
-        self.stop_ids = {i for i in (self.eos_id, vocab.get("<|im_end|>"),
-                                     vocab.get("<end_of_turn>")) if i is not None}
+        self.stop_ids = {
+            i
+            for i in (self.eos_id, vocab.get("<|im_end|>"), vocab.get("<end_of_turn>"))
+            if i is not None
+        }
 
     def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
         """Token ids of a text. ``add_bos`` None = as the model wants it."""
@@ -100,4 +122,5 @@ class Tokenizer:
         bos = self.tokens[self.bos_id] if self.bos_id is not None else ""
         eos = self.tokens[self.eos_id] if self.eos_id is not None else ""
         return env.from_string(self.chat_template).render(
-            messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos)
+            messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
+        )

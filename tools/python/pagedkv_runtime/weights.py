@@ -222,9 +222,7 @@ def load_weights(path: str | Path) -> ModelWeights:
                 down=tensors(prefix + "ffn_down.weight"),
                 q_norm=tensors(prefix + "attn_q_norm.weight") if gemma else None,
                 k_norm=tensors(prefix + "attn_k_norm.weight") if gemma else None,
-                post_attn_norm=(
-                    tensors(prefix + "post_attention_norm.weight") if gemma else None
-                ),
+                post_attn_norm=(tensors(prefix + "post_attention_norm.weight") if gemma else None),
                 post_ffn_norm=tensors(prefix + "post_ffw_norm.weight") if gemma else None,
             )
         )

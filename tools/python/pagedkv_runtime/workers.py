@@ -24,8 +24,10 @@ class Workers:
         self._done = [threading.Lock() for _ in range(self.n - 1)]
         for lock in (*self._start, *self._done):
             lock.acquire()
-        self._threads = [threading.Thread(target=self._loop, args=(i,), daemon=True,
-                                          name=f"attend-{i + 1}") for i in range(self.n - 1)]
+        self._threads = [
+            threading.Thread(target=self._loop, args=(i,), daemon=True, name=f"attend-{i + 1}")
+            for i in range(self.n - 1)
+        ]
         for thread in self._threads:
             thread.start()
 

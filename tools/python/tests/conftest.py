@@ -14,8 +14,12 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", default=bool(os.environ.get("PKV_LONG")),
-                     help="run the long form: more tokens, both models (tens of minutes)")
+    parser.addoption(
+        "--long",
+        action="store_true",
+        default=bool(os.environ.get("PKV_LONG")),
+        help="run the long form: more tokens, both models (tens of minutes)",
+    )
 
 
 @pytest.fixture(scope="session")

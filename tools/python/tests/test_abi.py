@@ -22,7 +22,9 @@ def _declarations() -> dict[str, list[str]]:
     found = {}
     for header in HEADERS:
         code = re.sub(r"/\*.*?\*/", " ", header.read_text(), flags=re.S)
-        for name, parameters in re.findall(r"PKV_API\b[^;()]*?\b(pkv_\w+)\s*\(([^;]*?)\)\s*;", code):
+        for name, parameters in re.findall(
+            r"PKV_API\b[^;()]*?\b(pkv_\w+)\s*\(([^;]*?)\)\s*;", code
+        ):
             parts = [" ".join(part.split()) for part in parameters.split(",")]
             found[name] = [] if parts == ["void"] else parts
     return found
@@ -33,10 +35,23 @@ def _kind(parameter: str) -> str:
     if "*" in parameter or "[" in parameter:
         return "pointer"
     words = [word for word in parameter.split() if word != "const"]
-    known = {"uint32_t": "u32", "uint64_t": "u64", "int32_t": "i32", "int64_t": "i64",
-             "size_t": "u64", "float": "f32", "double": "f64", "pkv_page": "u64",
-             "pkv_status": "i32", "pkv_dtype": "i32", "pkv_layout": "i32", "pkv_storage": "i32",
-             "pkv_evict_kind": "i32", "int": "i32", "pkv_pin": "u64"}
+    known = {
+        "uint32_t": "u32",
+        "uint64_t": "u64",
+        "int32_t": "i32",
+        "int64_t": "i64",
+        "size_t": "u64",
+        "float": "f32",
+        "double": "f64",
+        "pkv_page": "u64",
+        "pkv_status": "i32",
+        "pkv_dtype": "i32",
+        "pkv_layout": "i32",
+        "pkv_storage": "i32",
+        "pkv_evict_kind": "i32",
+        "int": "i32",
+        "pkv_pin": "u64",
+    }
     return known.get(words[0], f"struct:{words[0]}")
 
 
@@ -45,8 +60,15 @@ def _ctype_kind(ctype: object) -> str:
         return "pointer"
     if isinstance(ctype, type) and issubclass(ctype, _structs.Struct):
         return f"struct:{ctype.c_name}"
-    return {C.c_uint32: "u32", C.c_uint64: "u64", C.c_int32: "i32", C.c_int64: "i64",
-            C.c_size_t: "u64", C.c_float: "f32", C.c_double: "f64"}[ctype]
+    return {
+        C.c_uint32: "u32",
+        C.c_uint64: "u64",
+        C.c_int32: "i32",
+        C.c_int64: "i64",
+        C.c_size_t: "u64",
+        C.c_float: "f32",
+        C.c_double: "f64",
+    }[ctype]
 
 
 def test_every_public_function_is_declared():
@@ -68,7 +90,12 @@ def test_the_library_exports_every_function():
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_structures_and_constants_match_the_compiler(tmp_path: Path):
-    lines = ["#include <pagedkv/pagedkv.h>", "#include <pagedkv/index.h>", "#include <stdio.h>", "int main(void) {"]
+    lines = [
+        "#include <pagedkv/pagedkv.h>",
+        "#include <pagedkv/index.h>",
+        "#include <stdio.h>",
+        "int main(void) {",
+    ]
     expected = {}
     for struct in STRUCTS:
         lines.append(f'printf("{struct.c_name} %zu\\n", sizeof({struct.c_name}));')
@@ -86,8 +113,9 @@ def test_structures_and_constants_match_the_compiler(tmp_path: Path):
     lines.append("return 0; }")
     source, program = tmp_path / "abi.c", tmp_path / "abi"
     source.write_text("\n".join(lines))
-    subprocess.run(["cc", "-std=c11", "-I", str(INCLUDE), "-o", str(program), str(source)],
-                   check=True)
+    subprocess.run(
+        ["cc", "-std=c11", "-I", str(INCLUDE), "-o", str(program), str(source)], check=True
+    )
     output = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
     actual = {key: int(value) for key, value in (line.split() for line in output.splitlines())}
     assert actual == expected

@@ -15,8 +15,16 @@ LAYERS, KV, HEADS, DIM = 2, 2, 4, 32
 
 
 def group(**changes):
-    return pagedkv.Group(**{"n_layers": LAYERS, "kv_heads": KV, "head_dim": DIM, "q_heads": HEADS,
-                            "dtype": "f32", **changes})
+    return pagedkv.Group(
+        **{
+            "n_layers": LAYERS,
+            "kv_heads": KV,
+            "head_dim": DIM,
+            "q_heads": HEADS,
+            "dtype": "f32",
+            **changes,
+        }
+    )
 
 
 @pytest.fixture
@@ -43,8 +51,10 @@ def feed(cache, plan, seq, tokens, nth=1):
             out, lse = np.empty_like(q), np.empty((n, HEADS), np.float32)
             for ith in range(nth):
                 plan.write(layer, k, v, ith, nth)
-            threads = [threading.Thread(target=plan.attend, args=(layer, q, out, lse, i, nth))
-                       for i in range(nth)]
+            threads = [
+                threading.Thread(target=plan.attend, args=(layer, q, out, lse, i, nth))
+                for i in range(nth)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -76,8 +86,7 @@ def test_attention_matches_numpy_over_steps(cache):
         for layer, (q, k, v, out, lse) in enumerate(feed(cache, plan, seq, range(n), nth=2)):
             keys[layer] = np.concatenate([keys[layer], k])
             values[layer] = np.concatenate([values[layer], v])
-            np.testing.assert_allclose(out, dense(q, keys[layer], values[layer], first),
-                                       atol=2e-6)
+            np.testing.assert_allclose(out, dense(q, keys[layer], values[layer], first), atol=2e-6)
             assert np.isfinite(lse).all()
         first += n
     assert seq.length == len(seq) == first
@@ -111,8 +120,14 @@ def test_rows_take_strided_views_without_copies(cache):
     assert seq.length == 0  # left without a commit: as if it had never begun
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, DIM), np.float32), np.zeros((2, KV, DIM), np.int32),
-                                 np.zeros((2, KV, 2 * DIM), np.float32)[..., ::2]])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((2, DIM), np.float32),
+        np.zeros((2, KV, DIM), np.int32),
+        np.zeros((2, KV, 2 * DIM), np.float32)[..., ::2],
+    ],
+)
 def test_rows_reject_what_c_cannot_read(bad):
     with pytest.raises((TypeError, ValueError)):
         pagedkv.Rows(bad)
@@ -332,7 +347,9 @@ def test_eviction_from_python(cache):
     info = seq.info()
     assert info.resident_tokens == 64 and info.dropped_pages == 16
     assert [run.as_dict() for run in seq.runs()] == [
-        {"first": 0, "n_tokens": 16, "shift": 0}, {"first": 272, "n_tokens": 48, "shift": 256}]
+        {"first": 0, "n_tokens": 16, "shift": 0},
+        {"first": 272, "n_tokens": 48, "shift": 256},
+    ]
     assert seq.position() == 320 and seq.evict_info().dropped_tokens == 256
     assert not seq.tainted
     with pytest.raises(pagedkv.Dropped):
@@ -393,8 +410,7 @@ def test_merge_states():
         s = q[:, 0] @ keys[:, 0].T
         m = s.max(1, keepdims=True)
         p = np.exp(s - m)
-        return ((p / p.sum(1, keepdims=True)) @ values[:, 0],
-                (m[:, 0] + np.log(p.sum(1))))
+        return ((p / p.sum(1, keepdims=True)) @ values[:, 0], (m[:, 0] + np.log(p.sum(1))))
 
     out_a, lse_a = state(k[:6], v[:6])
     out_b, lse_b = state(k[6:], v[6:])

@@ -17,8 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def cli(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
     env = dict(os.environ, PYTHONPATH=str(ROOT))
-    return subprocess.run([sys.executable, "-m", "pagedkv_runtime", *arguments], env=env,
-                          capture_output=True, text=True, input=stdin, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "pagedkv_runtime", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=300,
+    )
 
 
 def test_generate_json(smollm2, tmp_path):
@@ -26,9 +32,26 @@ def test_generate_json(smollm2, tmp_path):
     prompt = "The capital of France is"
     file = tmp_path / "prompt.txt"
     file.write_text(prompt)
-    run = cli("generate", "--model", "smollm2", "--prompt-file", str(file), "--max-tokens", "8",
-              "--cache-dtype", "f16", "--page-tokens", "32", "--chunk", "3", "--evict", "sink:64",
-              "--memory", "256MiB", "--json")
+    run = cli(
+        "generate",
+        "--model",
+        "smollm2",
+        "--prompt-file",
+        str(file),
+        "--max-tokens",
+        "8",
+        "--cache-dtype",
+        "f16",
+        "--page-tokens",
+        "32",
+        "--chunk",
+        "3",
+        "--evict",
+        "sink:64",
+        "--memory",
+        "256MiB",
+        "--json",
+    )
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert set(result) == {"prompt_ids", "ids", "text", "stats"}
@@ -40,14 +63,28 @@ def test_generate_json(smollm2, tmp_path):
 
 
 def test_generate_streams_text(smollm2):
-    run = cli("generate", "--model", "smollm2", "--prompt", "The capital of France is",
-              "--max-tokens", "2")
+    run = cli(
+        "generate",
+        "--model",
+        "smollm2",
+        "--prompt",
+        "The capital of France is",
+        "--max-tokens",
+        "2",
+    )
     assert run.returncode == 0 and run.stdout == " Paris.\n" and run.stderr == ""
 
 
 def test_chat(smollm2):
-    run = cli("chat", "--model", "smollm2", "--max-tokens", "12", "--json",
-              stdin="Name three colours.\nAnd one more?\n")
+    run = cli(
+        "chat",
+        "--model",
+        "smollm2",
+        "--max-tokens",
+        "12",
+        "--json",
+        stdin="Name three colours.\nAnd one more?\n",
+    )
     assert run.returncode == 0, run.stderr
     turns = json.loads(run.stdout)["turns"]
     assert len(turns) == 2 and turns[0]["text"].startswith("1. Red")
@@ -56,49 +93,97 @@ def test_chat(smollm2):
 
 
 def test_serve_bench(smollm2, tmp_path):
-    run = cli("serve-bench", "--model", "smollm2", "--requests", "4", "--system-tokens", "64",
-              "--prompt-tokens", "8", "--max-tokens", "4", "--max-batch", "2", "--json")
+    run = cli(
+        "serve-bench",
+        "--model",
+        "smollm2",
+        "--requests",
+        "4",
+        "--system-tokens",
+        "64",
+        "--prompt-tokens",
+        "8",
+        "--max-tokens",
+        "4",
+        "--max-batch",
+        "2",
+        "--json",
+    )
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert result["requests"] == 4 and result["failed"] == 0
     assert result["output_tokens"] == 16 and result["prefix_tokens_hit"] >= 64
     trace = tmp_path / "trace.jsonl"
-    trace.write_text("".join(json.dumps({
-        "timestamp": 100 * i, "input_length": 900, "output_length": 40, "hash_ids": [0, i]}) + "\n"
-        for i in range(3)))
-    run = cli("serve-bench", "--model", "smollm2", "--trace", str(trace), "--scale", "0.1",
-              "--requests", "3", "--json")
+    trace.write_text(
+        "".join(
+            json.dumps(
+                {"timestamp": 100 * i, "input_length": 900, "output_length": 40, "hash_ids": [0, i]}
+            )
+            + "\n"
+            for i in range(3)
+        )
+    )
+    run = cli(
+        "serve-bench",
+        "--model",
+        "smollm2",
+        "--trace",
+        str(trace),
+        "--scale",
+        "0.1",
+        "--requests",
+        "3",
+        "--json",
+    )
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert result["prompt_tokens"] == 3 * 90 and result["output_tokens"] == 12
     assert result["prefix_tokens_hit"] >= 48
 
 
-@pytest.mark.parametrize("arguments", [
-    ["generate"], ["generate", "--model", "smollm2"], ["nonsense"],
-    ["generate", "--model", "smollm2", "--prompt", "x", "--evict", "sink"],
-    ["generate", "--model", "smollm2", "--prompt", "x", "--memory", "many"],
-    ["generate", "--model", "smollm2", "--prompt", "x", "--page-tokens", "17"],
-    ["generate", "--model", "smollm2", "--prompt", "x", "--prompt-file", "y"],
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate"],
+        ["generate", "--model", "smollm2"],
+        ["nonsense"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--evict", "sink"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--memory", "many"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--page-tokens", "17"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--prompt-file", "y"],
+    ],
+)
 def test_usage_errors(arguments):
     run = cli(*arguments)
     assert run.returncode == 2 and "usage:" in run.stderr and run.stdout == ""
 
 
-@pytest.mark.parametrize("arguments, text", [
-    (["generate", "--model", "/nowhere.gguf", "--prompt", "x"], "nowhere.gguf"),
-    (["generate", "--model", "smollm2", "--prompt-file", "/nowhere.txt"], "nowhere.txt"),
-    (["serve-bench", "--model", "smollm2", "--limit-at", "now"], "SECONDS:BYTES"),
-])
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["generate", "--model", "/nowhere.gguf", "--prompt", "x"], "nowhere.gguf"),
+        (["generate", "--model", "smollm2", "--prompt-file", "/nowhere.txt"], "nowhere.txt"),
+        (["serve-bench", "--model", "smollm2", "--limit-at", "now"], "SECONDS:BYTES"),
+    ],
+)
 def test_failures_say_why(arguments, text):
     run = cli(*arguments)
     assert run.returncode == 1 and text in run.stderr and "Traceback" not in run.stderr
 
 
 def test_too_little_memory_fails_cleanly(smollm2):
-    run = cli("generate", "--model", "smollm2", "--prompt", "hello world " * 600, "--memory",
-              "8MiB", "--max-tokens", "2", "--json")
+    run = cli(
+        "generate",
+        "--model",
+        "smollm2",
+        "--prompt",
+        "hello world " * 600,
+        "--memory",
+        "8MiB",
+        "--max-tokens",
+        "2",
+        "--json",
+    )
     assert run.returncode == 1 and "pages" in run.stderr and "Traceback" not in run.stderr
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_exactness import TEXT, concat_logits, mixed_prompts, worst
 
 import pagedkv
-from pagedkv_runtime.engine import Engine, Request, State
-from pagedkv_runtime.paged import PagedStore
-from pagedkv_runtime.sampling import SamplingParams
-
 from eval import novels
 from eval.lockstep import FULL, Lockstep, Variant, score_stream
 from eval.simulate import SimulatedSequence, resident
-
-from test_exactness import TEXT, concat_logits, mixed_prompts, worst
+from pagedkv_runtime.engine import Engine, Request, State
+from pagedkv_runtime.paged import PagedStore
+from pagedkv_runtime.sampling import SamplingParams
 
 GIB = 1 << 30
 
@@ -31,9 +29,12 @@ def novel_ids(smollm2):
 
 def simulated_logits(model, ids, budget, sinks, compact, chunk=16):
     sequence = SimulatedSequence(model.config, budget, sinks, compact=compact)
-    return np.concatenate([
-        model.forward(ids[i : i + chunk], np.arange(i, min(len(ids), i + chunk)), sequence)
-        for i in range(0, len(ids), chunk)])
+    return np.concatenate(
+        [
+            model.forward(ids[i : i + chunk], np.arange(i, min(len(ids), i + chunk)), sequence)
+            for i in range(0, len(ids), chunk)
+        ]
+    )
 
 
 def paged_logits(model, ids, policy, chunk=16):
@@ -65,8 +66,10 @@ def test_logits_equal_the_simulation(smollm2, policy, sinks, positions):
     want = simulated_logits(model, ids, 96, sinks, positions == "compact")
     error = worst(got, want)
     full = concat_logits(model, ids, 16)
-    print(f"{policy} {positions}: {error:.3g} from the simulation,"
-          f" {worst(got, full):.3g} from the full cache")
+    print(
+        f"{policy} {positions}: {error:.3g} from the simulation,"
+        f" {worst(got, full):.3g} from the full cache"
+    )
     assert error <= 3e-4 if positions == "compact" else error <= 2e-4
     assert worst(got[:96], full[:96]) <= 2e-4 and worst(got[150:], full[150:]) > 0.5
 
@@ -81,8 +84,9 @@ def test_token_by_token_equals_chunks_of_a_page(smollm2):
     assert worst(chunks, single) <= 2e-4
 
 
-@pytest.mark.parametrize("policy", ["window", "sink", "mass", "obs", "keydiff", "lru-mass",
-                                    "random", "topk"])
+@pytest.mark.parametrize(
+    "policy", ["window", "sink", "mass", "obs", "keydiff", "lru-mass", "random", "topk"]
+)
 def test_budget_beyond_the_length_changes_no_bit(smollm2, policy):
     model, tokenizer = smollm2
     ids = tokenizer.encode(TEXT)[:80]
@@ -96,22 +100,29 @@ def test_gates_at_one_budget(smollm2, novel_ids):
     """The protocol's gates on one novel: window collapses, one page of sinks repairs it."""
     model, _ = smollm2
     budget, ids = 256, novel_ids[:720]
-    variants = [FULL, Variant("window", budget), Variant("sink", budget),
-                Variant("random", budget), Variant("sink", 512)]
+    variants = [
+        FULL,
+        Variant("window", budget),
+        Variant("sink", budget),
+        Variant("random", budget),
+        Variant("sink", 512),
+    ]
     with Lockstep(model, variants) as lockstep:
         scores = score_stream(lockstep, ids)
         lockstep.store.cache.verify()
         held = lockstep.resident_max
     after = budget + 16
-    above = {v.name: float(np.mean((scores[v].nll - scores[FULL].nll)[after:]))
-             for v in variants[1:4]}
+    above = {
+        v.name: float(np.mean((scores[v].nll - scores[FULL].nll)[after:])) for v in variants[1:4]
+    }
     print(above)
     assert above["window:256"] - above["sink:256"] >= 0.3
     assert above["sink:256"] <= 0.30
     assert above["random:256"] > above["sink:256"]
     late = slice(512 + 16, None)
-    assert (np.nanmean(scores[Variant("sink", 512)].kl[late])
-            < np.nanmean(scores[Variant("sink", 256)].kl[late]))
+    assert np.nanmean(scores[Variant("sink", 512)].kl[late]) < np.nanmean(
+        scores[Variant("sink", 256)].kl[late]
+    )
     assert held[Variant("sink", budget)] <= budget + 16 + 16
 
 
@@ -120,8 +131,7 @@ def test_prefixes_survive_count_based_eviction(smollm2):
     model, tokenizer = smollm2
     prompt = tokenizer.encode(TEXT)[:200]
     outputs, cached = [], []
-    with PagedStore(model.config, memory=GIB,
-                    policy=pagedkv.EvictPolicy("sink", 96)) as store:
+    with PagedStore(model.config, memory=GIB, policy=pagedkv.EvictPolicy("sink", 96)) as store:
         for _ in range(2):
             engine = Engine(model, store, chunk=16)
             request = Request(prompt, SamplingParams(12))

@@ -1,7 +1,7 @@
 """The runtime on pagedkv against recomputing everything without a cache (double softmax).
 
 A greedy run is right if one cache-free pass over prompt and output gives every output token as the
-argmax before it: by induction that is what recomputing token by token gives, at the cost of a single
+argmax before it: by induction that is what recomputing token by token gives, at the cost of one
 pass (``test_reference_generate_agrees`` does it the long way once).
 
 Logits in float32 differ by rounding alone, which the layers amplify. The bar is 1e-4, or what two
@@ -23,9 +23,10 @@ from pagedkv_runtime.sampling import SamplingParams
 GIB = 1 << 30
 TEXT = (
     "The lighthouse keeper wrote a line in the log every hour, even when nothing happened. Nothing"
-    " happened most of the time. At four the wind turned and he wrote that down. At five a ship with"
-    " two red lamps passed to the north, and he wrote that down too, with the bearing and the number"
-    " of lamps. Years later a lawyer asked for the log of that night. The lawyer read it aloud in"
+    " happened most of the time. At four the wind turned and he wrote that down. At five a ship"
+    " with two red lamps passed to the north, and he wrote that down too, with the bearing and the"
+    " number of lamps. Years later a lawyer asked for the log of that night."
+    " The lawyer read it aloud in"
     " court: wind north-west, ship, two red lamps, bearing 34 degrees, visibility good. The owners"
     " had sworn that there was only one lamp. The judge asked who had counted, and the keeper said"
     " that he counted everything, since that was what he was paid for: 3 sacks of coal, 12 candles,"
@@ -82,9 +83,12 @@ def paged_logits(model, store, ids, chunk):
 
 def concat_logits(model, ids, chunk):
     cache = ConcatCache(model.config)
-    return np.concatenate([
-        model.forward(ids[i : i + chunk], np.arange(i, min(len(ids), i + chunk)), cache)
-        for i in range(0, len(ids), chunk)])
+    return np.concatenate(
+        [
+            model.forward(ids[i : i + chunk], np.arange(i, min(len(ids), i + chunk)), cache)
+            for i in range(0, len(ids), chunk)
+        ]
+    )
 
 
 def worst(a, b):
@@ -161,8 +165,9 @@ def test_gemma3_window_release_changes_no_bit(gemma3):
                 seq.pin(0, len(ids))
             for start in range(0, len(ids), 64):
                 with store.step([(seq, ids[start : start + 64])]) as step:
-                    logits = model.forward(step.tokens, step.positions, step.attention,
-                                           step.last_rows)
+                    logits = model.forward(
+                        step.tokens, step.positions, step.attention, step.last_rows
+                    )
                     step.commit()
             window_group = 0 if model.config.groups[0][0].window else 1
             dropped = seq.info(window_group).dropped_pages
@@ -178,7 +183,9 @@ def test_threads_change_no_bit(smollm2):
     for threads in (1, 2, 3):
         with PagedStore(model.config, memory=GIB, threads=threads) as store:
             store.prepare = lambda n, c, s=store, p=store.prepare: (
-                p(n, c), setattr(s, "_parallel", s.workers.n > 1))
+                p(n, c),
+                setattr(s, "_parallel", s.workers.n > 1),
+            )
             results.append(paged_logits(model, store, ids, 50))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -209,8 +216,9 @@ def test_two_hundred_tokens(any_model):
 def test_batches_of_mixed_lengths(any_model, n, long_form):
     model, tokenizer = any_model
     with PagedStore(model.config, memory=GIB) as store:
-        _, requests = run(model, store, mixed_prompts(tokenizer, n), 200 if long_form else 20,
-                          chunk=64)
+        _, requests = run(
+            model, store, mixed_prompts(tokenizer, n), 200 if long_form else 20, chunk=64
+        )
     for request in requests:
         assert_greedy(model, request)
 

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from pagedkv_runtime.model import Rope, gelu_mul, rms_norm, silu_mul
-from pagedkv_runtime.reference import (ConcatCache, NoCache, attend_dense, reference_generate,
-                                       reference_logits)
+from pagedkv_runtime.reference import (
+    ConcatCache,
+    NoCache,
+    attend_dense,
+    reference_generate,
+    reference_logits,
+)
 from pagedkv_runtime.sampling import Sampler, SamplingParams, draft_ngram
 
 RNG = np.random.default_rng(7)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-TEXTS = ["Hello world", "  two  spaces\n\nand\ttabs ", "x = 12345; y == 0.5", "don't can't I'll",
-         "é ü ß 你好 🙂 \u200b", "", "<|im_start|>user\nhi<|im_end|>", "a" * 300]
+TEXTS = [
+    "Hello world",
+    "  two  spaces\n\nand\ttabs ",
+    "x = 12345; y == 0.5",
+    "don't can't I'll",
+    "é ü ß 你好 🙂 \u200b",
+    "",
+    "<|im_start|>user\nhi<|im_end|>",
+    "a" * 300,
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
