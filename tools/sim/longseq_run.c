@@ -7,6 +7,7 @@
 #include "longseq.h"
 
 #define REGRET_EVERY 16u
+#define REGRET_PAGES 256u
 
 typedef struct run {
     const longseq_options *o;
@@ -74,6 +75,7 @@ static int open_cache(run *r, const char *policy, uint64_t budget)
     if (r->evicts && !r->topk) {
         evict.regret = 1;
         evict.regret_every = REGRET_EVERY;
+        evict.regret_pages = REGRET_PAGES;
     }
     if (pkv_evict_check(r->cache, 0, &evict, text, sizeof text) != PKV_OK)
         return tool_fail(r->err, "policy %s, budget %llu: %s", policy, (unsigned long long)budget,
