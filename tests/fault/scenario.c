@@ -396,9 +396,13 @@ static void play_prefix(struct scenario *s)
         TRY(pkv_prefix_pin(s->cache, &match, 70, 0, &pin));
         TRY(pkv_prefix_unpin(s->cache, pin));
         pkv_digest digests[8], same[8];
-        TRY(pkv_prefix_digests(s->cache, &match, digests, 8));
-        TRY(pkv_digest_tokens(&space, P, tokens, (uint64_t)match.n_pages * P, same, 8));
-        CHECK(memcmp(digests, same, match.n_pages * sizeof *digests) == 0);
+        /* A build without the hash library has no digests. */
+        const uint64_t n = (uint64_t)match.n_pages * P;
+        if (pkv_digest_tokens(&space, P, tokens, n, same, 8) != PKV_ENOTSUP) {
+            TRY(pkv_digest_tokens(&space, P, tokens, n, same, 8));
+            TRY(pkv_prefix_digests(s->cache, &match, digests, 8));
+            CHECK(memcmp(digests, same, match.n_pages * sizeof *digests) == 0);
+        }
         TRY(pkv_seq_create(s->cache, &s->seqs[3]));
         TRY(pkv_seq_attach(s->seqs[3], &match));
         grow(s, s->seqs[3], NULL, 3);

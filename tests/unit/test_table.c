@@ -107,7 +107,7 @@ static void set_score(struct pkvi_table *table, struct naive *naive, uint32_t l,
 START_TEST(random_operations)
 {
     uint64_t random = pkvt_seed("test_table");
-    for (int round = 0; round < 40; round++) {
+    for (int round = 0; round < 8; round++) {
         struct pkvi_table table, child;
         struct naive naive = {.n = 0};
         pkvi_table_init(&table);
