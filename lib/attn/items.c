@@ -4,6 +4,9 @@
 /* Query rows x heads per item that one pass of the kernel holds. */
 #define ITEM_HEAD_ROWS PKVI_TILE_ROWS
 
+/* Rows of the kernels' tallest register block. */
+#define BLOCK_ROWS 12u
+
 /* Leaves per worker that the whole of a group should have at least: limits how uneven shares can
  * be. Heads are split until that is reached. */
 #define CELLS_PER_WORKER 16u
@@ -92,6 +95,23 @@ static uint32_t ceil_div(uint32_t a, uint32_t b)
     return a / b + (a % b != 0);
 }
 
+/* Tokens per tile of an entry with n new tokens: fewest register blocks over all tiles, then fewest
+ * tiles (each reads the keys again). Only entries of several tiles have a choice. */
+static uint32_t choose_tile(uint32_t n, uint32_t group_size)
+{
+    uint32_t most = PKVI_ITEM_ROWS / group_size, best = 0, fewest = UINT32_MAX;
+    if (most == 0) most = 1;
+    if (n <= most) return n;
+    for (uint32_t t = most; t > most / 2; t--) {
+        uint32_t blocks =
+            n / t * ceil_div(t * group_size, BLOCK_ROWS) + ceil_div(n % t * group_size, BLOCK_ROWS);
+        if (blocks >= fewest) continue;
+        fewest = blocks;
+        best = t;
+    }
+    return best;
+}
+
 /* Tiles and heads per item of every lane, and how many leaf cells that makes. */
 static uint64_t choose_tiles(const struct pkvi_plan *plan, const struct plan_body *body, uint32_t g)
 {
@@ -101,10 +121,7 @@ static uint64_t choose_tiles(const struct pkvi_plan *plan, const struct plan_bod
     for (uint32_t i = 0; i < body->n_entries; i++) {
         const struct plan_entry *entry = &body->entries[i];
         struct plan_lane *lane = &pg->lanes[i];
-        uint32_t most = PKVI_ITEM_ROWS / ag->group_size;
-        if (most == 0) most = 1;
-        lane->n_tiles = ceil_div(entry->n_tokens, most);
-        lane->tile_tokens = ceil_div(entry->n_tokens, lane->n_tiles);
+        lane->tile_tokens = choose_tile(entry->n_tokens, ag->group_size);
         lane->n_tiles = ceil_div(entry->n_tokens, lane->tile_tokens);
         uint32_t heads = ITEM_HEAD_ROWS / (lane->tile_tokens * ag->group_size);
         if (heads == 0 || lane->wish.select_pages) heads = 1;
