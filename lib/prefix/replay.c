@@ -97,13 +97,30 @@ static pkv_status run_blocks(struct pkvi_index *ix, struct pkvi_policy *policy, 
     return PKV_OK;
 }
 
+/* Leaves only what has a page in the path; the others are unpinned, and freed if nothing needs
+ * them. From the end, so that a node goes before its ancestors. */
+static void keep_resident(struct pkvi_index *ix, uint32_t n)
+{
+    for (uint32_t i = n; i-- > 0;) {
+        uint32_t id = ix->path[i];
+        if (id == PKVI_NIL || pkvi_node(ix, id)->resident) continue;
+        pkvi_node(ix, id)->pins--;
+        pkvi_index_collect(ix, id);
+        ix->path[i] = PKVI_NIL;
+    }
+}
+
 static void let_go(struct pkvi_index *ix, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
         if (ix->path[i] != PKVI_NIL) pkvi_node(ix, ix->path[i])->pins--;
-    for (uint32_t i = n; i-- > 0;)
-        if (ix->path[i] != PKVI_NIL && !pkvi_node(ix, ix->path[i])->resident)
-            pkvi_index_collect(ix, ix->path[i]);
+    for (uint32_t i = n; i-- > 0;) {
+        uint32_t id = ix->path[i];
+        if (id == PKVI_NIL) continue;
+        const struct pkvi_node *node = pkvi_node(ix, id);
+        /* Collecting a node may have freed this ancestor of it already. */
+        if (node->space != PKVI_NIL && !node->resident) pkvi_index_collect(ix, id);
+    }
 }
 
 pkv_status pkvi_index_replay(struct pkvi_index *ix, struct pkvi_policy *policy, const uint64_t *ids,
@@ -115,13 +132,7 @@ pkv_status pkvi_index_replay(struct pkvi_index *ix, struct pkvi_policy *policy, 
     uint32_t found = look_up(ix, ids, n);
     pkv_status status = run_blocks(ix, policy, ids, n, next_use, partial_last);
     if (policy->ops->finish) {
-        for (uint32_t i = 0; i < n; i++) {
-            uint32_t id = ix->path[i];
-            /* Only what has a page; the pin of the others is dropped here. */
-            if (id == PKVI_NIL || pkvi_node(ix, id)->resident) continue;
-            pkvi_node(ix, id)->pins--;
-            ix->path[i] = PKVI_NIL;
-        }
+        keep_resident(ix, n);
         policy->ops->finish(policy, ix->path, n, next_use, partial_last);
     }
     let_go(ix, n);
