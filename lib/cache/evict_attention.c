@@ -70,6 +70,7 @@ static uint32_t gather_rows(const struct pkvi_attn_group *group, const pkvi_kern
 void pkvi_evict_meter(const struct pkvi_attn_model *model, struct pkvi_batch *batch, uint32_t group,
                       uint32_t layer, const pkvi_tensor *q, uint32_t ith, uint32_t nth)
 {
+    if (!pkvi_evict_has_meters(pkvi_evict_of(batch->cache))) return;
     const struct pkvi_attn_group *ag = &model->groups[group];
     uint32_t unit = 0;
     float rows[METER_ROWS * PKV_MAX_HEAD_DIM];

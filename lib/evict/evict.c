@@ -13,6 +13,7 @@ pkv_status pkvi_evict_create(struct pkvi_evict **evict, struct pkvi_mem *mem, ui
     e->page_shift = pkvi_log2_u32(page_tokens);
     e->n_groups = n_groups;
     atomic_init(&e->n_defaults, 0);
+    atomic_init(&e->n_meters, 0);
     e->groups = pkvi_mem_array(mem, n_groups, sizeof *e->groups);
     e->defaults = pkvi_mem_array(mem, n_groups, sizeof *e->defaults);
     if (e->groups == NULL || e->defaults == NULL ||
@@ -54,4 +55,9 @@ void pkvi_evict_set_default(struct pkvi_evict *evict, uint32_t group,
 bool pkvi_evict_has_default(struct pkvi_evict *evict)
 {
     return atomic_load_explicit(&evict->n_defaults, memory_order_relaxed) != 0;
+}
+
+bool pkvi_evict_has_meters(struct pkvi_evict *evict)
+{
+    return atomic_load_explicit(&evict->n_meters, memory_order_relaxed) != 0;
 }

@@ -73,6 +73,9 @@ void pkvi_evict_set_default(struct pkvi_evict *evict, uint32_t group,
 /* True if any group has a default policy: only then a new sequence needs a state. MT-safe. */
 bool pkvi_evict_has_default(struct pkvi_evict *evict);
 
+/* True if any live sequence runs a regret meter: only then attention has to ask. MT-safe. */
+bool pkvi_evict_has_meters(struct pkvi_evict *evict);
+
 /* ---- one sequence -----------------------------------------------------------------------------
  */
 

@@ -80,6 +80,7 @@ struct pkvi_evict {
     struct pkvi_mutex lock;              /* rank EVICT: defaults */
     struct pkvi_evict_policy **defaults; /* [n_groups] */
     atomic_uint n_defaults;
+    atomic_uint n_meters; /* states whose policy runs the regret meter */
 };
 
 /* ---- per sequence and group -------------------------------------------------------------------

@@ -14,6 +14,7 @@ static void state_clear(struct pkvi_evict *evict, uint32_t group, struct pkvi_ev
     const struct pkvi_evict_group *info = &evict->groups[group];
     struct pkvi_mem *mem = evict->mem;
     if (state->policy == NULL) return;
+    atomic_fetch_sub_explicit(&evict->n_meters, state->policy->config.regret, memory_order_relaxed);
     pkvi_evict_mass_free(state, mem);
     if (state->candidate_capacity != 0)
         pkvi_mem_free_array(mem, state->candidates, state->candidate_capacity,
@@ -24,6 +25,11 @@ static void state_clear(struct pkvi_evict *evict, uint32_t group, struct pkvi_ev
     pkvi_evict_policy_unref(state->policy);
     *state = (struct pkvi_evict_state){
         .evicted = state->evicted, .restored = state->restored, .gone = state->gone};
+}
+
+static void count_meter(struct pkvi_evict *evict, const struct pkvi_evict_policy *policy)
+{
+    atomic_fetch_add_explicit(&evict->n_meters, policy->config.regret, memory_order_relaxed);
 }
 
 /* What a policy keeps from its first moment on. */
@@ -59,6 +65,7 @@ pkv_status pkvi_evict_seq_create(struct pkvi_evict *evict, bool defaults,
             pkvi_evict_seq_destroy(s);
             return status;
         }
+        count_meter(evict, policy);
     }
     *es = s;
     return PKV_OK;
@@ -82,6 +89,7 @@ static pkv_status state_copy(struct pkvi_evict *evict, uint32_t group, struct pk
     if (from->policy == NULL) return PKV_OK;
     pkvi_evict_policy_ref(from->policy);
     to->policy = from->policy;
+    count_meter(evict, from->policy);
     to->steps = from->steps;
     to->mass_steps = from->mass_steps;
     to->cursor = from->cursor;
@@ -135,6 +143,7 @@ static void apply(struct pkvi_evict_seq *es, uint32_t group, const struct pkvi_e
     state_clear(es->evict, group, state);
     *state = *fresh;
     if (state->policy == NULL) return;
+    count_meter(es->evict, state->policy);
     if (table->score != NULL && table->end > table->head)
         memset(table->score + table->head, 0, (table->end - table->head) * sizeof *table->score);
     const struct pkvi_evict_call call = pkvi_evict_call(es, group, target);
