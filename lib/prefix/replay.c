@@ -1,9 +1,8 @@
 /* One request of a trace through the index: look up, then use and insert block by block. */
 #include "policy.h"
 
-/* How far ahead the two stages of a lookup are prefetched. */
-#define AHEAD_BUCKET 12u
-#define AHEAD_NODE 6u
+/* How far ahead a lookup's node is fetched; its bucket is twice as far. A power of two. */
+#define AHEAD_NODE 8u
 
 static bool widen_path(struct pkvi_index *ix, uint32_t n)
 {
@@ -22,14 +21,16 @@ static bool widen_path(struct pkvi_index *ix, uint32_t n)
 /* Finds and pins what is known of the request. Returns how many leading blocks have a page. */
 static uint32_t look_up(struct pkvi_index *ix, const uint64_t *ids, uint32_t n)
 {
-    uint32_t hits = 0;
-    for (uint32_t i = 0; i < n && i < AHEAD_BUCKET; i++)
-        pkvi_index_prefetch_bucket(ix, pkvi_hash_id(ix, ids[i]));
+    uint64_t ring[2 * AHEAD_NODE]; /* hashes of the blocks ahead */
+    const uint32_t size = 2 * AHEAD_NODE;
+    uint32_t hits = 0, hashed = 0;
     for (uint32_t i = 0; i < n; i++) {
-        if (i + AHEAD_BUCKET < n)
-            pkvi_index_prefetch_bucket(ix, pkvi_hash_id(ix, ids[i + AHEAD_BUCKET]));
-        if (i + AHEAD_NODE < n) pkvi_index_prefetch_node(ix, pkvi_hash_id(ix, ids[i + AHEAD_NODE]));
-        uint32_t id = pkvi_index_find_id(ix, pkvi_hash_id(ix, ids[i]), ids[i]);
+        for (; hashed < n && hashed < i + size; hashed++) {
+            ring[hashed % size] = pkvi_hash_id(ix, ids[hashed]);
+            pkvi_index_prefetch_bucket(ix, ring[hashed % size]);
+        }
+        if (i + AHEAD_NODE < hashed) pkvi_index_prefetch_node(ix, ring[(i + AHEAD_NODE) % size]);
+        uint32_t id = pkvi_index_find_id(ix, ring[i % size], ids[i]);
         ix->path[i] = id;
         if (id == PKVI_NIL) continue;
         struct pkvi_node *node = pkvi_node(ix, id);
