@@ -15,13 +15,14 @@ from pagedkv_runtime.weights import F32
 
 #: Policies that drop by token numbers, chance or nothing at all: what happened before they start
 #: does not matter to them, so they may fork off the full sequence when it fills the budget.
-FORGETFUL = {"window", "sink", "random", "topk"}
+FORGETFUL = {"window", "sink", "random", "random-all", "topk"}
 _SIGNALS = pagedkv.CONSTANTS["SIGNAL_BOUNDS"] | pagedkv.CONSTANTS["SIGNAL_KEYSUM"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A policy at a budget of tokens; "full" keeps everything."""
+    """A policy at a budget of tokens; "full" keeps everything. "random" protects the sinks and the
+    recent quarter as every policy does by default, "random-all" nothing."""
 
     policy: str
     budget: int = 0
@@ -38,6 +39,8 @@ class Variant:
     def make(self) -> pagedkv.EvictPolicy | None:
         if self.policy == "full":
             return None
+        if self.policy == "random-all":  # nothing protected, as opposed to the library's default
+            return pagedkv.EvictPolicy("random", self.budget, sinks=0, window=0, seed=1)
         return pagedkv.EvictPolicy(
             self.policy, self.budget, positions=self.positions, **dict(self.options)
         )

@@ -201,7 +201,7 @@ def bounded(model: Model, args: argparse.Namespace) -> dict:
         seq = store.cache.sequence()
         _feed(model, store, seq, filler(5, args.budget, model.config.vocab_size))
         token, seconds, pages, metadata = 1000, [], [], []
-        for _ in range(args.decode):
+        for number in range(args.decode):
             start = perf_counter()
             with store.step([(seq, [token])]) as step:
                 logits = model.forward(step.tokens, step.positions, step.attention)
@@ -211,6 +211,9 @@ def bounded(model: Model, args: argparse.Namespace) -> dict:
             counters = store.cache.stats()
             pages.append(counters.pages_used)
             metadata.append(counters.metadata_bytes)
+            if number % 1000 == 999:
+                recent = float(np.median(seconds[-1000:])) * 1e3
+                print(f"{number + 1} tokens, {recent:.1f} ms each", file=sys.stderr, flush=True)
     tenth = max(1, args.decode // 10)
     return {
         "bounded": {
