@@ -9,7 +9,8 @@ extern "C" {
 #endif
 
 /* Creates a cache. `config` is not kept. Errors: PKV_EINVAL (NULL or a bad field: see
- * pkv_config_check for the text), PKV_EVERSION, PKV_ENOMEM. The caller owns *cache. */
+ * pkv_config_check for the text), PKV_EVERSION, PKV_ENOTSUP (config.isa), PKV_ENOMEM, PKV_EIO (no
+ * randomness for the prefix index's key). The caller owns *cache. */
 PKV_API pkv_status pkv_cache_create(const pkv_config *config, pkv_cache **cache);
 
 /* Destroys a cache with everything in it; NULL is allowed. No other call on this cache, its

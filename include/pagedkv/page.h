@@ -47,7 +47,8 @@ PKV_API pkv_status pkv_magazine_create(pkv_cache *cache, uint32_t group, uint32_
 /* Returns parked pages to the pool. NULL is allowed. */
 PKV_API void pkv_magazine_destroy(pkv_magazine *magazine);
 /* One page out of, or back into, the magazine; refills and spills half its capacity at a time.
- * alloc: PKV_ENOPAGES, PKV_ENOMEM, PKV_EINVAL (NULL). free: releases one reference; PKV_ESTALE.
+ * alloc: PKV_ENOPAGES, PKV_ENOMEM, PKV_EINVAL (NULL); unlike pkv_page_alloc it takes no cached pages
+ * from the prefix index. free: releases one reference; PKV_ESTALE.
  * O(1), without locks but for refills and spills. The detail of an error is not kept. */
 PKV_API pkv_status pkv_magazine_alloc(pkv_magazine *magazine, pkv_page *page);
 PKV_API pkv_status pkv_magazine_free(pkv_magazine *magazine, pkv_page page);

@@ -61,8 +61,9 @@ PKV_API pkv_status pkv_seq_match(pkv_seq seq, const int32_t *tokens, uint64_t n,
 
 /* Makes an empty sequence hold the matched tokens and puts it into the match's namespace. All or
  * nothing: PKV_ESTALE if some matched page was reclaimed meanwhile (match again), PKV_ESTATE if the
- * sequence is not empty, PKV_EFOREIGN, PKV_ENOMEM. A match of 0 tokens only sets the namespace.
- * O(matched pages). */
+ * sequence is not empty or lacks the eviction policies under which the pages were computed (a match
+ * of pkv_seq_match with another sequence), PKV_EFOREIGN, PKV_ENOMEM. A match of 0 tokens only sets
+ * the namespace. O(matched pages). */
 PKV_API pkv_status pkv_seq_attach(pkv_seq seq, const pkv_match *match);
 
 /* The namespace a sequence publishes to. Only while it is empty: PKV_ESTATE. Forks inherit it. */

@@ -297,6 +297,7 @@ pkv_status pkv_cache_set_limit(pkv_cache *cache, uint64_t bytes)
         return pkvi_fail(cache, PKV_EINVAL, "cache_set_limit: %llu is not in 1..%llu",
                          (unsigned long long)bytes, (unsigned long long)PKVI_MAX_MEMORY);
     pkv_status status = pkvi_regions_set_limit(&cache->regions, bytes);
+    if (status == PKV_EBUSY) pkvi_batches_trim(cache); /* arrays kept for reuse count too */
     while (status == PKV_EBUSY) {
         const uint64_t used = pkvi_budget_used(&cache->budget);
         if (reclaim_bytes(cache, used > bytes ? used - bytes : 1) == 0) break;

@@ -310,7 +310,7 @@ void pkvi_batches_trim(struct pkv_cache *cache);
 /* admission.c */
 pkv_status pkvi_admission_init(struct pkv_cache *cache);
 void pkvi_admission_destroy(struct pkv_cache *cache);
-/* The sequence is being destroyed or forked from: its ticket goes. */
+/* The sequence gives its ticket back, if it has one. */
 void pkvi_admission_forget(struct pkvi_seq *seq);
 pkv_status pkvi_admission_verify(struct pkv_cache *cache, char *text, size_t capacity);
 

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "attn/attn.h"
+#include "cache/cache_internal.h"
 #include "cache/config_limits.h"
 #include "prefix/prefix.h"
 
@@ -246,6 +248,37 @@ static pkv_status check_memory(struct check *check, const pkv_config *config)
     return PKV_OK;
 }
 
+/* Pages must fit what holds them: the buffers, the regions, the memory limit. The rest of the
+ * config was checked. */
+static pkv_status check_sizes(struct check *check, const pkv_config *config)
+{
+    for (uint32_t g = 0; g < config->n_groups; g++) {
+        struct pkvi_group group = {0};
+        pkvi_geometry_group(config, g, &group);
+        const uint64_t bytes = config->groups[g].external_bytes;
+        if (config->storage == PKV_STORAGE_EXTERNAL && bytes < group.page_bytes)
+            return complain(check, PKV_EINVAL,
+                            "groups[%" PRIu32 "].external_bytes: %" PRIu64
+                            " hold no page of %" PRIu64 " bytes",
+                            g, bytes, group.page_bytes);
+        if (config->storage == PKV_STORAGE_EXTERNAL && config->groups[g].max_pages == 0 &&
+            bytes / group.page_bytes > PKVI_MAX_PAGES)
+            return complain(check, PKV_EINVAL,
+                            "groups[%" PRIu32 "].external_bytes: more than %" PRId32 " pages", g,
+                            PKVI_MAX_PAGES);
+        if (config->region_bytes != 0 && config->region_bytes < group.page_bytes)
+            return complain(check, PKV_EINVAL,
+                            "region_bytes: %" PRIu64 " hold no page of group %" PRIu32 ", %" PRIu64
+                            " bytes",
+                            config->region_bytes, g, group.page_bytes);
+    }
+    if (pkvi_geometry_region_bytes(config) == 0)
+        return complain(check, PKV_EINVAL,
+                        "memory_limit: %" PRIu64 " leave no room for one region with a page",
+                        config->memory_limit);
+    return PKV_OK;
+}
+
 static pkv_status check_numbers(struct check *check, const pkv_config *config)
 {
     pkv_status status = check_range(check, "page_tokens", config->page_tokens);
@@ -298,7 +331,10 @@ pkv_status pkv_config_check(const pkv_config *config, char *text, size_t capacit
                         config->prefix_policy);
     status = check_layers(&check, config);
     if (status == PKV_OK) status = check_rope(&check, config);
+    if (status == PKV_OK) status = check_sizes(&check, config);
     if (status != PKV_OK) return status;
+    if (pkvi_kernel_find(config->isa) == NULL)
+        return complain(&check, PKV_ENOTSUP, "isa: this CPU and library have no '%s'", config->isa);
     if (config->allocator != NULL &&
         (config->allocator->alloc == NULL || config->allocator->free == NULL))
         return complain(&check, PKV_EINVAL, "allocator: alloc or free is NULL");

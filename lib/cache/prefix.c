@@ -229,9 +229,24 @@ pkv_status pkv_seq_match(pkv_seq handle, const int32_t *tokens, uint64_t n, pkv_
                   pkvi_prefix_match_seq(prefix, state_of(seq), tokens, n, salt, match));
 }
 
-/* Hands the granted pages to the sequence; gives everything back if it cannot take them. */
-static pkv_status hand_over(struct pkvi_seq *seq, struct pkvi_prefix *prefix, uint64_t n_tokens,
-                            struct pkvi_prefix_grant *grant)
+/* Room in the tables for what will be attached: nothing may fail once the index has moved the
+ * sequence. */
+static pkv_status make_room(struct pkvi_seq *seq, const pkv_match *match)
+{
+    struct pkv_cache *cache = seq->cache;
+    const uint32_t pages = (uint32_t)pkvi_pages_for(cache, match->n_tokens);
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        const uint32_t first = pkvi_window_first(cache, &cache->groups[g], match->n_tokens);
+        const uint32_t n = pages > first ? pages - first : 0;
+        const pkv_status status = pkvi_table_reserve(&seq->tables[g], &cache->mem, n);
+        if (status != PKV_OK) return status;
+    }
+    return PKV_OK;
+}
+
+/* Hands the granted pages to the sequence. */
+static void hand_over(struct pkvi_seq *seq, uint64_t n_tokens,
+                      const struct pkvi_prefix_grant *grant)
 {
     struct pkv_cache *cache = seq->cache;
     struct pkvi_attach attach[PKV_MAX_GROUPS];
@@ -239,16 +254,10 @@ static pkv_status hand_over(struct pkvi_seq *seq, struct pkvi_prefix *prefix, ui
         attach[g] = (struct pkvi_attach){
             .first = grant->first[g], .n = grant->n[g], .pages = grant->pages[g]};
     const pkv_status status = pkvi_seq_attach(seq, n_tokens, attach, PKVI_HOOK_PREFIX);
-    if (status != PKV_OK) {
-        for (uint32_t g = 0; g < cache->n_groups; g++)
-            if (grant->n[g] != 0)
-                pkvi_pool_unref(&cache->groups[g].pool, grant->n[g], grant->pages[g]);
-        pkvi_prefix_ungrant(prefix, state_of(seq));
-    } else if (grant->first_salted != UINT32_MAX) {
+    PKVI_ASSERT(status == PKV_OK); /* empty, idle, and room was made */
+    (void)status;
+    if (grant->first_salted != UINT32_MAX)
         pkvi_evict_depend(pkvi_seq_evict(seq), grant->first_salted);
-    }
-    pkvi_prefix_grant_free(prefix, grant);
-    return status;
 }
 
 pkv_status pkv_seq_attach(pkv_seq handle, const pkv_match *match)
@@ -261,10 +270,18 @@ pkv_status pkv_seq_attach(pkv_seq handle, const pkv_match *match)
     if (status != PKV_OK) return status;
     if (seq->length != 0)
         return pkvi_fail(handle.cache, PKV_ESTATE, "seq_attach: the sequence is not empty");
+    const uint64_t salt = pkvi_evict_salt(pkvi_seq_evict(seq));
     struct pkvi_prefix_grant grant;
-    status = pkvi_prefix_grant(prefix, state_of(seq), match, &grant);
+    status = pkvi_prefix_may_grant(prefix, match, salt);
+    if (status == PKV_OK) status = make_room(seq, match);
+    if (status == PKV_OK) status = pkvi_prefix_grant(prefix, state_of(seq), match, salt, &grant);
+    if (status == PKV_ESTATE)
+        return pkvi_fail(handle.cache, status,
+                         "seq_attach: the match needs an eviction policy that the sequence lacks");
     if (status != PKV_OK) return report(handle.cache, "seq_attach", status);
-    return hand_over(seq, prefix, match->n_tokens, &grant);
+    hand_over(seq, match->n_tokens, &grant);
+    pkvi_prefix_grant_free(prefix, &grant);
+    return PKV_OK;
 }
 
 pkv_status pkv_seq_set_namespace(pkv_seq handle, const pkv_namespace *space)
@@ -331,6 +348,8 @@ pkv_status pkv_prefix_set_quota(pkv_cache *cache, const pkv_namespace *space,
     if (quota->struct_size != sizeof *quota)
         return pkvi_fail(cache, PKV_EVERSION, "prefix_set_quota: struct_size %zu is unknown",
                          quota->struct_size);
+    if (quota->reserved[0] != 0 || quota->reserved[1] != 0)
+        return pkvi_fail(cache, PKV_EINVAL, "prefix_set_quota: reserved is not zero");
     return report(cache, "prefix_set_quota", pkvi_prefix_set_quota(prefix, space, quota));
 }
 

@@ -133,6 +133,11 @@ struct pkvi_prefix_seq {
 
 pkv_status pkvi_spaces_init(struct pkvi_prefix *px);
 void pkvi_spaces_destroy(struct pkvi_prefix *px);
+/* Can this be a namespace's name? */
+static inline bool pkvi_space_named(const pkv_namespace *name)
+{
+    return !name || !name->size || (name->bytes && name->size <= PKV_MAX_NAMESPACE_BYTES);
+}
 /* NULL if there is none. */
 struct pkvi_space *pkvi_space_find(struct pkvi_prefix *px, const pkv_namespace *name);
 /* Makes it if need be. PKV_EINVAL (too long), PKV_ENOMEM. */

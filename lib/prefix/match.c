@@ -124,6 +124,7 @@ static uint64_t reference(const struct pkvi_prefix *px, uint32_t id)
 static void fill(const struct walk *w, pkv_match *match)
 {
     struct pkvi_prefix *px = w->px;
+    const uint32_t pages = w->best_pages + (w->partial != PKVI_NIL);
     match->cache = px->config.cache;
     match->n_pages = w->best_pages;
     match->partial_tokens = w->partial_tokens;
@@ -131,7 +132,7 @@ static void fill(const struct walk *w, pkv_match *match)
     match->opaque[OPAQUE_LAST] = reference(px, w->best);
     match->opaque[OPAQUE_PARTIAL] = reference(px, w->partial);
     match->opaque[OPAQUE_SPACE] = (uint64_t)w->space->generation << 32 | w->space->slot;
-    match->opaque[OPAQUE_SALTED] = w->first_salted;
+    match->opaque[OPAQUE_SALTED] = w->first_salted < pages ? w->first_salted : PKVI_NO_SALTED;
     match->opaque[OPAQUE_MARK] = MARK;
 }
 
@@ -227,6 +228,28 @@ pkv_status pkvi_match_resolve(struct pkvi_prefix *px, const pkv_match *match,
 /* ---- granting
  * ------------------------------------------------------------------------------------ */
 
+/* As resolve, and PKV_ESTATE unless the sequence's salt admits the pages. Once a page has a salt
+ * all later ones have, so the last tells. */
+static pkv_status resolve_for(struct pkvi_prefix *px, const pkv_match *match, uint64_t salt,
+                              struct pkvi_found *found)
+{
+    const pkv_status status = pkvi_match_resolve(px, match, found);
+    if (status) return status;
+    const uint32_t id = found->partial != PKVI_NIL ? found->partial : found->last;
+    if (id == PKVI_NIL) return PKV_OK;
+    const uint64_t needed = pkvi_node(&px->core, id)->id;
+    return needed == 0 || needed == salt ? PKV_OK : PKV_ESTATE;
+}
+
+pkv_status pkvi_prefix_may_grant(struct pkvi_prefix *px, const pkv_match *match, uint64_t salt)
+{
+    struct pkvi_found found;
+    pkvi_prefix_lock(px);
+    const pkv_status status = resolve_for(px, match, salt, &found);
+    pkvi_prefix_unlock(px);
+    return status;
+}
+
 static pkv_status lay_out(struct pkvi_prefix *px, const pkv_match *match,
                           struct pkvi_prefix_grant *grant)
 {
@@ -306,7 +329,7 @@ static void place_sequence(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
 }
 
 pkv_status pkvi_prefix_grant(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
-                             const pkv_match *match, struct pkvi_prefix_grant *grant)
+                             const pkv_match *match, uint64_t salt, struct pkvi_prefix_grant *grant)
 {
     if (match->n_tokens > (uint64_t)UINT32_MAX << px->page_shift) return PKV_EINVAL;
     pkv_status status = lay_out(px, match, grant);
@@ -314,7 +337,7 @@ pkv_status pkvi_prefix_grant(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq
     pkvi_prefix_lock(px);
     px->now = px->config.clock(px->config.clock_user);
     struct pkvi_found found;
-    status = pkvi_match_resolve(px, match, &found);
+    status = resolve_for(px, match, salt, &found);
     uint32_t pages = match->n_pages + (match->partial_tokens != 0);
     if (status == PKV_OK && !collect_nodes(px, &found, grant, pages)) status = PKV_ESTALE;
     if (status == PKV_OK) {
@@ -332,13 +355,4 @@ void pkvi_prefix_grant_free(struct pkvi_prefix *px, struct pkvi_prefix_grant *gr
     if (grant->memory)
         pkvi_mem_free_array(px->mem, grant->memory, grant->capacity, sizeof *grant->memory);
     grant->memory = NULL;
-}
-
-void pkvi_prefix_ungrant(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq)
-{
-    pkvi_prefix_lock(px);
-    if (seq->space_generation == seq->space->generation) pkvi_cursor_move(px, seq, PKVI_NIL);
-    seq->cursor = PKVI_NIL;
-    seq->published = seq->n_tail = 0;
-    pkvi_prefix_unlock(px);
 }

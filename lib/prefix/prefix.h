@@ -96,15 +96,17 @@ struct pkvi_prefix_grant {
     uint32_t first_salted; /* logical page; UINT32_MAX = none */
 };
 
+/* Is the match whole, and may a sequence with this salt have its pages? PKV_EINVAL, PKV_EFOREIGN,
+ * PKV_ESTALE; PKV_ESTATE if they were computed under an eviction policy of another salt. O(1). */
+pkv_status pkvi_prefix_may_grant(struct pkvi_prefix *prefix, const pkv_match *match, uint64_t salt);
 /* Takes references to what was matched, and puts the (empty) sequence's state behind it. On failure
- * (PKV_ESTALE, PKV_ENOMEM) nothing changed. O(pages). */
+ * (as may_grant, PKV_ENOMEM) nothing changed. It is not undone: the caller must be able to use the
+ * pages. O(pages). */
 pkv_status pkvi_prefix_grant(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *seq,
-                             const pkv_match *match, struct pkvi_prefix_grant *grant);
+                             const pkv_match *match, uint64_t salt,
+                             struct pkvi_prefix_grant *grant);
 /* Frees the grant's memory; the references are the caller's. */
 void pkvi_prefix_grant_free(struct pkvi_prefix *prefix, struct pkvi_prefix_grant *grant);
-/* Undoes the change of the sequence's state by grant; the references are the caller's to release.
- */
-void pkvi_prefix_ungrant(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *seq);
 
 /* ---- reclaim, pins, quotas, namespaces ----------------------------------------------------------
  */

@@ -108,6 +108,7 @@ static uint64_t drop_nodes(struct pkvi_prefix *px, struct pkvi_space *space)
 pkv_status pkvi_prefix_drop(struct pkvi_prefix *px, const pkv_namespace *name, uint64_t *pages)
 {
     uint64_t freed = 0;
+    if (!pkvi_space_named(name)) return PKV_EINVAL;
     begin(px);
     struct pkvi_space *space = pkvi_space_find(px, name);
     if (space) {

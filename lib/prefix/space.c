@@ -62,6 +62,7 @@ static struct pkvi_space *find(struct pkvi_prefix *px, uint64_t hash, const void
 
 struct pkvi_space *pkvi_space_find(struct pkvi_prefix *px, const pkv_namespace *name)
 {
+    if (!pkvi_space_named(name)) return NULL;
     const void *bytes = name ? name->bytes : NULL;
     size_t size = name ? name->size : 0;
     return find(px, name_hash(px, bytes, size), bytes, size);
@@ -120,9 +121,9 @@ static void give_slot(struct pkvi_prefix *px, struct pkvi_space *space)
 pkv_status pkvi_space_get(struct pkvi_prefix *px, const pkv_namespace *name,
                           struct pkvi_space **out)
 {
+    if (!pkvi_space_named(name)) return PKV_EINVAL;
     const void *bytes = name ? name->bytes : NULL;
     size_t size = name ? name->size : 0;
-    if (size > PKV_MAX_NAMESPACE_BYTES || (size && !bytes)) return PKV_EINVAL;
     uint64_t hash = name_hash(px, bytes, size);
     *out = find(px, hash, bytes, size);
     if (*out) return PKV_OK;

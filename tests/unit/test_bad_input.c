@@ -124,6 +124,27 @@ START_TEST(configs)
     REFUSED(config.allocator, &half, "allocator");
     const pkv_rope_config rope[2] = {{.rotary_dims = 3, .theta = 1e4}, {0}};
     REFUSED(config.rope, rope, "rope[0].rotary_dims");
+    REFUSED(config.isa, "abacus", "isa");
+    REFUSED(config.memory_limit, (uint64_t)2 << 20, "memory_limit"); /* not one region */
+    groups[1].kv_heads = groups[1].q_heads = 512;
+    REFUSED(groups[1].n_layers, 1000, "memory_limit"); /* not one page */
+    config.region_bytes = (uint64_t)2 << 20;
+    REFUSED(groups[1].n_layers, 1000, "region_bytes");
+    groups[1].kv_heads = 2;
+    groups[1].q_heads = config.region_bytes = 0;
+    config.storage = PKV_STORAGE_EXTERNAL;
+    for (int g = 0; g < 2; g++) {
+        groups[g].external_base = (void *)4096;
+        groups[g].external_bytes = 1 << 20;
+    }
+    ck_assert_int_eq(pkv_config_check(&config, NULL, 0), PKV_OK);
+    REFUSED(groups[1].external_bytes, 100, "groups[1].external_bytes");
+    REFUSED(groups[1].external_bytes, (size_t)1 << 60, "groups[1].external_bytes");
+    config.storage = PKV_STORAGE_NONE;
+    for (int g = 0; g < 2; g++) {
+        groups[g].external_base = NULL;
+        groups[g].external_bytes = 0;
+    }
     char tiny[4];
     config.n_groups = 0;
     ck_assert_int_eq(pkv_config_check(&config, tiny, sizeof tiny), PKV_EINVAL);
@@ -266,6 +287,31 @@ START_TEST(batches)
 }
 END_TEST
 
+START_TEST(namespaces)
+{
+    const pkv_namespace nowhere = {NULL, 5}, endless = {"x", SIZE_MAX};
+    const pkv_namespace *bad[] = {&nowhere, &endless};
+    const int32_t tokens[20] = {0};
+    pkv_seq seq = new_seq();
+    for (int i = 0; i < 2; i++) {
+        pkv_match match = {.struct_size = sizeof match};
+        pkv_prefix_quota quota = {.struct_size = sizeof quota};
+        pkv_prefix_stats stats = {.struct_size = sizeof stats, .pins = 7};
+        uint64_t freed = 7;
+        ck_assert_int_eq(pkv_prefix_match(cache, bad[i], tokens, 20, &match), PKV_EINVAL);
+        ck_assert_int_eq(pkv_seq_set_namespace(seq, bad[i]), PKV_EINVAL);
+        ck_assert_int_eq(pkv_prefix_set_quota(cache, bad[i], &quota), PKV_EINVAL);
+        ck_assert_int_eq(pkv_prefix_drop(cache, bad[i], &freed), PKV_EINVAL);
+        said(PKV_EINVAL, "prefix_drop");
+        ck_assert_int_eq(pkv_prefix_get_stats(cache, bad[i], &stats), PKV_EINVAL);
+        ck_assert(freed == 7 && stats.pins == 7);
+    }
+    pkv_prefix_quota quota = {.struct_size = sizeof quota, .reserved = {0, 1}};
+    ck_assert_int_eq(pkv_prefix_set_quota(cache, NULL, &quota), PKV_EINVAL);
+    said(PKV_EINVAL, "reserved");
+}
+END_TEST
+
 /* More than the memory can ever hold, and more than numbers can hold. */
 START_TEST(too_much)
 {
@@ -360,6 +406,7 @@ int main(void)
     tcase_add_test(tests, caches);
     tcase_add_test(tests, sequences);
     tcase_add_test(tests, batches);
+    tcase_add_test(tests, namespaces);
     tcase_add_test(tests, too_much);
     tcase_add_test(tests, exports);
     tcase_add_test(tests, admission);
