@@ -51,6 +51,8 @@ typedef struct work {
     pkv_cache *cache;
     uint32_t layers, kv_heads, group, dim;
     float *q, *k, *v, *out;
+    uint32_t rows; /* rows of k and v come from a window that slides over twice as many */
+    uint32_t slide;
 } work;
 
 static int work_open(work *w, uint32_t page_tokens, uint32_t layers, uint32_t kv_heads,
@@ -75,14 +77,15 @@ static int work_open(work *w, uint32_t page_tokens, uint32_t layers, uint32_t kv
     const size_t kv = (size_t)rows * kv_heads * dim;
     w->q = malloc(kv * group * sizeof *w->q);
     w->out = malloc(kv * group * sizeof *w->out);
-    w->k = malloc(kv * sizeof *w->k);
-    w->v = malloc(kv * sizeof *w->v);
+    w->rows = rows;
+    w->k = malloc(2 * kv * sizeof *w->k);
+    w->v = malloc(2 * kv * sizeof *w->v);
     if (!w->q || !w->out || !w->k || !w->v) return tool_fail(err, "out of memory");
     tool_random random;
     random_seed(&random, 1);
     for (size_t i = 0; i < kv * group; i++)
         w->q[i] = (float)(random_unit(&random) * 2 - 1);
-    for (size_t i = 0; i < kv; i++) {
+    for (size_t i = 0; i < 2 * kv; i++) {
         w->k[i] = (float)(random_unit(&random) * 2); /* keys have a mean, as real ones do */
         w->v[i] = (float)(random_unit(&random) * 2 - 1);
     }
@@ -95,11 +98,13 @@ static void work_close(work *w)
     pkv_cache_destroy(w->cache);
 }
 
-static pkv_status write_layer(const work *w, pkv_plan *plan, uint32_t layer)
+static pkv_status write_layer(work *w, pkv_plan *plan, uint32_t layer)
 {
     const ptrdiff_t head = (ptrdiff_t)(w->dim * sizeof(float));
-    const pkv_rows k = {w->k, PKV_DTYPE_F32, w->kv_heads, w->dim, head * w->kv_heads, head};
-    const pkv_rows v = {w->v, PKV_DTYPE_F32, w->kv_heads, w->dim, head * w->kv_heads, head};
+    w->slide = (w->slide + 1) % w->rows;
+    const size_t skip = (size_t)w->slide * w->kv_heads * w->dim;
+    const pkv_rows k = {w->k + skip, PKV_DTYPE_F32, w->kv_heads, w->dim, head * w->kv_heads, head};
+    const pkv_rows v = {w->v + skip, PKV_DTYPE_F32, w->kv_heads, w->dim, head * w->kv_heads, head};
     return pkv_write(plan, layer, &k, &v, 0, 1);
 }
 
@@ -122,7 +127,7 @@ typedef struct commit_result {
 } commit_result;
 
 /* One step of all sequences; returns the commit's time per sequence, or < 0. */
-static double commit_step(const work *w, const pkv_seq *seqs, pkv_plan *plan, uint32_t n,
+static double commit_step(work *w, const pkv_seq *seqs, pkv_plan *plan, uint32_t n,
                           const float *mass)
 {
     pkv_batch batch;
