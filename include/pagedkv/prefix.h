@@ -5,7 +5,8 @@
  *     pkv_prefix_match(cache, &space, tokens, n - 1, &match);  // read-only; n - 1: the model needs
  *     pkv_seq_create(cache, &seq);                             // at least one token to run on
  *     pkv_seq_attach(seq, &match);                             // length is match.n_tokens now
- *     … batches with tokens[match.n_tokens .. n) …             // full pages are published at commit
+ *     … batches with tokens[match.n_tokens .. n) …             // full pages are published at
+ * commit
  *
  * - A match compares tokens, page by page, never only hashes. The hash that finds candidates is
  *   keyed per cache.
@@ -19,8 +20,8 @@
  * - Tokens given to pkv_batch_add are what publishes: a sequence whose batches come without tokens
  *   publishes nothing from there on.
  *
- * All functions are MT-safe; functions on a sequence as in sequence.h. They return PKV_ENOTSUP if the
- * cache was created with prefix = 0. */
+ * All functions are MT-safe; functions on a sequence as in sequence.h. They return PKV_ENOTSUP if
+ * the cache was created with prefix = 0. */
 #ifndef PAGEDKV_PREFIX_H
 #define PAGEDKV_PREFIX_H
 
@@ -40,7 +41,7 @@ typedef struct pkv_namespace {
 
 /* What a match found. Plain data: no references are held, nothing needs to be released. */
 typedef struct pkv_match {
-    size_t struct_size;      /* set by the caller to sizeof(pkv_match) */
+    size_t struct_size; /* set by the caller to sizeof(pkv_match) */
     pkv_cache *cache;
     uint64_t n_tokens;       /* tokens that pkv_seq_attach would give; 0 = no hit */
     uint32_t n_pages;        /* full pages among them */
@@ -54,9 +55,9 @@ typedef struct pkv_match {
 PKV_API pkv_status pkv_prefix_match(pkv_cache *cache, const pkv_namespace *space,
                                     const int32_t *tokens, uint64_t n, pkv_match *match);
 
-/* As pkv_prefix_match in the sequence's namespace; if the sequence has eviction policies whose drops
- * depend on the token count alone (evict.h), pages that were computed under the same policies match
- * too. */
+/* As pkv_prefix_match in the sequence's namespace; if the sequence has eviction policies whose
+ * drops depend on the token count alone (evict.h), pages that were computed under the same policies
+ * match too. */
 PKV_API pkv_status pkv_seq_match(pkv_seq seq, const int32_t *tokens, uint64_t n, pkv_match *match);
 
 /* Makes an empty sequence hold the matched tokens and puts it into the match's namespace. All or
@@ -98,13 +99,13 @@ PKV_API pkv_status pkv_prefix_drop(pkv_cache *cache, const pkv_namespace *space,
 
 /* Quota of a namespace, in published pages of each layer group. */
 typedef struct pkv_prefix_quota {
-    size_t struct_size;    /* set by the caller */
-    uint64_t share;        /* pages it may keep before it counts as beyond its share; when memory is
-                            * short, namespaces beyond their share (and those without a quota) give
-                            * pages in turn, the others only after them */
-    uint64_t max;          /* most pages it may have published; at the limit it replaces its own;
-                            * 0 = no limit */
-    uint64_t reserved[2];  /* zero */
+    size_t struct_size;   /* set by the caller */
+    uint64_t share;       /* pages it may keep before it counts as beyond its share; when memory is
+                           * short, namespaces beyond their share (and those without a quota) give
+                           * pages in turn, the others only after them */
+    uint64_t max;         /* most pages it may have published; at the limit it replaces its own;
+                           * 0 = no limit */
+    uint64_t reserved[2]; /* zero */
 } pkv_prefix_quota;
 
 /* Gives a namespace a quota of its own, or changes it. Only before the first page is published in
@@ -114,14 +115,14 @@ PKV_API pkv_status pkv_prefix_set_quota(pkv_cache *cache, const pkv_namespace *s
 
 /* Counters of a namespace, kept as things happen. */
 typedef struct pkv_prefix_stats {
-    size_t struct_size;      /* set by the caller */
-    uint64_t lookups;        /* matches asked for */
-    uint64_t tokens_asked;   /* their tokens */
-    uint64_t tokens_hit;     /* … of which found */
-    uint64_t pages;          /* published pages now, over all groups */
+    size_t struct_size;                        /* set by the caller */
+    uint64_t lookups;                          /* matches asked for */
+    uint64_t tokens_asked;                     /* their tokens */
+    uint64_t tokens_hit;                       /* … of which found */
+    uint64_t pages;                            /* published pages now, over all groups */
     uint64_t pages_published, pages_reclaimed; /* so far */
     uint64_t pages_duplicate; /* finished pages whose content was published already */
-    uint64_t pins;           /* live pins */
+    uint64_t pins;            /* live pins */
     uint64_t reserved[6];
 } pkv_prefix_stats;
 
@@ -130,7 +131,8 @@ PKV_API pkv_status pkv_prefix_get_stats(pkv_cache *cache, const pkv_namespace *s
                                         pkv_prefix_stats *stats);
 
 /* Frees up to n cached pages of a group that nobody holds, in the policy's order; *freed (may be
- * NULL) = how many. Never needed for allocation: reserve does it by itself. O(1) or O(log) a page. */
+ * NULL) = how many. Never needed for allocation: reserve does it by itself. O(1) or O(log) a page.
+ */
 PKV_API pkv_status pkv_prefix_reclaim(pkv_cache *cache, uint32_t group, uint64_t n,
                                       uint64_t *freed);
 

@@ -26,24 +26,20 @@
  * computed anew in O(classes x buckets^2), about 10 us.
  *
  * The constants below were chosen once, for all traces: see docs/prefix.md. */
+#include "adaptive.h"
 #include "prefix/policies.h"
 #include "prefix/policy.h"
 
 #include <string.h>
 
-#define CLASSES 27u
-#define BUCKETS 36u
+#define CLASSES PKVI_ADAPTIVE_CLASSES
+#define BUCKETS PKVI_ADAPTIVE_BUCKETS
 #define LISTS (CLASSES * BUCKETS)
 #define RANK_WORDS ((LISTS + 63u) / 64u)
 
 #define GHOSTS_PER_PAGE 4u   /* remembered pages: this many per page of capacity … */
 #define GHOSTS_MIN 8192u     /* … or so many */
 #define RECOMPUTE 32u        /* requests between computations of the values */
-#define FIRST_HAZARD 0.05    /* assumed for the youngest bucket */
-#define HAZARD_DECLINE 0.5   /* assumed from bucket to bucket */
-#define POOL_WEIGHT 1000.0   /* pages that the assumption counts for */
-#define CLASS_WEIGHT 500.0   /* pages that the average of all classes counts for */
-#define RATIO_WEIGHT 50.0    /* hits that equality of the classes counts for */
 #define HALVE_AFTER 200000.0 /* events (plus 8 per page) after which counts are halved */
 
 #define GUARD_PERIOD                                                                               \
@@ -88,9 +84,8 @@ struct adaptive {
     uint64_t filled[RANK_WORDS];     /* bit r: the GIVING list of rank r has segments */
     uint16_t rank[CLASSES][BUCKETS]; /* place in the order of value, worst first */
     uint16_t by_rank[LISTS];
-    double reused[CLASSES][BUCKETS];   /* pages used again at this age */
-    double survived[CLASSES][BUCKETS]; /* pages that grew older than this age */
-    double events;                     /* uses counted since the counts were last halved */
+    struct pkvi_adaptive_counts counts;
+    double events; /* uses counted since the counts were last halved */
     uint32_t since_computed;
     struct pkvi_queue ghosts;
     /* What LRU would hold: the pages used at request lru_from or later. */
@@ -153,20 +148,6 @@ static uint32_t class_of(const struct pkvi_member *m, bool partial)
     if (uses <= 1) return continues(m) ? 2 : 1;
     uint32_t often = uses == 2 ? 0 : uses <= 4 ? 1 : uses <= 8 ? 2 : 3;
     return 3 + often * 6 + interval_of(m);
-}
-
-/* Buckets start at ages 1, 2, 3, 4, 6, 8, 12, 16, …; the second one is empty. */
-static uint32_t bucket_of(uint32_t age)
-{
-    if (age < 2) return 0;
-    uint32_t log = pkvi_log2_u32(age);
-    return pkvi_min_u32(2 * log + (age >> (log - 1) & 1u), BUCKETS - 1);
-}
-
-static uint32_t bucket_start(uint32_t bucket)
-{
-    uint32_t power = UINT32_C(1) << bucket / 2;
-    return bucket < 2 ? 1 + bucket : bucket % 2 ? power + power / 2 : power;
 }
 
 /* ---- what LRU would do -------------------------------------------------------------------------
@@ -393,51 +374,6 @@ static void reconsider(struct adaptive *a, uint32_t id)
 /* ---- learning
  * ------------------------------------------------------------------------------------ */
 
-/* Hazards per bucket, averaged over the classes. */
-static void pool_hazards(const struct adaptive *a, double *hazard)
-{
-    double assumed = FIRST_HAZARD;
-    for (uint32_t b = 0; b < BUCKETS; b++) {
-        double hits = 0, all = 0;
-        for (uint32_t c = 0; c < CLASSES; c++) {
-            hits += a->reused[c][b];
-            all += a->reused[c][b] + a->survived[c][b];
-        }
-        hazard[b] = (hits + POOL_WEIGHT * assumed) / (all + POOL_WEIGHT);
-        assumed = HAZARD_DECLINE * hazard[b];
-    }
-}
-
-/* A class's own hazards, drawn to the average scaled by how the class does as a whole. */
-static void class_hazards(const struct adaptive *a, uint32_t c, const double *pooled,
-                          double *hazard)
-{
-    double hits = RATIO_WEIGHT, expected = RATIO_WEIGHT;
-    for (uint32_t b = 0; b < BUCKETS; b++) {
-        hits += a->reused[c][b];
-        expected += (a->reused[c][b] + a->survived[c][b]) * pooled[b];
-    }
-    for (uint32_t b = 0; b < BUCKETS; b++) {
-        double assumed = pooled[b] * hits / expected;
-        if (assumed > 1) assumed = 1;
-        hazard[b] = (a->reused[c][b] + CLASS_WEIGHT * assumed) /
-                    (a->reused[c][b] + a->survived[c][b] + CLASS_WEIGHT);
-    }
-}
-
-/* The best ratio of expected hits to expected time over all moments to give up. */
-static double best_ratio(const double *hazard, const double *width, uint32_t from)
-{
-    double alive = 1, hits = 0, time = 0, best = 0;
-    for (uint32_t b = from; b < BUCKETS; b++) {
-        hits += alive * hazard[b];
-        time += alive * width[b] * (1 - 0.5 * hazard[b]);
-        alive *= 1 - hazard[b];
-        if (hits > best * time) best = hits / time;
-    }
-    return best;
-}
-
 /* Sorts the lists by value (a merge sort, so that equals keep their order: older pages first). */
 static void sort_lists(struct adaptive *a)
 {
@@ -485,24 +421,16 @@ static void forget_half(struct adaptive *a)
 {
     for (uint32_t c = 0; c < CLASSES; c++)
         for (uint32_t b = 0; b < BUCKETS; b++) {
-            a->reused[c][b] /= 2;
-            a->survived[c][b] /= 2;
+            a->counts.reused[c][b] /= 2;
+            a->counts.survived[c][b] /= 2;
         }
     a->events /= 2;
 }
 
 static void compute_values(struct adaptive *a)
 {
-    double pooled[BUCKETS], hazard[BUCKETS], width[BUCKETS];
     if (a->events > HALVE_AFTER + 8.0 * (double)a->base.capacity) forget_half(a);
-    for (uint32_t b = 0; b < BUCKETS; b++)
-        width[b] = b == 1 ? 1 : bucket_start(b + 1) - (double)bucket_start(b);
-    pool_hazards(a, pooled);
-    for (uint32_t c = 0; c < CLASSES; c++) {
-        class_hazards(a, c, pooled, hazard);
-        for (uint32_t b = 0; b < BUCKETS; b++)
-            a->value[c][b] = best_ratio(hazard, width, b);
-    }
+    pkvi_adaptive_values(&a->counts, a->value);
     order_lists(a);
     a->since_computed = 0;
 }
@@ -513,10 +441,10 @@ static void age_list(struct adaptive *a, enum kind kind, uint32_t c, uint32_t b)
     uint32_t s;
     while ((s = a->list[kind][c][b].oldest) != PKVI_NIL) {
         struct segment *segment = &a->segment[s];
-        uint32_t bucket = bucket_of(a->now - segment->time);
+        uint32_t bucket = pkvi_adaptive_bucket(a->now - segment->time);
         if (bucket <= b) return;
         for (uint32_t passed = b; kind == AGING && passed < bucket; passed++)
-            a->survived[c][passed] += segment->members;
+            a->counts.survived[c][passed] += segment->members;
         delist(a, s, kind);
         segment->bucket[kind] = (uint8_t)bucket;
         enlist(a, s, kind, true);
@@ -537,7 +465,7 @@ static void count_use(struct adaptive *a, struct pkvi_member *m)
 {
     uint32_t age = a->now - m->a;
     if (m->a >= a->lru_from) a->lru_hits += 1;
-    a->reused[m->list][bucket_of(age)] += 1;
+    a->counts.reused[m->list][pkvi_adaptive_bucket(age)] += 1;
     a->events += 1;
     describe(m, uses_of(m) + 1, interval_step(age), continues(m));
 }
