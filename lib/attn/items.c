@@ -7,9 +7,8 @@
 /* Rows of the kernels' tallest register block. */
 #define BLOCK_ROWS 12u
 
-/* Leaves per worker that the whole of a group should have at least: limits how uneven shares can
- * be. Heads are split until that is reached. */
-#define CELLS_PER_WORKER 16u
+/* More leaves per worker than this are shared out evenly enough without splitting heads. */
+#define PLENTY_OF_LEAVES 16
 
 /* An item that costs less than 1 / this of a worker's share is not cut. */
 #define WHOLE_ITEMS_PER_WORKER 24u
@@ -112,12 +111,13 @@ static uint32_t choose_tile(uint32_t n, uint32_t group_size)
     return best;
 }
 
-/* Tiles and heads per item of every lane, and how many leaf cells that makes. */
-static uint64_t choose_tiles(const struct pkvi_plan *plan, const struct plan_body *body, uint32_t g)
+/* Tiles and heads per item of every lane, and how many leaves (parts count as parts) the items that
+ * makes have together. */
+static double choose_tiles(const struct pkvi_plan *plan, const struct plan_body *body, uint32_t g)
 {
     const struct pkvi_attn_group *ag = &plan->model->groups[g];
     struct plan_group *pg = &body->groups[g];
-    uint64_t cells = 0;
+    double leaves = 0;
     for (uint32_t i = 0; i < body->n_entries; i++) {
         const struct plan_entry *entry = &body->entries[i];
         struct plan_lane *lane = &pg->lanes[i];
@@ -128,23 +128,46 @@ static uint64_t choose_tiles(const struct pkvi_plan *plan, const struct plan_bod
         lane->heads_per_item = heads < ag->kv_heads ? heads : ag->kv_heads;
         uint64_t begin, end;
         key_range(ag, entry, 0, entry->n_tokens, &begin, &end);
-        uint64_t leaves = (end - 1) / PKVI_LEAF - begin / PKVI_LEAF + 1;
-        cells += leaves * ceil_div(ag->kv_heads, lane->heads_per_item) * lane->n_tiles;
+        leaves += (double)(end - begin) / PKVI_LEAF * lane->n_tiles *
+                  ceil_div(ag->kv_heads, lane->heads_per_item);
     }
-    return cells;
+    return leaves;
 }
 
-/* Splits heads further where there is too little to share out. */
-static void split_heads(const struct pkvi_plan *plan, const struct plan_body *body, uint32_t g,
-                        uint64_t cells)
+/* How much longer than the average the longest share is, if `leaves` per range of heads, for
+ * `ranges` of them, are shared out to n workers and cut at leaves. */
+static double unevenness(double leaves, uint32_t ranges, uint32_t n)
 {
-    uint64_t wanted = (uint64_t)CELLS_PER_WORKER * plan->max_workers;
-    if (cells >= wanted || cells == 0) return;
-    uint64_t by = (wanted + cells - 1) / cells;
+    double share = leaves * ranges / n, worst = 0;
+    for (uint32_t w = 1; w < n; w++) {
+        double at = share * w, in = at - leaves * (double)(uint64_t)(at / leaves);
+        double off = in - (double)(uint64_t)(in + 0.5);
+        if (off < 0) off = -off;
+        if (leaves - in < off) off = leaves - in;
+        if (off > worst) worst = off;
+    }
+    return worst / share;
+}
+
+/* Splits heads further where leaves alone would be shared out unevenly. That has a price: a thread
+ * then reads shorter runs of each page (measured: 8 % for a quarter of the heads). */
+static void split_heads(const struct pkvi_plan *plan, const struct plan_body *body, uint32_t g,
+                        double leaves)
+{
+    static const double prices[] = {0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24};
+    uint32_t workers = plan->max_workers, best = 0;
+    if (workers == 1 || leaves <= 0 || leaves > (double)PLENTY_OF_LEAVES * workers) return;
+    double least = 1e9;
+    for (uint32_t i = 0; i < sizeof prices / sizeof *prices; i++) {
+        double loss = unevenness(leaves, 1u << i, workers) + prices[i];
+        if (loss >= least) continue;
+        least = loss;
+        best = i;
+    }
     struct plan_group *pg = &body->groups[g];
     for (uint32_t i = 0; i < body->n_entries; i++) {
         uint32_t heads = pg->lanes[i].heads_per_item;
-        pg->lanes[i].heads_per_item = by >= heads ? 1 : heads / (uint32_t)by;
+        pg->lanes[i].heads_per_item = heads >> best ? heads >> best : 1;
     }
 }
 
