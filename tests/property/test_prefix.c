@@ -398,7 +398,7 @@ static void run(const struct shape *shape, uint64_t seed, int steps)
             op_reclaim(w);
         else if (op == 99 && below(w, 4) == 0)
             op_drop(w);
-        if (i % 25 == 0) verify(w);
+        if (i % 40 == 0) verify(w);
     }
     close_world(w);
 }
@@ -414,8 +414,8 @@ static const struct shape shapes[] = {
 START_TEST(against_model)
 {
     uint64_t seed = pkvt_seed("prefix");
-    for (int round = 0; round < 3; round++)
-        run(&shapes[_i], seed * 1000 + (uint64_t)(_i * 10 + round), 1500);
+    for (int round = 0; round < 2; round++)
+        run(&shapes[_i], seed * 1000 + (uint64_t)(_i * 10 + round), 1000);
 }
 END_TEST
 
@@ -427,8 +427,8 @@ START_TEST(every_policy)
     if (!name || offline) return;
     struct shape one = {name, 1, {0}, false, true};
     struct shape two = {name, 2, {0, 24}, false, true};
-    run(&one, seed + (uint64_t)_i, 2500);
-    run(&two, seed + (uint64_t)_i + 100, 2500);
+    run(&one, seed + (uint64_t)_i, 1000);
+    run(&two, seed + (uint64_t)_i + 100, 1000);
 }
 END_TEST
 
