@@ -60,10 +60,8 @@ void pkvi_batches_destroy(struct pkv_cache *cache)
     pkvi_batches_trim(cache);
 }
 
-pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *out)
+static pkv_status begin(struct pkv_cache *cache, pkv_batch *out)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (out == NULL) return pkvi_fail(cache, PKV_EINVAL, "batch_begin: batch is NULL");
     pkvi_mutex_lock(&cache->lock);
     struct pkvi_batch *batch = cache->free_batches;
     if (batch != NULL) cache->free_batches = batch->next_free;
@@ -85,6 +83,18 @@ pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *out)
     pkvi_count(&cache->stats, PKVI_COUNT_BATCHES, 1);
     *out = (pkv_batch){cache, batch->id};
     return PKV_OK;
+}
+
+pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *out)
+{
+    if (cache == NULL) return PKV_EINVAL;
+    if (out == NULL) return pkvi_fail(cache, PKV_EINVAL, "batch_begin: batch is NULL");
+    pkv_status status;
+    int attempt = 0;
+    do
+        status = begin(cache, out);
+    while (pkvi_cache_retry(cache, status, attempt++, 0));
+    return status;
 }
 
 /* Makes the handle stale, lets go of the sequences and keeps the arrays for the next batch. */
@@ -186,7 +196,10 @@ pkv_status pkv_batch_add(pkv_batch handle, pkv_seq seq_handle, const int32_t *to
     pkv_status status = pkvi_batch_get(handle, "batch_add", &batch);
     if (status == PKV_OK) status = check_add(batch, seq_handle, n_tokens, &seq);
     if (status != PKV_OK) return status;
-    status = make_room(batch, tokens != NULL, n_tokens);
+    int attempt = 0;
+    do
+        status = make_room(batch, tokens != NULL, n_tokens);
+    while (pkvi_cache_retry(handle.cache, status, attempt++, (uint64_t)n_tokens * sizeof *tokens));
     if (PKVI_UNLIKELY(status != PKV_OK))
         return pkvi_fail(handle.cache, status, "batch_add: no memory for the entry");
     status = take_seq(batch, seq);
@@ -218,7 +231,10 @@ pkv_status pkv_batch_reserve(pkv_batch handle)
     if (status != PKV_OK) return status;
     if (batch->phase != PKVI_BATCH_OPEN)
         return pkvi_fail(handle.cache, PKV_ESTATE, "batch_reserve: the batch is reserved already");
-    status = pkvi_reserve(batch);
+    int attempt = 0;
+    do
+        status = pkvi_reserve(batch);
+    while (pkvi_cache_retry(handle.cache, status, attempt++, 0));
     if (PKVI_UNLIKELY(status != PKV_OK)) {
         pkvi_count(&handle.cache->stats, PKVI_COUNT_RESERVE_FAILURES, 1);
         return status;

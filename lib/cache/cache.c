@@ -290,6 +290,24 @@ uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
     return missing;
 }
 
+bool pkvi_cache_retry(struct pkv_cache *cache, pkv_status status, int attempt, uint64_t bytes)
+{
+    if (status != PKV_ENOMEM || attempt >= PKVI_ALLOC_ATTEMPTS) return false;
+    if (cache->storage == PKV_STORAGE_EXTERNAL) return false; /* pages take no room */
+    const uint64_t region = cache->regions.config.region_bytes;
+    const uint64_t wanted = pkvi_max_u64(bytes, region);
+    const uint64_t limit = atomic_load_explicit(&cache->budget.limit, memory_order_relaxed);
+    const uint64_t metadata = atomic_load_explicit(&cache->budget.metadata, memory_order_relaxed);
+    if (metadata > limit || wanted > limit - metadata) return false;
+    for (bool first = true;; first = false) {
+        const uint64_t used = pkvi_budget_used(&cache->budget);
+        const uint64_t room = used < limit ? limit - used : 0;
+        if (room >= wanted) return !first; /* at once: it was not the limit that refused */
+        if (room + pkvi_regions_empty(&cache->regions, NULL) * region >= wanted) return true;
+        if (reclaim_bytes(cache, region) == 0) return false;
+    }
+}
+
 pkv_status pkv_cache_set_limit(pkv_cache *cache, uint64_t bytes)
 {
     if (cache == NULL) return PKV_EINVAL;

@@ -273,6 +273,12 @@ pkv_status pkvi_seq_attach(struct pkvi_seq *seq, uint64_t n_tokens,
 uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
                             struct pkvi_batch *requester);
 
+/* After attempt number `attempt` (from 0) of something ended with `status`: is another one worth
+ * it? Only if it was refused memory because regions leave no room for metadata: then cached pages
+ * are reclaimed until a region comes free. `bytes`: what it needs, if that may be much. What cannot
+ * fit reclaims nothing. No locks may be held. */
+bool pkvi_cache_retry(struct pkv_cache *cache, pkv_status status, int attempt, uint64_t bytes);
+
 /* ---- between the files of lib/cache --------------------------------------------------------- */
 
 /* cache.c: pkv_cache_create with other OS hooks (tests). */

@@ -91,10 +91,8 @@ static pkv_status call_create_hooks(struct pkvi_seq *seq, const struct pkvi_seq 
     return PKV_OK;
 }
 
-pkv_status pkv_seq_create(pkv_cache *cache, pkv_seq *out)
+static pkv_status create(struct pkv_cache *cache, pkv_seq *out)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (out == NULL) return pkvi_fail(cache, PKV_EINVAL, "seq_create: seq is NULL");
     struct pkvi_seq *seq = new_seq(cache);
     if (seq == NULL) return pkvi_fail(cache, PKV_ENOMEM, "seq_create: no memory for a sequence");
     pkv_status status = register_seq(seq, "seq_create");
@@ -111,6 +109,18 @@ pkv_status pkv_seq_create(pkv_cache *cache, pkv_seq *out)
     pkvi_count(&cache->stats, PKVI_COUNT_SEQUENCES, 1);
     *out = pkvi_seq_handle(seq);
     return PKV_OK;
+}
+
+pkv_status pkv_seq_create(pkv_cache *cache, pkv_seq *out)
+{
+    if (cache == NULL) return PKV_EINVAL;
+    if (out == NULL) return pkvi_fail(cache, PKV_EINVAL, "seq_create: seq is NULL");
+    pkv_status status;
+    int attempt = 0;
+    do
+        status = create(cache, out);
+    while (pkvi_cache_retry(cache, status, attempt++, 0));
+    return status;
 }
 
 void pkvi_seq_destroy(struct pkvi_seq *seq)
@@ -147,17 +157,13 @@ static pkv_status copy_pins(struct pkvi_seq *child, const struct pkvi_seq *paren
     return PKV_OK;
 }
 
-pkv_status pkv_seq_fork(pkv_seq handle, pkv_seq *out)
+static pkv_status fork_seq(const struct pkvi_seq *parent, pkv_seq *out)
 {
-    struct pkvi_seq *parent;
-    pkv_status status = pkvi_seq_get_idle(handle, "seq_fork", &parent);
-    if (status != PKV_OK) return status;
-    struct pkv_cache *cache = handle.cache;
-    if (out == NULL) return pkvi_fail(cache, PKV_EINVAL, "seq_fork: child is NULL");
+    struct pkv_cache *cache = parent->cache;
     struct pkvi_seq *child = new_seq(cache);
     if (child == NULL) return pkvi_fail(cache, PKV_ENOMEM, "seq_fork: no memory for a sequence");
     child->length = parent->length;
-    status = copy_pins(child, parent);
+    pkv_status status = copy_pins(child, parent);
     for (uint32_t g = 0; g < cache->n_groups && status == PKV_OK; g++)
         status = pkvi_table_fork(&child->tables[g], &parent->tables[g], &cache->mem,
                                  &cache->groups[g].pool);
@@ -181,6 +187,19 @@ pkv_status pkv_seq_fork(pkv_seq handle, pkv_seq *out)
     pkvi_count(&cache->stats, PKVI_COUNT_BYTES_LIVE, live_bytes(child));
     *out = pkvi_seq_handle(child);
     return PKV_OK;
+}
+
+pkv_status pkv_seq_fork(pkv_seq handle, pkv_seq *out)
+{
+    struct pkvi_seq *parent;
+    pkv_status status = pkvi_seq_get_idle(handle, "seq_fork", &parent);
+    if (status != PKV_OK) return status;
+    if (out == NULL) return pkvi_fail(handle.cache, PKV_EINVAL, "seq_fork: child is NULL");
+    int attempt = 0;
+    do
+        status = fork_seq(parent, out);
+    while (pkvi_cache_retry(handle.cache, status, attempt++, 0));
+    return status;
 }
 
 /* ---- truncate ----------------------------------------------------------------------------------

@@ -100,8 +100,6 @@ void pkvi_regions_remove(struct pkvi_regions *regions, struct pkvi_pool *pool);
 pkv_status pkvi_regions_get(struct pkvi_regions *regions, struct pkvi_pool *pool, void **base);
 /* Unmaps and uncharges. */
 void pkvi_regions_put(struct pkvi_regions *regions, void *base);
-/* Empty regions of all pools but one. */
-uint64_t pkvi_regions_empty(struct pkvi_regions *regions, const struct pkvi_pool *except);
 
 /* ---- grow.c ------------------------------------------------------------------------------------
  */

@@ -39,6 +39,8 @@ struct pkvi_regions_config {
     int numa_node;        /* -1 = none */
 };
 
+struct pkvi_pool;
+
 /* Takes region memory from the OS and moves empty regions between pools: under the limit a pool
  * that needs a region gets the empty region of another without unmapping it. Pools keep their empty
  * regions until another pool or metadata needs them, or trim or set_limit gives them back. */
@@ -69,6 +71,9 @@ pkv_status pkvi_regions_set_limit(struct pkvi_regions *regions, uint64_t limit);
 /* Checks that the pools' regions add up to what the budget was charged. Quiescent only. */
 pkv_status pkvi_regions_verify(struct pkvi_regions *regions, char *text, size_t capacity);
 
+/* Empty regions of all pools but one (NULL = of all). MT-safe, O(pools). */
+uint64_t pkvi_regions_empty(struct pkvi_regions *regions, const struct pkvi_pool *except);
+
 /* Region size for a set of page sizes: the smallest multiple of 2 MiB, from 1/64 of what the limit
  * allows for regions (but at most 8 MiB) to 1/4 of it, that wastes at most 1/32 of a region at its
  * tail in every group; else the one of least waste. 0 if not even one region can fit the limit. */
@@ -76,8 +81,6 @@ size_t pkvi_regions_choose(const uint64_t *page_bytes, uint32_t n_groups, uint64
 
 /* ---- pool --------------------------------------------------------------------------------------
  */
-
-struct pkvi_pool;
 
 /* Called without the pool's lock when the last reference of pages that have an owner is about to
  * go. The callee must take the owner's lock (the index's), call pkvi_pool_release_owned() with

@@ -131,7 +131,8 @@ START_TEST(configs)
     config.region_bytes = (uint64_t)2 << 20;
     REFUSED(groups[1].n_layers, 1000, "region_bytes");
     groups[1].kv_heads = 2;
-    groups[1].q_heads = config.region_bytes = 0;
+    groups[1].q_heads = 0;
+    config.region_bytes = 0;
     config.storage = PKV_STORAGE_EXTERNAL;
     for (int g = 0; g < 2; g++) {
         groups[g].external_base = (void *)4096;
