@@ -725,6 +725,40 @@ START_TEST(journal_brings_the_tail_back)
 }
 END_TEST
 
+START_TEST(journal_gives_way_when_pages_are_short)
+{
+    pkv_config config;
+    ck_assert_int_eq(pkv_config_init(&config, sizeof config), PKV_OK);
+    pkv_group_config group = {.n_layers = 1, .kv_heads = 1, .head_dim_k = 8, .max_pages = 10};
+    config.groups = &group;
+    config.n_groups = 1;
+    config.page_tokens = P;
+    config.storage = PKV_STORAGE_NONE;
+    config.memory_limit = 64u << 20;
+    ck_assert_int_eq(pkv_cache_create(&config, &cache), PKV_OK);
+    pkv_evict_config c = named("window", 2 * P);
+    c.journal_steps = 1000;
+    pkv_seq seq = new_seq(&c);
+    for (int i = 0; i < 50; i++) {
+        step(seq, P, NULL); /* ten pages in all: two held, one new, seven to undo */
+        verify();
+    }
+    pkv_evict_info info = info_of(seq);
+    ck_assert_uint_eq(info.resident_pages, 2);
+    ck_assert_uint_ge(info.journal_pages, 7);
+    ck_assert_int_eq(pkv_seq_truncate(seq, 46 * P + 1), PKV_OK); /* still undone that far */
+    ck_assert(holds(seq, 0, 44) && holds(seq, 0, 46));
+    /* Another sequence may not take them. */
+    pkv_seq other = new_seq(NULL);
+    pkv_batch batch;
+    ck_assert_int_eq(pkv_batch_begin(cache, &batch), PKV_OK);
+    ck_assert_int_eq(pkv_batch_add(batch, other, NULL, 9 * P), PKV_OK);
+    ck_assert_int_eq(pkv_batch_reserve(batch), PKV_ENOPAGES);
+    ck_assert_int_eq(pkv_batch_abort(batch), PKV_OK);
+    close_cache();
+}
+END_TEST
+
 START_TEST(forks_copy_scores)
 {
     open_cache(0);
@@ -792,6 +826,7 @@ int main(void)
     tcase_add_test(tc, an_aborted_step_leaves_no_mass);
     tcase_add_test(tc, journal_undoes_evictions);
     tcase_add_test(tc, journal_brings_the_tail_back);
+    tcase_add_test(tc, journal_gives_way_when_pages_are_short);
     tcase_add_test(tc, forks_copy_scores);
     tcase_add_test(tc, salts_tell_policies_apart);
     suite_add_tcase(suite, tc);
