@@ -7,6 +7,7 @@ object keeps keys and values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Protocol
 
@@ -105,7 +106,8 @@ class Rope:
 class StepTimer:
     """Where a step's time goes, in seconds: matmul, write, attend, bookkeeping, step setup."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self.clock = clock
         self.seconds: dict[str, float] = {}
 
     def add(self, name: str, seconds: float) -> None:
@@ -127,9 +129,9 @@ class Model:
         """x ``[N, in]`` times matrix ``[out, in]`` transposed: ``[N, out]``."""
         if self.timer is None:
             return x @ matrix.T
-        start = perf_counter()
+        start = self.timer.clock()
         result = x @ matrix.T
-        self.timer.add("matmul", perf_counter() - start)
+        self.timer.add("matmul", self.timer.clock() - start)
         return result
 
     def forward(

@@ -125,9 +125,10 @@ class PagedStore:
     def attention(self, layer: int, q: F32, k: F32, v: F32) -> F32:
         """Writes and attends one layer of the current step (the model's Attention protocol)."""
         plan, timer = self.plan, self.timer
-        start = perf_counter()
+        clock = perf_counter if timer is None else timer.clock
+        start = clock()
         plan.write(layer, Rows(k), Rows(v))
-        written = perf_counter()
+        written = clock()
         out = self._out[: len(q)]
         query, result = Rows(q), RowsOut(out)
         if self._parallel:
@@ -137,7 +138,7 @@ class PagedStore:
             plan.attend(layer, query, result)
         if timer is not None:
             timer.add("write", written - start)
-            timer.add("attend", perf_counter() - written)
+            timer.add("attend", clock() - written)
         return out
 
 
@@ -161,7 +162,8 @@ class Step:
     ) -> None:
         self._store = store
         self._timer = store.timer
-        start = perf_counter()
+        self._clock = perf_counter if store.timer is None else store.timer.clock
+        start = self._clock()
         lengths = [seq.length for seq, _ in entries]
         counts = [len(ids) for _, ids in entries]
         ids = [np.asarray(part, dtype=np.int32) for _, part in entries]
@@ -172,7 +174,7 @@ class Step:
         self.positions: npt.NDArray[np.int64] = offsets + np.arange(len(self.tokens))
         self.last_rows = self.starts[1:] - 1
         self.attention = store.attention
-        python = perf_counter()
+        python = self._clock()
         self._batch = store.cache.batch()
         try:
             for (seq, _), part in zip(entries, ids):
@@ -184,7 +186,7 @@ class Step:
         except BaseException:
             self._batch.abort()
             raise
-        reserved = perf_counter()
+        reserved = self._clock()
         store.prepare(len(self.tokens), sum(lengths) + len(self.tokens))
         if self._timer is not None:
             self._timer.add("step setup", python - start)
@@ -192,17 +194,17 @@ class Step:
 
     def commit(self) -> None:
         """Keeps every new token."""
-        start = perf_counter()
+        start = self._clock()
         self._batch.commit()
         if self._timer is not None:
-            self._timer.add("bookkeeping", perf_counter() - start)
+            self._timer.add("bookkeeping", self._clock() - start)
 
     def commit_partial(self, accepted: SequenceOf[int]) -> None:
         """Keeps the first accepted[i] new tokens of entry i."""
-        start = perf_counter()
+        start = self._clock()
         self._batch.commit_partial(accepted)
         if self._timer is not None:
-            self._timer.add("bookkeeping", perf_counter() - start)
+            self._timer.add("bookkeeping", self._clock() - start)
 
     def __enter__(self) -> Step:
         return self
