@@ -259,21 +259,31 @@ static bool reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
     return freed != 0 || reclaim_bytes(cache, cache->regions.config.region_bytes) != 0;
 }
 
-/* Pages of `group` that reclaiming could yield at most. Lets a hopeless request fail before it
- * empties the prefix index. */
-static uint64_t reclaimable(const struct pkv_cache *cache, uint32_t group,
-                            const struct pkvi_batch *requester)
+uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n,
+                             const struct pkvi_batch *requester)
 {
+    struct pkvi_pool *pool = &cache->groups[group].pool;
+    const uint64_t missing = pkvi_pool_missing(pool, n);
+    if (missing == 0) return 0;
     const struct pkvi_hooks *evict = cache->hooks[PKVI_HOOK_EVICT];
-    uint64_t most = atomic_load_explicit(&cache->groups[group].pool.cached, memory_order_relaxed);
+    uint64_t evictable = 0, most = atomic_load_explicit(&pool->cached, memory_order_relaxed);
     if (evict != NULL && evict->reclaimable != NULL)
-        most += evict->reclaimable(cache->hook_context[PKVI_HOOK_EVICT], group, requester);
+        evictable = evict->reclaimable(cache->hook_context[PKVI_HOOK_EVICT], group, requester);
+    uint64_t bound = pool->config.max_pages != 0 ? pool->config.max_pages : UINT64_MAX;
+    if (cache->storage == PKV_STORAGE_EXTERNAL)
+        bound = atomic_load_explicit(&pool->total, memory_order_relaxed);
+    /* Other groups' cached pages may leave regions empty, which move. */
     uint64_t others = 0;
-    for (uint32_t g = 0; g < cache->n_groups; g++)
+    for (uint32_t g = 0; g < cache->n_groups && cache->storage != PKV_STORAGE_EXTERNAL; g++)
         if (g != group)
             others += atomic_load_explicit(&cache->groups[g].pool.cached, memory_order_relaxed) *
                       cache->groups[g].page_bytes;
-    return most + others / cache->groups[group].page_bytes;
+    most += evictable + others / cache->groups[group].page_bytes;
+    const uint64_t held = atomic_load_explicit(&pool->out, memory_order_relaxed);
+    const uint64_t stays = held > evictable ? held - evictable : 0;
+    const uint64_t within = bound > stays ? bound - stays : 0;
+    const uint64_t beyond = n > within ? n - within : 0;
+    return (uint32_t)pkvi_max_u64(beyond, missing > most ? missing - most : 0);
 }
 
 uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
@@ -282,8 +292,8 @@ uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
     struct pkvi_pool *pool = &cache->groups[group].pool;
     uint32_t missing = pkvi_pool_missing(pool, n);
     while (missing != 0) {
-        const uint64_t most = reclaimable(cache, group, requester);
-        if (missing > most) return missing - (uint32_t)most;
+        const uint32_t hopeless = pkvi_cache_hopeless(cache, group, n, requester);
+        if (hopeless != 0) return hopeless;
         if (!reclaim(cache, group, missing, requester)) break;
         missing = pkvi_pool_missing(pool, n);
     }

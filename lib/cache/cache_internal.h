@@ -269,9 +269,13 @@ pkv_status pkvi_seq_attach(struct pkvi_seq *seq, uint64_t n_tokens,
 /* Reclaims (prefix index, then eviction) until `group` could hand out n pages, or leaves everything
  * as it is if that is hopeless; returns how many of n stay missing. 0 = an allocation is worth
  * trying again. Used by reserve and by pkv_page_alloc (requester NULL). No locks may be held. */
-#define PKVI_ALLOC_ATTEMPTS 8 /* other threads may take what was reclaimed */
 uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
                             struct pkvi_batch *requester);
+/* How many of n pages no reclaiming could yield, at least; reclaims nothing. O(groups + entries of
+ * the requester). */
+uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n,
+                             const struct pkvi_batch *requester);
+#define PKVI_ALLOC_ATTEMPTS 8 /* other threads may take what was reclaimed */
 
 /* After attempt number `attempt` (from 0) of something ended with `status`: is another one worth
  * it? Only if it was refused memory because regions leave no room for metadata: then cached pages

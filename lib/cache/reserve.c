@@ -142,26 +142,36 @@ static pkv_status not_enough(struct pkvi_batch *batch, uint32_t group)
                      batch->shortfall[group], group, batch->n_entries);
 }
 
+/* Can some group from `from` on not have its pages, whatever is reclaimed? Fills the shortfall.
+ * Asked before anything is reclaimed: a batch that fails should not cost cached pages. */
+static bool is_hopeless(struct pkvi_batch *batch, uint32_t from, uint32_t *first)
+{
+    bool any = false;
+    for (uint32_t g = from; g < batch->cache->n_groups; g++) {
+        batch->shortfall[g] = pkvi_cache_hopeless(batch->cache, g, batch->needed[g], batch);
+        if (batch->shortfall[g] == 0 || any) continue;
+        any = true;
+        *first = g;
+    }
+    return any;
+}
+
 static pkv_status count_needs(struct pkvi_batch *batch, uint64_t total_new, uint64_t *all)
 {
     const uint32_t n_groups = batch->cache->n_groups;
     uint32_t copies[PKV_MAX_GROUPS] = {0};
     for (uint32_t i = 0; i < batch->n_copies; i++)
         copies[batch->copies[i].group]++;
-    bool short_of = false;
-    uint32_t first = 0;
+    bool probe = false;
     *all = 0;
     for (uint32_t g = 0; g < n_groups; g++) {
         const uint64_t needed = pkvi_min_u64(total_new + copies[g], UINT32_MAX);
         batch->needed[g] = (uint32_t)needed;
         *all += needed;
-        if (needed <= PKVI_PROBE_PAGES) continue;
-        batch->shortfall[g] = pkvi_cache_missing(batch->cache, g, batch->needed[g], batch);
-        if (batch->shortfall[g] == 0 || short_of) continue;
-        short_of = true;
-        first = g;
+        probe = probe || needed > PKVI_PROBE_PAGES;
     }
-    return short_of ? not_enough(batch, first) : PKV_OK;
+    uint32_t first;
+    return probe && is_hopeless(batch, 0, &first) ? not_enough(batch, first) : PKV_OK;
 }
 
 static pkv_status make_room(struct pkvi_batch *batch, uint64_t pages)
@@ -188,17 +198,18 @@ static pkv_status make_room(struct pkvi_batch *batch, uint64_t pages)
     return PKV_OK;
 }
 
-static pkv_status allocate_group(struct pkvi_batch *batch, uint32_t group, uint32_t *pages)
+/* Reclaims for a group whose pool is short, and tries again. */
+static pkv_status reclaim_and_allocate(struct pkvi_batch *batch, uint32_t group, uint32_t *pages)
 {
-    struct pkvi_pool *pool = &batch->cache->groups[group].pool;
     const uint32_t n = batch->needed[group];
+    uint32_t missing = 0;
     for (int attempt = 0; attempt < PKVI_ALLOC_ATTEMPTS; attempt++) {
-        const pkv_status status = pkvi_pool_alloc(pool, n, pages);
-        if (PKVI_LIKELY(status != PKV_ENOPAGES)) return status;
-        const uint32_t missing = pkvi_cache_missing(batch->cache, group, n, batch);
-        batch->shortfall[group] = pkvi_max_u32(missing, 1);
+        missing = pkvi_cache_missing(batch->cache, group, n, batch);
         if (missing != 0) break;
+        const pkv_status status = pkvi_pool_alloc(&batch->cache->groups[group].pool, n, pages);
+        if (status != PKV_ENOPAGES) return status;
     }
+    batch->shortfall[group] = pkvi_max_u32(missing, 1);
     return PKV_ENOPAGES;
 }
 
@@ -210,9 +221,18 @@ static pkv_status allocate(struct pkvi_batch *batch)
     pkv_status result = PKV_OK;
     uint32_t failed = 0;
     uint64_t got = 0; /* bit g: group g has its pages */
+    bool is_short = false;
     uint32_t *pages = batch->pages;
     for (uint32_t g = 0; g < n_groups; g++) {
-        const pkv_status status = allocate_group(batch, g, pages);
+        pkv_status status = pkvi_pool_alloc(&batch->cache->groups[g].pool, batch->needed[g], pages);
+        if (PKVI_UNLIKELY(status == PKV_ENOPAGES)) {
+            if (!is_short && is_hopeless(batch, g, &failed)) {
+                result = status;
+                break;
+            }
+            is_short = true;
+            status = reclaim_and_allocate(batch, g, pages);
+        }
         if (status == PKV_OK) got |= (uint64_t)1 << g;
         pages += batch->needed[g];
         if (status == PKV_OK || result == PKV_ENOMEM) continue;

@@ -104,6 +104,54 @@ START_TEST(hopeless_requests_reclaim_nothing)
 }
 END_TEST
 
+/* A batch that one group can never serve takes no cached page of another. */
+START_TEST(one_hopeless_group_spares_the_others)
+{
+    enum { CACHED = 24, FREE = 10, ASKED = 20 };
+    pkv_group_config groups[2] = {
+        {.n_layers = 1, .kv_heads = 1, .head_dim_k = 64, .max_pages = CACHED + FREE},
+        {.n_layers = 1, .kv_heads = 1, .head_dim_k = 64, .max_pages = CACHED + FREE}};
+    pkv_config config;
+    ck_assert_int_eq(pkv_config_init(&config, sizeof config), PKV_OK);
+    config.groups = groups;
+    config.n_groups = 2;
+    config.page_tokens = PAGE;
+    config.storage = PKV_STORAGE_NONE;
+    pkv_cache_destroy(cache);
+    ck_assert_int_eq(pkv_cache_create(&config, &cache), PKV_OK);
+    /* Group 0 keeps its pages as cached ones; those of group 1 the host holds. */
+    int32_t tokens[CACHED * PAGE];
+    for (int i = 0; i < CACHED * PAGE; i++)
+        tokens[i] = i;
+    pkv_page pages[CACHED];
+    pkv_seq seq;
+    ck_assert_int_eq(pkv_seq_create(cache, &seq), PKV_OK);
+    ck_assert_int_eq(append(seq, tokens, CACHED * PAGE), PKV_OK);
+    ck_assert_int_eq(pkv_seq_pages(seq, 1, 0, CACHED, pages), PKV_OK);
+    ck_assert_int_eq(pkv_page_ref(cache, 1, CACHED, pages), PKV_OK);
+    ck_assert_int_eq(pkv_seq_destroy(seq), PKV_OK);
+    ck_assert_uint_eq(stats().pages_cached, CACHED);
+
+    pkv_batch batch;
+    uint32_t missing[2];
+    ck_assert_int_eq(pkv_seq_create(cache, &seq), PKV_OK);
+    ck_assert_int_eq(pkv_batch_begin(cache, &batch), PKV_OK);
+    ck_assert_int_eq(pkv_batch_add(batch, seq, NULL, ASKED * PAGE), PKV_OK);
+    ck_assert_int_eq(pkv_batch_reserve(batch), PKV_ENOPAGES);
+    ck_assert_int_eq(pkv_batch_shortfall(batch, missing, 2), PKV_OK);
+    ck_assert_uint_eq(missing[0], 0);
+    ck_assert_uint_eq(missing[1], ASKED - FREE);
+    ck_assert_uint_eq(stats().pages_cached, CACHED);
+    ck_assert_uint_eq(stats().pages_reclaimed, 0);
+    /* As soon as the host lets go of so many, it fits. */
+    ck_assert_int_eq(pkv_page_unref(cache, 1, ASKED - FREE, pages), PKV_OK);
+    ck_assert_int_eq(pkv_batch_reserve(batch), PKV_OK);
+    ck_assert_int_eq(pkv_batch_commit(batch), PKV_OK);
+    ck_assert_int_eq(pkv_page_unref(cache, 1, CACHED - (ASKED - FREE), pages + (ASKED - FREE)),
+                     PKV_OK);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("pressure");
@@ -112,6 +160,7 @@ int main(void)
     tcase_add_test(tests, sequences_push_out_cached_pages);
     tcase_add_test(tests, tight_limit_is_no_dead_end);
     tcase_add_test(tests, hopeless_requests_reclaim_nothing);
+    tcase_add_test(tests, one_hopeless_group_spares_the_others);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
