@@ -142,32 +142,48 @@ def perplexity_rows(files: list[Path], variants: list[Variant]) -> list[dict]:
 
 
 def positions(args: argparse.Namespace) -> None:
-    """Far beyond the trained length: full cache, and a bounded one with either kind of position."""
+    """Far beyond the trained length: full cache, and a bounded one with either kind of position.
+
+    Part "restart" adds a control to the file: a full cache that starts at ``--restart`` tokens with
+    position 0, so that the later text is scored within the trained length."""
     model, tokenizer = load_model(args.model)
-    budget = 1024
+    budget, target = 1024, args.output / "positions.csv"
+    restart = args.part == "restart"
     variants = [FULL, Variant("sink", budget), Variant("sink", budget, "compact")]
-    rows = []
+    rows = _read(target) if restart else []
     for name in novels.NOVELS[: args.position_novels]:
-        ids = tokenizer.encode(novels.body(name)[: args.position_tokens * 6])[
-            : args.position_tokens
-        ]
-        with Lockstep(model, variants, dtype=args.cache_dtype) as lockstep:
-            result = score_stream(lockstep, ids, 16, Progress(name))
-        for variant in variants:
-            for start in range(0, len(ids), 1024):
-                mean, ci = mean_interval(result[variant].nll[start : start + 1024])
-                rows.append(
-                    {
-                        "novel": name,
-                        "variant": variant.name,
-                        "from": start,
-                        "to": min(len(ids), start + 1024),
-                        "nll": mean,
-                        "nll_ci95": ci,
-                    }
-                )
+        ids = tokenizer.encode(novels.body(name)[: args.position_tokens * 6])
+        ids = ids[: args.position_tokens]
+        parts = [] if restart else [(variants, 0)]
+        if restart or args.part == "all":
+            parts.append(([FULL], args.restart))
+        for group, first in parts:
+            with Lockstep(model, group, dtype=args.cache_dtype) as lockstep:
+                result = score_stream(lockstep, ids[first:], 16, Progress(name))
+            for variant in group:
+                label = f"{variant.name}:restarted" if first else variant.name
+                rows += _windows(name, label, result[variant].nll, first)
         print(f"{name}: done", flush=True)
-    _write(args.output / "positions.csv", rows)
+    _write(target, rows)
+
+
+def _windows(novel: str, label: str, nll: np.ndarray, first: int, width: int = 1024) -> list[dict]:
+    """Means over windows of consecutive tokens; ``first`` is the text position of nll[0]."""
+    rows = []
+    for start in range(0, len(nll), width):
+        mean, ci = mean_interval(nll[start : start + width])
+        at = first + start
+        rows.append(
+            {
+                "novel": novel,
+                "variant": label,
+                "from": at,
+                "to": min(first + len(nll), at + width),
+                "nll": mean,
+                "nll_ci95": ci,
+            }
+        )
+    return rows
 
 
 _NEEDLE = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
@@ -302,13 +318,22 @@ def position_gates(rows: list[dict], gates: list[dict]) -> None:
     )
     compact = "sink:1024:compact"
     near, far = mean(compact, 2048, trained), mean(compact, trained, end)
-    base_near = mean("full", 2048, trained)
     _gate(
         gates,
         "sink + compact stays flat within 0.1 nats",
         far - near <= 0.1,
-        f"{near:.3f} up to {trained}, {far:.3f} beyond ({base_near:.3f} full cache before)",
+        f"{near:.3f} up to {trained}, {far:.3f} beyond",
     )
+    restarted = [int(r["from"]) for r in rows if r["variant"] == "full:restarted"]
+    if restarted:
+        warm = min(restarted) + 1024  # the control has a context of its own from here on
+        control, own = mean("full:restarted", warm, end), mean(compact, warm, end)
+        _gate(
+            gates,
+            "the same on equal text: within 0.1 nats of a full cache restarted at position 0",
+            own - control <= 0.1,
+            f"restarted {control:.3f}, compact {own:.3f} on tokens {warm} to {end}",
+        )
 
 
 def passkey_gates(rows: list[dict], gates: list[dict]) -> None:
@@ -500,7 +525,9 @@ def _plot_positions(rows: list[dict], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("all", "perplexity", "positions", "passkey", "report"))
+    parser.add_argument(
+        "part", choices=("all", "perplexity", "positions", "restart", "passkey", "report")
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--cache-dtype", choices=("f32", "f16", "bf16"), default="f32")
@@ -512,6 +539,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--policies", nargs="+", default=list(POLICIES))
     parser.add_argument("--position-novels", type=int, default=1)
+    parser.add_argument("--restart", type=int, default=8192, help="text position of the control")
     parser.add_argument("--position-tokens", type=int, default=16384)
     parser.add_argument("--passkey-tokens", type=int, default=992)
     parser.add_argument("--passkey-budgets", type=int, nargs="+", default=[256])
@@ -519,8 +547,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
-    for name, run in (("perplexity", perplexity), ("positions", positions), ("passkey", passkey)):
-        if args.part in ("all", name):
+    parts = {
+        "perplexity": perplexity,
+        "positions": positions,
+        "restart": positions,
+        "passkey": passkey,
+    }
+    for name, run in parts.items():
+        if args.part == name or args.part == "all" and name != "restart":
             run(args)
     return report(args)
 

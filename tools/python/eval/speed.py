@@ -231,7 +231,12 @@ def bounded(model: Model, args: argparse.Namespace) -> dict:
             metadata.append(counters.metadata_bytes)
             if number % 1000 == 999:
                 recent = float(np.median(seconds[-1000:])) * 1e3
-                print(f"{number + 1} tokens, {recent:.1f} ms each", file=sys.stderr, flush=True)
+                print(
+                    f"{number + 1} tokens, {recent:.1f} ms each, {pages[-1]} pages,"
+                    f" {metadata[-1]} bytes of metadata",
+                    file=sys.stderr,
+                    flush=True,
+                )
     tenth = max(1, args.decode // 10)
     return {
         "bounded": {
