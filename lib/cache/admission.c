@@ -121,6 +121,7 @@ static void imagine(struct pkv_cache *cache, struct pkvi_bank *bank, struct pkvi
         holder->back[g] = attached;
         holder->empties[g] = 0;
     }
+    holder->cuts = 0;
 }
 
 static bool probe(struct pkv_cache *cache, uint64_t max_tokens, uint64_t shared_tokens, bool exact,

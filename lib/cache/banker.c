@@ -127,6 +127,7 @@ static void end(struct pkvi_bank *bank, struct pkvi_holder *holder, uint64_t *to
     for (uint32_t g = 0; g < bank->n_groups; g++) {
         bank->free[g] += holder->back[g];
         bank->free[g] -= holder->empties[g] * bank->per_region[g];
+        if (holder->cuts >> g & 1) bank->free[g] += bank->cut[g];
         bank->regions += holder->empties[g];
         if (bank->cap[g] <= UINT64_MAX - holder->back[g]) bank->cap[g] += holder->back[g];
         total[g] -= holder->need[g];

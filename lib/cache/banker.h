@@ -20,6 +20,7 @@ struct pkvi_bank {
     uint64_t cap[PKV_MAX_GROUPS];        /* pages the group may take at all (max_pages) */
     uint64_t keep[PKV_MAX_GROUPS];       /* pages that must be left whenever some are handed out */
     uint64_t per_region[PKV_MAX_GROUPS]; /* pages that a region gives; 0 = the group takes none */
+    uint64_t cut[PKV_MAX_GROUPS];        /* so many fewer in the last one, because of the cap */
 };
 
 /* One holder. */
@@ -28,7 +29,8 @@ struct pkvi_holder {
     uint64_t *back;    /* [n_groups] pages that come back when it ends, set by `end` */
     uint64_t *empties; /* [n_groups] regions that stand empty thereby and may go to any group, set
                         * by `end` */
-    uint32_t id;       /* the caller's */
+    uint64_t cuts; /* bit g: the last region of group g is one of them; set by `end` */
+    uint32_t id;   /* the caller's */
 };
 
 /* What the check asks about holders, in the order in which they end in its imagination. */

@@ -2,6 +2,16 @@
 
 #include <string.h>
 
+/* The region slot that max_pages cuts short, and by how many pages; false if none is. */
+static bool cut_slot(const struct pkvi_pool *pool, uint32_t *slot, uint64_t *pages)
+{
+    const uint64_t all = (uint64_t)pool->max_slots * pool->per_region.d;
+    if (pool->config.max_pages == 0 || all <= pool->config.max_pages) return false;
+    *slot = pool->max_slots - 1;
+    *pages = all - pool->config.max_pages;
+    return true;
+}
+
 /* Pages of a region that somebody holds or a magazine keeps; cached ones do not count, reclaiming
  * gets them. */
 static uint32_t used_in_region(const struct pkvi_pool *pool, uint32_t slot)
@@ -34,6 +44,22 @@ static uint64_t cached_regions(struct pkvi_pool *pool)
     return n;
 }
 
+/* Does the slot hold a region without used pages (`cached`: counting those that reclaiming
+ * empties)?
+ */
+static bool is_movable(struct pkvi_pool *pool, uint32_t slot, bool cached)
+{
+    pkvi_mutex_lock(&pool->lock);
+    bool movable = false;
+    if (slot < atomic_load_explicit(&pool->n_slots, memory_order_relaxed)) {
+        const struct pkvi_region *region = pkvi_segvec_at(&pool->slots, slot, sizeof *region);
+        movable = region->pages != 0 && (region->free_count == region->pages ||
+                                         (cached && used_in_region(pool, slot) == 0));
+    }
+    pkvi_mutex_unlock(&pool->lock);
+    return movable;
+}
+
 /* What the pools can hand out. Cached pages count as free: a reserve reclaims them. Empty regions
  * can move between pools, so their pages count as regions. */
 static void read_bank(struct pkv_cache *cache, bool exact, struct pkvi_bank *bank)
@@ -48,18 +74,22 @@ static void read_bank(struct pkv_cache *cache, bool exact, struct pkvi_bank *ban
         const uint64_t used = atomic_load_explicit(&pool->out, memory_order_relaxed);
         bank->free[g] = atomic_load_explicit(&pool->total, memory_order_relaxed) - used;
         bank->per_region[g] = 0;
+        bank->cut[g] = 0;
         bank->cap[g] = UINT64_MAX;
         bank->keep[g] = 0;
         if (pool->config.max_pages != 0)
             bank->cap[g] = pool->config.max_pages > used ? pool->config.max_pages - used : 0;
         if (cache->storage == PKV_STORAGE_EXTERNAL) continue;
         uint64_t movable = atomic_load_explicit(&pool->n_empty, memory_order_relaxed);
-        if (exact && cache->n_groups > 1 &&
-            atomic_load_explicit(&pool->cached, memory_order_relaxed) != 0)
-            movable += cached_regions(pool);
+        const bool cached = exact && cache->n_groups > 1 &&
+                            atomic_load_explicit(&pool->cached, memory_order_relaxed) != 0;
+        if (cached) movable += cached_regions(pool);
         bank->per_region[g] = pool->per_region.d;
         bank->regions += movable;
         bank->free[g] -= movable * pool->per_region.d;
+        uint32_t last;
+        if (cut_slot(pool, &last, &bank->cut[g]) && is_movable(pool, last, cached))
+            bank->free[g] += bank->cut[g];
     }
 }
 
@@ -174,8 +204,13 @@ static uint64_t own_pages(const struct pkvi_seq *seq, uint32_t g)
 
 /* The sequence lets go of all its pages: counts those that come back, and the regions that stand
  * empty thereby. */
-static void let_go(const struct pkvi_seq *seq, uint32_t g, uint64_t *back, uint64_t *empties)
+static void let_go(const struct pkvi_seq *seq, uint32_t g, uint64_t *back, uint64_t *empties,
+                   uint64_t *cuts)
 {
+    const struct pkvi_pool *pool = &seq->cache->groups[g].pool;
+    uint32_t last = UINT32_MAX;
+    uint64_t cut;
+    cut_slot(pool, &last, &cut);
     const struct pkvi_admission *admission = seq->cache->admission;
     *back = *empties = 0;
     uint32_t cursor = 0;
@@ -190,7 +225,9 @@ static void let_go(const struct pkvi_seq *seq, uint32_t g, uint64_t *back, uint6
             continue;
         }
         ++*back;
-        *empties += empties_region(seq, g, r.page);
+        if (!empties_region(seq, g, r.page)) continue;
+        ++*empties;
+        if (pkvi_div(pool->per_region, r.page) == last) *cuts |= UINT64_C(1) << g;
     }
 }
 
@@ -246,10 +283,11 @@ static void end(void *context, struct pkvi_holder *holder)
     if (holder->id >= admission->n) return; /* a probe's newcomer: its back[] is known */
     const struct pkvi_seq *seq = admission->seqs[holder->id];
     const struct pkvi_step *step = &admission->steps[holder->id];
+    holder->cuts = 0;
     for (uint32_t g = 0; g < demand->cache->n_groups; g++) {
         grow_all(demand->cache, g);
         uint64_t emptied;
-        let_go(seq, g, &holder->back[g], &emptied);
+        let_go(seq, g, &holder->back[g], &emptied, &demand->cuts);
         const uint64_t taken = pages_taken(seq, step, g);
         holder->back[g] += taken;
         /* In which regions the batch's pages will lie is open. So until all its entries have ended
@@ -257,7 +295,10 @@ static void end(void *context, struct pkvi_holder *holder)
         demand->emptied[g] += emptied;
         if (taken != 0) demand->openers[g]--;
         holder->empties[g] = demand->openers[g] == 0 ? demand->emptied[g] : 0;
-        if (demand->openers[g] == 0) demand->emptied[g] = 0;
+        if (demand->openers[g] != 0) continue;
+        holder->cuts |= demand->cuts & UINT64_C(1) << g;
+        demand->cuts &= ~(UINT64_C(1) << g);
+        demand->emptied[g] = 0;
     }
 }
 
@@ -293,6 +334,7 @@ bool pkvi_demand_read(struct pkvi_demand *demand)
     uint64_t taken[PKV_MAX_GROUPS] = {0};
     memset(demand->emptied, 0, sizeof demand->emptied);
     memset(demand->openers, 0, sizeof demand->openers);
+    demand->cuts = 0;
     read_batch(demand, taken);
     for (uint32_t i = 0; i < admission->n; i++) {
         admission->holders[i].id = i;

@@ -43,6 +43,7 @@ struct pkvi_demand {
      * they have: those the batch opens, and those that others left. */
     uint32_t openers[PKV_MAX_GROUPS];
     uint64_t emptied[PKV_MAX_GROUPS];
+    uint64_t cuts; /* bit g: the region that max_pages cuts short is one of them */
 };
 
 /* Reads the bank, fills the holders of all admitted sequences (upper bounds of their needs) and

@@ -64,8 +64,12 @@ static bool pop_slot(struct pkvi_pool *pool, uint32_t *slot)
     uint32_t n_slots = atomic_load_explicit(&pool->n_slots, memory_order_relaxed);
     bool found = true;
     if (pool->empty_slots) {
-        *slot = pool->empty_slots - 1;
-        pool->empty_slots = region_at(pool, *slot)->next;
+        /* The last slot, which max_pages may cut short, only if there is no other. */
+        uint32_t *link = &pool->empty_slots;
+        struct pkvi_region *top = region_at(pool, *link - 1);
+        if (*link == pool->max_slots && top->next) link = &top->next;
+        *slot = *link - 1;
+        *link = region_at(pool, *slot)->next;
     } else if (n_slots < pool->max_slots) {
         *slot = n_slots; /* becomes used when the region is installed; growth is serialised */
     } else {
