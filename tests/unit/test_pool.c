@@ -476,6 +476,29 @@ START_TEST(max_pages_bounds_indices)
 }
 END_TEST
 
+/* The region that max_pages cuts short comes last, also when its slot was given up last: a region
+ * that is opened is a whole one as long as there is one. */
+START_TEST(cut_region_comes_last)
+{
+    start(64 * MIB, &(struct pkvt_pools_config){.max_pages = 36});
+    uint32_t pages[36];
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 36, pages), PKV_OK);
+    pkvi_pool_unref(pool(0), 32, pages); /* regions 0 and 1 */
+    pkvi_regions_trim(&world.regions, UINT64_MAX);
+    pkvi_pool_unref(pool(0), 4, pages + 32);
+    pkvi_regions_trim(&world.regions, UINT64_MAX);
+    expect_counts(0, 0, 0, 0, 0);
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 16, pages), PKV_OK);
+    expect_counts(0, 16, 16, 0, 0);
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 16, pages), PKV_OK);
+    expect_counts(0, 32, 32, 0, 0);
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 4, pages), PKV_OK);
+    expect_counts(0, 36, 36, 0, 0);
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 1, pages), PKV_ENOPAGES);
+    stop();
+}
+END_TEST
+
 START_TEST(external_pages_are_the_callers)
 {
     static char buffer[10 * 4096 + 100];
@@ -682,6 +705,7 @@ int main(void)
     tcase_add_test(tests, regions_move_between_pools);
     tcase_add_test(tests, limit_shrinks_and_grows);
     tcase_add_test(tests, max_pages_bounds_indices);
+    tcase_add_test(tests, cut_region_comes_last);
     tcase_add_test(tests, external_pages_are_the_callers);
     tcase_add_test(tests, ids_only_maps_nothing);
     tcase_add_test(tests, events_tell_the_story);
