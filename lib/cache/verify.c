@@ -172,23 +172,12 @@ static pkv_status check_group(struct verify *v, uint32_t g)
     return status;
 }
 
-static pkv_status check_budget(struct verify *v)
-{
-    const struct pkvi_budget *budget = &v->cache->budget;
-    const uint64_t used = atomic_load(&budget->metadata) + atomic_load(&budget->regions);
-    const uint64_t limit = atomic_load(&budget->limit);
-    if (used > limit)
-        return broken(v, "budget: %llu bytes in use, the limit is %llu", (unsigned long long)used,
-                      (unsigned long long)limit);
-    return PKV_OK;
-}
-
 static pkv_status verify_all(struct verify *v)
 {
     struct pkv_cache *cache = v->cache;
     pkv_status status = check_batches(v);
     if (status == PKV_OK) status = check_sequences(v);
-    if (status == PKV_OK) status = check_budget(v);
+    if (status == PKV_OK) status = pkvi_regions_verify(&cache->regions, v->text, v->capacity);
     for (uint32_t g = 0; g < cache->n_groups && status == PKV_OK; g++)
         status = check_group(v, g);
     if (status == PKV_OK) status = pkvi_admission_verify(cache, v->text, v->capacity);

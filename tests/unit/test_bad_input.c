@@ -5,6 +5,8 @@
 
 #include <pagedkv/pagedkv.h>
 
+#include "cache/cache_internal.h"
+
 static pkv_cache *cache, *other;
 static pkv_group_config groups[2];
 static pkv_config config;
@@ -288,6 +290,19 @@ START_TEST(batches)
 }
 END_TEST
 
+/* What the pools hold must be what the limit was charged for. */
+START_TEST(verify_adds_regions_up)
+{
+    char text[256];
+    ck_assert_int_eq(pkv_batch_abort(reserved(new_seq(), 20)), PKV_OK);
+    ck_assert_int_eq(pkv_cache_verify(cache, text, sizeof text), PKV_OK);
+    atomic_fetch_add(&cache->budget.regions, 4096);
+    ck_assert_int_eq(pkv_cache_verify(cache, text, sizeof text), PKV_ECORRUPT);
+    ck_assert_msg(strstr(text, "regions") != NULL, "%s", text);
+    atomic_fetch_sub(&cache->budget.regions, 4096);
+}
+END_TEST
+
 START_TEST(namespaces)
 {
     const pkv_namespace nowhere = {NULL, 5}, endless = {"x", SIZE_MAX};
@@ -408,6 +423,7 @@ int main(void)
     tcase_add_test(tests, sequences);
     tcase_add_test(tests, batches);
     tcase_add_test(tests, namespaces);
+    tcase_add_test(tests, verify_adds_regions_up);
     tcase_add_test(tests, too_much);
     tcase_add_test(tests, exports);
     tcase_add_test(tests, admission);
