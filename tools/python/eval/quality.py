@@ -470,6 +470,9 @@ def _axes(title: str, x: str, y: str):
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
+    axes.set_prop_cycle(
+        color=plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
+    )
     return figure, axes
 
 
