@@ -59,6 +59,7 @@ struct pkvi_pins {
     uint32_t capacity, free;
     uint32_t *heap[2]; /* by end of life, and by who gives way first */
     uint32_t n;
+    uint32_t n_dead; /* of these, pins whose namespace was dropped */
 };
 
 /* Idle pages of a full-attention group above resident ones, not pinned, oldest first (inner.c). */

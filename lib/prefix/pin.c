@@ -51,11 +51,10 @@ static void sift(struct pkvi_pins *pins, int heap, uint32_t place)
     set(pins, heap, place, pin);
 }
 
-/* Room for one more pin, or false. */
+/* Moves to wider arrays; false if memory is refused. */
 static bool widen(struct pkvi_prefix *px)
 {
     struct pkvi_pins *pins = &px->pins;
-    if (pins->free != PKVI_NIL) return true;
     uint32_t wider = pins->capacity ? 2 * pins->capacity : 16;
     struct pkvi_pin *pin = pkvi_mem_array(px->mem, wider, sizeof *pin);
     uint32_t *heap[2];
@@ -77,9 +76,11 @@ static bool widen(struct pkvi_prefix *px)
             (struct pkvi_pin){.generation = 1, .place = {PKVI_NIL, PKVI_NIL}, .next = pins->free};
         pins->free = i;
     }
-    uint32_t n = pins->n, free_slot = pins->free;
+    struct pkvi_pins before = *pins;
     pkvi_pins_destroy(px);
-    *pins = (struct pkvi_pins){.pin = pin, .capacity = wider, .free = free_slot, .n = n};
+    *pins = before;
+    pins->pin = pin;
+    pins->capacity = wider;
     pins->heap[0] = heap[0];
     pins->heap[1] = heap[1];
     return true;
@@ -88,7 +89,10 @@ static bool widen(struct pkvi_prefix *px)
 /* Gives the pinned nodes up, if they are still the ones that were pinned. */
 static void release_nodes(struct pkvi_prefix *px, const struct pkvi_pin *pin)
 {
-    if (*pkvi_node_generation(&px->core, pin->node) != pin->node_generation) return;
+    if (*pkvi_node_generation(&px->core, pin->node) != pin->node_generation) {
+        px->pins.n_dead--;
+        return;
+    }
     struct pkvi_space *space = pkvi_space_of(px, pin->node);
     uint32_t id = pin->node;
     for (uint32_t i = 0; i < pin->n_nodes; i++) {
@@ -116,6 +120,22 @@ static void end(struct pkvi_prefix *px, uint32_t slot)
     if (++pin->generation == 0) pin->generation = 1;
     pin->next = pins->free;
     pins->free = slot;
+}
+
+/* Room for one more pin, or false. Pins whose namespace was dropped and that nobody releases go when
+ * they are the half: amortised O(1), plus O(log pins) each. */
+static bool make_room(struct pkvi_prefix *px)
+{
+    struct pkvi_pins *pins = &px->pins;
+    if (pins->free != PKVI_NIL) return true;
+    if (pins->n_dead < pins->capacity / 2 || pins->n_dead == 0) return widen(px);
+    for (uint32_t slot = 0; slot < pins->capacity; slot++) {
+        const struct pkvi_pin *pin = &pins->pin[slot];
+        if (pin->place[0] != PKVI_NIL &&
+            *pkvi_node_generation(&px->core, pin->node) != pin->node_generation)
+            end(px, slot);
+    }
+    return true;
 }
 
 void pkvi_pins_expire(struct pkvi_prefix *px)
@@ -155,7 +175,7 @@ static pkv_status pin_found(struct pkvi_prefix *px, const pkv_match *match,
     uint32_t pages = match->n_pages + (found->partial != PKVI_NIL);
     if (id == PKVI_NIL) return PKV_EINVAL;
     if (!intact(px, match, id, pages)) return PKV_ESTALE;
-    if (!widen(px)) return PKV_ENOMEM;
+    if (!make_room(px)) return PKV_ENOMEM;
     uint32_t slot = pins->free;
     struct pkvi_pin *pin = &pins->pin[slot];
     pins->free = pin->next;

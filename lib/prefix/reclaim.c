@@ -114,6 +114,7 @@ pkv_status pkvi_prefix_drop(struct pkvi_prefix *px, const pkv_namespace *name, u
     if (space) {
         freed = drop_nodes(px, space);
         space->generation++;
+        px->pins.n_dead += (uint32_t)space->pins;
         space->pins = 0;
         space->reclaimed += freed;
         pkvi_space_settle(px, space);

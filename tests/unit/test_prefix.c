@@ -387,6 +387,31 @@ START_TEST(soft_pins_give_way_by_priority)
 }
 END_TEST
 
+/* Pins that a drop ended and nobody released take no memory for ever. */
+START_TEST(pins_of_dropped_namespaces_go)
+{
+    pkv_cache *cache = open_cache(NULL, 0, false);
+    const pkv_namespace space = {"s", 1};
+    const int32_t *tokens = count_from(1, 32);
+    pkv_pin first = 0, pin;
+    pkv_stats stats = {.struct_size = sizeof stats};
+    uint64_t metadata = 0;
+    for (int i = 0; i < 5000; i++) {
+        run(cache, &space, tokens, 32, false);
+        pkv_match m = match(cache, &space, tokens, 32);
+        ck_assert_int_eq(pkv_prefix_pin(cache, &m, PKV_PIN_FIRM, 0, &pin), PKV_OK);
+        if (i == 0) first = pin;
+        ck_assert_int_eq(pkv_prefix_drop(cache, &space, NULL), PKV_OK);
+        ck_assert_int_eq(pkv_cache_stats(cache, &stats), PKV_OK);
+        if (i == 100) metadata = stats.metadata_bytes;
+    }
+    ck_assert_uint_le(stats.metadata_bytes, metadata + 1024);
+    ck_assert_int_eq(pkv_prefix_unpin(cache, first), PKV_ESTALE);
+    ck_assert_int_eq(pkv_prefix_unpin(cache, pin), PKV_ESTALE);
+    close_cache(cache);
+}
+END_TEST
+
 START_TEST(drop_forgets_a_namespace)
 {
     pkv_cache *cache = open_cache(NULL, 0, false);
@@ -601,6 +626,7 @@ int main(void)
     tcase_add_test(all, pins_hold_until_their_time_runs_out);
     tcase_add_test(all, soft_pins_give_way_by_priority);
     tcase_add_test(all, drop_forgets_a_namespace);
+    tcase_add_test(all, pins_of_dropped_namespaces_go);
     tcase_add_test(all, quotas_limit_and_protect);
     tcase_add_test(all, priority_policy_keeps_what_matters);
     tcase_add_test(all, digests_are_stable);
