@@ -79,7 +79,7 @@ static bool pop_slot(struct pkvi_pool *pool, uint32_t *slot)
     return found;
 }
 
-/* Lock held. */
+/* Makes a slot vacant. Lock held. */
 static void push_slot(struct pkvi_pool *pool, uint32_t slot)
 {
     if (slot >= atomic_load_explicit(&pool->n_slots, memory_order_relaxed)) return;
@@ -104,6 +104,7 @@ pkv_status pkvi_pool_add_region(struct pkvi_pool *pool)
         pkvi_pool_install(pool, slot, base, pkvi_pool_slot_pages(pool, slot));
     } else {
         push_slot(pool, slot);
+        pkvi_pool_settle(pool);
     }
     pkvi_mutex_unlock(&pool->lock);
     if (status == PKV_OK)
@@ -111,19 +112,43 @@ pkv_status pkvi_pool_add_region(struct pkvi_pool *pool)
     return status;
 }
 
-/* Takes one empty region out. Lock held. */
-static bool remove_empty(struct pkvi_pool *pool, void **base, uint32_t *slot)
+/* Takes the empty region of a slot out; returns its base. Lock held. */
+static void *detach(struct pkvi_pool *pool, uint32_t slot)
 {
-    if (!pool->class_head[CLASS_EMPTY]) return false;
-    *slot = pool->class_head[CLASS_EMPTY] - 1;
-    struct pkvi_region *region = region_at(pool, *slot);
+    struct pkvi_region *region = region_at(pool, slot);
     pkvi_pool_unlink(pool, region);
-    *base = atomic_load_explicit(&region->base, memory_order_relaxed);
+    void *base = atomic_load_explicit(&region->base, memory_order_relaxed);
     atomic_store_explicit(&region->base, NULL, memory_order_relaxed);
     counter_add(&pool->total, 0u - (uint64_t)region->pages);
     region->pages = region->free_count = 0;
     pool->n_regions--;
-    push_slot(pool, *slot);
+    push_slot(pool, slot);
+    return base;
+}
+
+/* Does the last slot, which max_pages may cut short, hold an empty region? Lock held. */
+static bool last_is_empty(const struct pkvi_pool *pool)
+{
+    if (atomic_load_explicit(&pool->n_slots, memory_order_relaxed) != pool->max_slots) return false;
+    const struct pkvi_region *region = region_at(pool, pool->max_slots - 1);
+    return region->pages != 0 && region->class == CLASS_EMPTY;
+}
+
+void pkvi_pool_settle(struct pkvi_pool *pool)
+{
+    if (!pool->empty_slots || !last_is_empty(pool)) return;
+    const uint32_t slot = pool->empty_slots - 1; /* not the last: that is not vacant */
+    pool->empty_slots = region_at(pool, slot)->next;
+    void *base = detach(pool, pool->max_slots - 1);
+    pkvi_pool_install(pool, slot, base, pkvi_pool_slot_pages(pool, slot));
+}
+
+/* Takes one empty region out, that of the last slot first. Lock held. */
+static bool remove_empty(struct pkvi_pool *pool, void **base, uint32_t *slot)
+{
+    if (!pool->class_head[CLASS_EMPTY]) return false;
+    *slot = last_is_empty(pool) ? pool->max_slots - 1 : pool->class_head[CLASS_EMPTY] - 1;
+    *base = detach(pool, *slot);
     return true;
 }
 

@@ -111,6 +111,10 @@ pkv_status pkvi_pool_add_region(struct pkvi_pool *pool);
 bool pkvi_pool_give_region(struct pkvi_pool *pool, void **base);
 /* Puts a region into a slot and into the list of its class. Lock held. */
 void pkvi_pool_install(struct pkvi_pool *pool, uint32_t slot, void *base, uint32_t pages);
+/* The last slot, which max_pages may cut short, serves last: once its region is empty and another
+ * slot vacant, the region moves there. So whoever counts free pages and regions may take every
+ * region that can be opened for a whole one, up to max_pages. Lock held. O(1). */
+void pkvi_pool_settle(struct pkvi_pool *pool);
 /* Pages that slot `slot` holds: all, or what max_pages leaves for the last. */
 uint32_t pkvi_pool_slot_pages(const struct pkvi_pool *pool, uint32_t slot);
 

@@ -54,6 +54,7 @@ void pkvi_pool_reclass(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region
     if (class == region->class) return;
     pkvi_pool_unlink(pool, region);
     link_region(pool, slot, region, class);
+    if (class == CLASS_EMPTY && slot + 1 == pool->max_slots) pkvi_pool_settle(pool);
 }
 
 /* ---- pages in and out; lock held ---- */
@@ -95,13 +96,22 @@ static void take_from(struct pkvi_pool *pool, uint32_t slot, uint32_t n, uint32_
     pkvi_pool_reclass(pool, slot, region);
 }
 
+/* The region of a class that pages are taken from next; an empty one in the last slot only if
+ * there is no other (pkvi_pool_settle). */
+static uint32_t next_slot(const struct pkvi_pool *pool, uint32_t class)
+{
+    const uint32_t at = pool->class_head[class];
+    const uint32_t next = region_at(pool, at - 1)->next;
+    return (class == CLASS_EMPTY && at == pool->max_slots && next ? next : at) - 1;
+}
+
 void pkvi_pool_take(struct pkvi_pool *pool, uint32_t n, struct taken to)
 {
     uint32_t done = 0;
     for (uint32_t class = 1; done < n; class ++) {
         PKVI_ASSERT(class < PKVI_REGION_CLASSES);
         while (done < n && pool->class_head[class]) {
-            uint32_t slot = pool->class_head[class] - 1;
+            uint32_t slot = next_slot(pool, class);
             uint32_t k = pkvi_min_u32(n - done, region_at(pool, slot)->free_count);
             take_from(pool, slot, k, done, to);
             done += k;

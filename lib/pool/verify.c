@@ -34,6 +34,13 @@ static pkv_status check_lists(struct walk *walk)
     }
     for (uint32_t slot = 0; slot < n_slots; slot++)
         listed += region_at(pool, slot)->pages && region_at(pool, slot)->class == CLASS_FULL;
+    if (n_slots == pool->max_slots && pool->empty_slots) {
+        const struct pkvi_region *last = region_at(pool, n_slots - 1);
+        if (last->pages && last->class == CLASS_EMPTY)
+            return BROKEN(walk,
+                          "group %u: an empty region lies in the last slot, slot %u is vacant",
+                          pool->config.group, pool->empty_slots - 1);
+    }
     uint32_t external = pool->config.storage == PKV_STORAGE_EXTERNAL;
     if (listed != pool->n_regions + external)
         return BROKEN(walk, "group %u: %u regions are listed or full, %u exist", pool->config.group,

@@ -499,6 +499,48 @@ START_TEST(cut_region_comes_last)
 }
 END_TEST
 
+/* An empty region does not stay in the last slot while there is a whole one for it. */
+START_TEST(cut_region_becomes_whole)
+{
+    start(64 * MIB, &(struct pkvt_pools_config){.max_pages = 36});
+    uint32_t pages[36];
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 36, pages), PKV_OK);
+    pkvi_pool_unref(pool(0), 32, pages);
+    pkvi_regions_trim(&world.regions, UINT64_MAX);
+    expect_counts(0, 4, 4, 0, 0);
+    pkvi_pool_unref(pool(0), 4, pages + 32);
+    expect_counts(0, 16, 0, 0, 0);
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 16, pages), PKV_OK);
+    ck_assert_uint_eq(atomic_load(&world.budget.regions), 2 * MIB);
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 20, pages + 16), PKV_OK);
+    for (int i = 0; i < 36; i++)
+        ck_assert_uint_lt(pages[i], 36);
+    expect_counts(0, 36, 36, 0, 0);
+    stop();
+}
+END_TEST
+
+/* Of several empty regions the cut one is the last to be used and the first to be given away. */
+START_TEST(cut_region_goes_first)
+{
+    start(64 * MIB, &(struct pkvt_pools_config){.max_pages = 36});
+    uint32_t pages[36];
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 36, pages), PKV_OK);
+    pkvi_pool_unref(pool(0), 36, pages);
+    expect_counts(0, 36, 0, 0, 0);
+    ck_assert_int_eq(pkvi_pool_alloc(pool(0), 16, pages), PKV_OK);
+    for (int i = 0; i < 16; i++)
+        ck_assert_uint_eq(pages[i] / 16, pages[0] / 16);
+    ck_assert_uint_lt(pages[0], 32);
+    pkvi_regions_trim(&world.regions, 2 * MIB);
+    expect_counts(0, 32, 16, 0, 0);
+    pkvi_pool_unref(pool(0), 16, pages);
+    pkvi_regions_trim(&world.regions, 2 * MIB);
+    expect_counts(0, 16, 0, 0, 0);
+    stop();
+}
+END_TEST
+
 START_TEST(external_pages_are_the_callers)
 {
     static char buffer[10 * 4096 + 100];
@@ -706,6 +748,8 @@ int main(void)
     tcase_add_test(tests, limit_shrinks_and_grows);
     tcase_add_test(tests, max_pages_bounds_indices);
     tcase_add_test(tests, cut_region_comes_last);
+    tcase_add_test(tests, cut_region_becomes_whole);
+    tcase_add_test(tests, cut_region_goes_first);
     tcase_add_test(tests, external_pages_are_the_callers);
     tcase_add_test(tests, ids_only_maps_nothing);
     tcase_add_test(tests, events_tell_the_story);
