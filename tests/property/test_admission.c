@@ -255,12 +255,63 @@ static bool play(struct schedule *s)
     return true;
 }
 
+/* ---- a case of its own -------------------------------------------------------------------------
+ */
+
+/* One sequence with a ticket, to `tokens` in one step and then to its claim in single ones. */
+static void open_one(struct schedule *s, struct request *r, uint32_t tokens, uint32_t claim)
+{
+    CHECK(pkv_seq_create(s->cache, &r->seq) == PKV_OK);
+    CHECK(pkv_admit(r->seq, claim) == PKV_OK);
+    for (r->length = 0; r->length < claim; r->length += tokens, tokens = 1) {
+        pkv_batch batch;
+        uint32_t blocked;
+        CHECK(pkv_batch_begin(s->cache, &batch) == PKV_OK);
+        CHECK(pkv_batch_add(batch, r->seq, NULL, tokens) == PKV_OK);
+        CHECK(pkv_admit_check_batch(batch, &blocked) == PKV_OK);
+        CHECK(pkv_batch_reserve(batch) == PKV_OK);
+        CHECK(pkv_batch_commit(batch) == PKV_OK);
+    }
+}
+
+/* Memory for four regions of 32 pages; the second group may have 44 pages, so that its second
+ * region is cut to 12. That one stands empty while the first is not mapped, and the last sequence
+ * needs three regions for one group and 32 pages of the other: it must not get 12 and 20. */
+static void play_cut_region(struct schedule *s)
+{
+    memset(s, 0, sizeof *s);
+    pkv_config config;
+    pkv_config_init(&config, sizeof config);
+    pkv_group_config groups[2] = {
+        {.n_layers = 1, .kv_heads = 8, .head_dim_k = 128},
+        {.n_layers = 1, .kv_heads = 8, .head_dim_k = 128, .window = 497, .max_pages = 44},
+    };
+    config.groups = groups;
+    config.n_groups = 2;
+    config.storage = PKV_STORAGE_NONE;
+    config.page_tokens = 16;
+    config.region_bytes = UINT64_C(2) << 20;
+    config.memory_limit = UINT64_C(9) << 20;
+    CHECK(pkv_cache_create(&config, &s->cache) == PKV_OK);
+    struct request first, second, third;
+    uint64_t given = 0;
+    open_one(s, &first, 500, 500);
+    open_one(s, &second, 192, 192);
+    CHECK(pkv_seq_destroy(first.seq) == PKV_OK);
+    CHECK(pkv_cache_trim(s->cache, &given) == PKV_OK && given == 2 * config.region_bytes);
+    CHECK(pkv_seq_destroy(second.seq) == PKV_OK);
+    open_one(s, &third, 1, 96 * 16);
+    CHECK(pkv_seq_destroy(third.seq) == PKV_OK);
+    pkv_cache_destroy(s->cache);
+}
+
 int main(int argc, char **argv)
 {
     const uint64_t seed = pkvt_seed("test_admission");
     const uint32_t n = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 12;
     static struct schedule s;
     uint32_t deadlocks = 0, finished = 0, refused = 0, forks = 0;
+    play_cut_region(&s);
     /* A region that max_pages cuts short stood empty: it once counted as a whole one. */
     open_schedule(&s, 1795510171, true);
     if (!play(&s)) fail(&s, __LINE__, "deadlock under the rule");
