@@ -46,9 +46,10 @@ static inline uint32_t pkvi_nodes_height(uint32_t a, uint32_t b)
     return 32u - (uint32_t)__builtin_clz(a ^ b);
 }
 
-/* Block of node i. */
+/* Block of node i; NULL in a stack without states, which only counts nodes. */
 static inline float *pkvi_nodes_state(const struct pkvi_nodes *nodes, uint32_t i)
 {
+    if (!nodes->states) return NULL;
     return nodes->states + (size_t)i * nodes->stride;
 }
 

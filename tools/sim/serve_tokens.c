@@ -45,10 +45,9 @@ static uint64_t covered(const trace_request *r)
 void serve_tokens(const trace *input, const trace_request *r, uint64_t n, int32_t *tokens)
 {
     uint64_t at = 0, shared = covered(r) < n ? covered(r) : n;
-    const uint64_t *ids = input->blocks + r->first_block;
     for (uint32_t i = 0; at < shared; i++) {
         uint64_t left = shared - at, take = left < r->block_tokens ? left : r->block_tokens;
-        fill(block_seed(ids[i]), take, tokens + at);
+        fill(block_seed(input->blocks[r->first_block + i]), take, tokens + at);
         at += take;
     }
     fill(own_seed(input, r), n - at, tokens + at);
