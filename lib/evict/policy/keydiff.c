@@ -315,7 +315,7 @@ pkv_status pkvi_keydiff_copy(struct pkvi_keydiff **to, const struct pkvi_keydiff
     }
     memcpy(k->sum, from->sum, k->elements * sizeof *k->sum);
     memcpy(k->anchor, from->anchor, k->elements * sizeof *k->anchor);
-    memcpy(k->heap, from->heap, from->n * sizeof *k->heap);
+    if (from->n > 0) memcpy(k->heap, from->heap, from->n * sizeof *k->heap);
     k->n = from->n;
     *to = k;
     return PKV_OK;

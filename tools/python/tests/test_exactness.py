@@ -95,6 +95,21 @@ def worst(a, b):
     return float(np.abs(a - b).max())
 
 
+def mean_square(a, b):
+    return float(np.sqrt(np.mean((a.astype(np.float64) - b) ** 2)))
+
+
+def numpy_noise(model, ids, reference):
+    """(largest, root mean square) difference that float32 matrix products alone make: numpy's
+    concatenating cache, fed in different chunks, against the reference. A text has a few
+    ill-conditioned rows, and which chunking hits them is chance, so one chunking tells little."""
+    runs = [concat_logits(model, ids, chunk) for chunk in (1, 7, 16, len(ids))]
+    return (
+        max(worst(run, reference) for run in runs),
+        max(mean_square(run, reference) for run in runs),
+    )
+
+
 @pytest.fixture(params=["smollm2", "gemma3"])
 def any_model(request, long_form):
     if request.param == "gemma3" and not long_form:
@@ -114,9 +129,9 @@ def test_logits_within_the_dtype_bound(smollm2, dtype, bar, long_form):
     with PagedStore(model.config, dtype=dtype, memory=GIB) as store:
         got = paged_logits(model, store, ids, 64)
     error = worst(got, reference)
-    noise = worst(concat_logits(model, ids, 64), reference) if dtype == "f32" else 0.0
+    noise = numpy_noise(model, ids, reference)[0] if dtype == "f32" else 0.0
     print(f"{dtype}: largest logit error {error:.3g} (numpy's own noise {noise:.3g})")
-    assert error <= max(bar, 1.25 * noise)
+    assert error <= max(bar, noise)
     agree = (got.argmax(1) == reference.argmax(1)).mean()
     assert agree == 1.0 if dtype == "f32" else agree > 0.98
 
@@ -127,9 +142,10 @@ def test_logits_for_any_chunk(smollm2, chunk):
     ids = tokenizer.encode(TEXT)[: 60 if chunk == 1 else 200]
     reference = reference_logits(model, ids)
     with PagedStore(model.config, memory=GIB) as store:
-        error = worst(paged_logits(model, store, ids, chunk), reference)
-    noise = worst(concat_logits(model, ids, chunk), reference)
-    assert error <= max(1e-4, 1.25 * noise), (error, noise)
+        got = paged_logits(model, store, ids, chunk)
+    largest, rms = numpy_noise(model, ids, reference)
+    assert worst(got, reference) <= max(1e-4, largest), largest
+    assert mean_square(got, reference) <= 1.25 * rms, rms
 
 
 def test_gemma3_logits_across_its_window(gemma3, long_form):
