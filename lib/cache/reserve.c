@@ -142,18 +142,18 @@ static pkv_status not_enough(struct pkvi_batch *batch, uint32_t group)
                      batch->shortfall[group], group, batch->n_entries);
 }
 
-/* Can some group from `from` on not have its pages, whatever is reclaimed? Fills the shortfall.
- * Asked before anything is reclaimed: a batch that fails should not cost cached pages. */
-static bool is_hopeless(struct pkvi_batch *batch, uint32_t from, uint32_t *first)
+/* The first group from `from` on that cannot have its pages, whatever is reclaimed; n_groups if all
+ * can. Fills the shortfall. Asked before anything is reclaimed: a batch that fails should not cost
+ * cached pages. */
+static uint32_t first_hopeless(struct pkvi_batch *batch, uint32_t from)
 {
-    bool any = false;
-    for (uint32_t g = from; g < batch->cache->n_groups; g++) {
+    const uint32_t n_groups = batch->cache->n_groups;
+    uint32_t first = n_groups;
+    for (uint32_t g = from; g < n_groups; g++) {
         batch->shortfall[g] = pkvi_cache_hopeless(batch->cache, g, batch->needed[g], batch);
-        if (batch->shortfall[g] == 0 || any) continue;
-        any = true;
-        *first = g;
+        if (batch->shortfall[g] != 0 && first == n_groups) first = g;
     }
-    return any;
+    return first;
 }
 
 static pkv_status count_needs(struct pkvi_batch *batch, uint64_t total_new, uint64_t *all)
@@ -170,8 +170,9 @@ static pkv_status count_needs(struct pkvi_batch *batch, uint64_t total_new, uint
         *all += needed;
         probe = probe || needed > PKVI_PROBE_PAGES;
     }
-    uint32_t first;
-    return probe && is_hopeless(batch, 0, &first) ? not_enough(batch, first) : PKV_OK;
+    if (!probe) return PKV_OK;
+    const uint32_t first = first_hopeless(batch, 0);
+    return first < n_groups ? not_enough(batch, first) : PKV_OK;
 }
 
 static pkv_status make_room(struct pkvi_batch *batch, uint64_t pages)
@@ -226,7 +227,9 @@ static pkv_status allocate(struct pkvi_batch *batch)
     for (uint32_t g = 0; g < n_groups; g++) {
         pkv_status status = pkvi_pool_alloc(&batch->cache->groups[g].pool, batch->needed[g], pages);
         if (PKVI_UNLIKELY(status == PKV_ENOPAGES)) {
-            if (!is_short && is_hopeless(batch, g, &failed)) {
+            const uint32_t hopeless = is_short ? n_groups : first_hopeless(batch, g);
+            if (hopeless < n_groups) {
+                failed = hopeless;
                 result = status;
                 break;
             }
