@@ -119,6 +119,8 @@ class Sieve(Policy):
 
     def evict(self, block):
         assert self.line.pop(self.hand) == block
+        if self.hand == len(self.line):  # past the newest: the next walk starts at the oldest, even
+            self.hand = 0                # if another block has been inserted by then
 
 
 class S3Fifo(Policy):
