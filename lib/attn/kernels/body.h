@@ -17,6 +17,7 @@ enum {
     GROUP_VECS = GROUP / VL,
     GROUP_PAGES = GROUP / 8, /* most pages of a group */
     LEAF_GROUPS = PKVI_LEAF / GROUP,
+    BRIDGE_BYTES = 2048, /* what memory delivers to a core in some 50 ns; see bridge() */
     S_STRIDE =
         PKVI_LEAF + 16 /* floats between score rows; not a power of two for the cache's sake */
 };

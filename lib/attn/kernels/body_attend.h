@@ -161,7 +161,7 @@ static __attribute__((noinline)) void value_span(const struct tile *t, uint32_t 
     for (uint32_t at = g->first / run * run; at < g->last; at += run) {
         uint32_t i = span->n_pages++;
         span->v[i] = v_tile(t, t->head0 + h, g->slot0 + at);
-        span->next[i] = next_tile(t, true, gi, h, at);
+        span->next[i] = tile_ahead(t, 1, true, gi, h, at);
         span->t0[i] = g->first > at ? g->first - at : 0;
         span->t1[i] = g->last < at + run ? g->last - at : run;
         span->column[i] = at;
@@ -307,6 +307,7 @@ static void leaf(struct tile *t)
         if (job->slopes) group_positions(job, t->groups[g].slot0, t->page_shift, pos);
         for (uint32_t h = 0; h < t->heads; h++) {
             group_scores(t, g, h);
+            bridge(t, 2, false, g, h); /* the next tile is on its way already */
             group_finish(t, g, h, job->slopes ? pos : NULL);
         }
     }
@@ -318,8 +319,10 @@ static void leaf(struct tile *t)
     }
     leaf_maxima(t);
     for (uint32_t g = 0; g < t->n_groups; g++)
-        for (uint32_t h = 0; h < t->heads; h++)
+        for (uint32_t h = 0; h < t->heads; h++) {
+            bridge(t, 1, true, g, h);
             group_values(t, g, h);
+        }
     for (uint32_t h = 0; h < t->heads; h++)
         for (uint32_t r = 0; r < t->rows; r++)
             job->l[(t->head0 - job->head0 + h) * job->n_rows + t->row0 + r] +=

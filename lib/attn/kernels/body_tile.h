@@ -55,26 +55,38 @@ VI const char *v_tile(const struct tile *t, uint32_t head, int64_t slot)
            (size_t)(slot & (l->page_tokens - 1)) * l->dim_v * l->elem_bytes;
 }
 
-/* The tile that will be read after (phase K or V, group g, head h): where prefetches go. */
-VI const char *next_tile(const struct tile *t, bool values, uint32_t g, uint32_t h, uint32_t at)
+/* The tile that is read `steps` after that of (phase K or V, group g, head h): where prefetches go.
+ */
+VI const char *tile_ahead(const struct tile *t, uint32_t steps, bool values, uint32_t g, uint32_t h,
+                          uint32_t at)
 {
-    if (h + 1 < t->heads)
-        h++;
-    else if (g + 1 < t->n_groups) {
-        g++;
+    int64_t slot = t->groups[g].slot0;
+    for (; steps > 0; steps--) {
+        if (++h < t->heads) continue;
         h = 0;
-    } else {
-        g = 0;
-        h = 0;
-        values = !values;
-        if (!values) {
-            /* The next leaf's first keys. */
-            int64_t slot = t->groups[t->n_groups - 1].slot0 + GROUP + at;
-            return k_tile(t, t->head0, slot);
+        if (++g == t->n_groups) {
+            g = 0;
+            values = !values;
         }
+        /* After the last values come the next leaf's first keys. */
+        const bool next_leaf = g == 0 && !values;
+        slot = next_leaf ? t->groups[t->n_groups - 1].slot0 + GROUP : t->groups[g].slot0;
     }
-    int64_t slot = t->groups[g].slot0 + at;
+    slot += at;
     return values ? v_tile(t, t->head0 + h, slot) : k_tile(t, t->head0 + h, slot);
+}
+
+/* Sends for the first lines of a tile. While scores are finished and turned into probabilities
+ * nothing else is read, and memory would idle. */
+VI void bridge(const struct tile *t, uint32_t steps, bool values, uint32_t g, uint32_t h)
+{
+    const uint32_t P = t->job->layout->page_tokens, run = P < GROUP ? P : GROUP;
+    const uint32_t bytes = BRIDGE_BYTES / (GROUP / run);
+    for (uint32_t at = 0; at < GROUP; at += run) {
+        const char *tile = tile_ahead(t, steps, values, g, h, at);
+        for (uint32_t byte = 0; byte < bytes; byte += 64)
+            v_prefetch_l2(tile + byte);
+    }
 }
 
 /* Converts a group's K tiles of one head to a panel [dim][GROUP] of f32 (BFDOT: pairs). */
@@ -86,7 +98,7 @@ static __attribute__((noinline)) void fill_panel(const struct tile *t, const str
     const size_t stride = (size_t)l->page_tokens * k_slot_bytes(t->kind);
     for (uint32_t at = g->first / run * run; at < g->last; at += run) {
         const char *k = k_tile(t, t->head0 + h, g->slot0 + at);
-        const char *next = next_tile(t, false, gi, h, at);
+        const char *next = tile_ahead(t, 1, false, gi, h, at);
         float *out = t->k_panel + at;
         const uint32_t rows = t->kind == KIND_F16 || t->kind == KIND_F32 ? l->dim_k : l->dim_k / 2;
         for (uint32_t i = 0; i < rows; i++, k += stride, next += stride) {
@@ -140,7 +152,7 @@ static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_
         const uint32_t pair = 2 * run * l->elem_bytes;
         for (uint32_t j = 0; j < 2 * l->elem_bytes; j++) {
             uint32_t page = j * 64 / pair, rest = j * 64 % pair;
-            b.pf[j] = next_tile(t, false, gi, h, page * run) +
+            b.pf[j] = tile_ahead(t, 1, false, gi, h, page * run) +
                       (size_t)(rest / row) * P * k_slot_bytes(kind) + rest % row;
         }
     }

@@ -16,6 +16,7 @@
  *   v_select_lt(x, l, a, b)   x < l ? a : b
  *   v_keep_bits(a, bits, o)   lane i: bit i set ? a : o
  *   v_hsum, v_hmax            over all lanes, fixed order
+ *   v_prefetch, v_prefetch_l2 sends for the line at an address: to the first or second cache
  *   v_dot_pair(acc, a, b)     acc + a.lo * b.lo + a.hi * b.hi in bf16 (PKVI_BFDOT rows only)
  *   v_store_prob(p, x)        v_store_bf16 for x in [0, 1], by the instruction (PKVI_BFDOT rows) */
 #ifndef PKVI_VEC_H

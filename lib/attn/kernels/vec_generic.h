@@ -186,6 +186,10 @@ VI float v_hmax(vf a)
     float y = a[1] > a[3] ? a[1] : a[3];
     return x > y ? x : y;
 }
+VI void v_prefetch_l2(const void *p)
+{
+    __builtin_prefetch(p, 0, 2);
+}
 VI void v_prefetch(const void *p)
 {
     __builtin_prefetch(p, 0, 3);

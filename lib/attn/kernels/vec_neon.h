@@ -135,6 +135,10 @@ VI float v_hmax(vf a)
     b = v_max(b, vextq_f32(b, b, 1));
     return vgetq_lane_f32(b, 0);
 }
+VI void v_prefetch_l2(const void *p)
+{
+    __builtin_prefetch(p, 0, 2);
+}
 VI void v_prefetch(const void *p)
 {
     __builtin_prefetch(p, 0, 3);
