@@ -29,7 +29,9 @@ typedef struct pkv_index_config {
     const pkv_allocator *allocator; /* copied; NULL as in pkv_config */
     uint64_t key[2];      /* test override of the hash key: {0,0} = random; both all ones = every
                            * block in one bucket */
-    uint64_t reserved[8]; /* zero */
+    size_t dense_ids;     /* every id is below this (numbered 0, 1, …): a table of 4 bytes per id
+                           * finds a block, without hashing. 0 = any ids (default) */
+    uint64_t reserved[7]; /* zero */
 } pkv_index_config;
 
 /* Fills defaults; PKV_EVERSION for an unknown size. */
@@ -51,11 +53,13 @@ PKV_API void pkv_index_destroy(pkv_index *index); /* NULL is allowed */
  * next_use[0..n): for offline policies, the number (counted from 0, one per call) of the next
  * request that uses the block, or PKV_INDEX_NEVER; NULL otherwise. partial_last: the last block is
  * not full. On PKV_ENOMEM *hits is untouched and the rest of the request was not inserted; the
- * index stays usable. O(n), expected; amortised. */
+ * index stays usable. PKV_ERANGE: an id is not below dense_ids; nothing has happened. O(n),
+ * expected; amortised. */
 PKV_API pkv_status pkv_index_replay(pkv_index *index, const uint64_t *ids, uint32_t n,
                                     const uint32_t *next_use, int partial_last, uint32_t *hits);
 
-/* Leading blocks of ids[0..n) that are resident; changes nothing. O(matched). */
+/* Leading blocks of ids[0..n) that are resident; changes nothing. PKV_ERANGE: the first that
+ * is not is not below dense_ids. O(matched). */
 PKV_API pkv_status pkv_index_match(const pkv_index *index, const uint64_t *ids, uint32_t n,
                                    uint32_t *hits);
 

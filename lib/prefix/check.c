@@ -4,7 +4,7 @@
 static const char *check_node(const struct pkvi_index *ix, uint32_t id)
 {
     const struct pkvi_node *node = pkvi_node(ix, id);
-    if (!node->resident && !node->children && !node->pins && !node->holds)
+    if (!node->resident && !node->children && !pkvi_node_pinned(ix, node) && !node->holds)
         return "index: a node that nothing needs is still there";
     if (node->parent != PKVI_NIL) {
         const struct pkvi_node *parent = pkvi_node(ix, node->parent);

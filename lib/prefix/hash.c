@@ -1,5 +1,5 @@
 /* The hash table: chains through the nodes, buckets grown one at a time (linear hashing), so no
- * insertion ever pays for the whole table. */
+ * insertion ever pays for the whole table. Where ids are dense there is a plain table instead. */
 #include "index.h"
 
 #include <string.h>
@@ -18,7 +18,7 @@ uint64_t pkvi_hash_tokens(const struct pkvi_index *ix, uint64_t parent_hash, con
 
 uint64_t pkvi_hash_id(const struct pkvi_index *ix, uint64_t id)
 {
-    if (ix->collide) return 0;
+    if (ix->collide || ix->by_id) return 0;
     return XXH3_64bits_withSeed(&id, sizeof id, ix->options.key[0] ^ ix->options.key[1]);
 }
 
@@ -50,6 +50,14 @@ static uint32_t *new_segment(struct pkvi_index *ix)
 
 pkv_status pkvi_buckets_init(struct pkvi_index *ix)
 {
+    if (ix->options.dense_ids) {
+        size_t bytes;
+        if (!pkvi_mul_size(ix->options.dense_ids, sizeof *ix->by_id, &bytes)) return PKV_ENOMEM;
+        ix->by_id = pkvi_mem_alloc(ix->mem, bytes);
+        if (!ix->by_id) return PKV_ENOMEM;
+        memset(ix->by_id, 0xff, bytes); /* an allocator's zeroes may be pages taken anew */
+        return PKV_OK;
+    }
     ix->bucket_capacity = 16;
     ix->bucket = pkvi_mem_array(ix->mem, ix->bucket_capacity, sizeof *ix->bucket);
     if (!ix->bucket) return PKV_ENOMEM;
@@ -66,6 +74,9 @@ pkv_status pkvi_buckets_init(struct pkvi_index *ix)
 
 void pkvi_buckets_destroy(struct pkvi_index *ix)
 {
+    if (ix->by_id)
+        pkvi_mem_free_array(ix->mem, ix->by_id, ix->options.dense_ids, sizeof *ix->by_id);
+    ix->by_id = NULL;
     if (!ix->bucket) return;
     uint32_t n_segments = (ix->n_buckets + PKVI_BUCKET_SEGMENT - 1) / PKVI_BUCKET_SEGMENT;
     for (uint32_t s = 0; s < n_segments; s++)
@@ -115,6 +126,10 @@ static void split(struct pkvi_index *ix)
 void pkvi_buckets_insert(struct pkvi_index *ix, uint32_t id)
 {
     struct pkvi_node *node = pkvi_node(ix, id);
+    if (ix->by_id) {
+        ix->by_id[node->id] = id;
+        return;
+    }
     uint32_t *head = bucket_at(ix, bucket_of(ix, node->hash));
     node->next = *head;
     *head = id;
@@ -124,6 +139,10 @@ void pkvi_buckets_insert(struct pkvi_index *ix, uint32_t id)
 void pkvi_buckets_remove(struct pkvi_index *ix, uint32_t id)
 {
     struct pkvi_node *node = pkvi_node(ix, id);
+    if (ix->by_id) {
+        ix->by_id[node->id] = PKVI_NIL;
+        return;
+    }
     uint32_t *link = bucket_at(ix, bucket_of(ix, node->hash));
     while (*link != id)
         link = &pkvi_node(ix, *link)->next;
@@ -146,6 +165,7 @@ uint32_t pkvi_index_find(const struct pkvi_index *ix, uint32_t space, uint32_t p
 
 uint32_t pkvi_index_find_id(const struct pkvi_index *ix, uint64_t hash, uint64_t id)
 {
+    if (ix->by_id) return ix->by_id[id];
     uint32_t at = *bucket_at(ix, bucket_of(ix, hash));
     while (at != PKVI_NIL) {
         const struct pkvi_node *node = pkvi_node(ix, at);

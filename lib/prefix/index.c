@@ -124,7 +124,7 @@ void pkvi_index_collect(struct pkvi_index *ix, uint32_t id)
 {
     while (id != PKVI_NIL) {
         struct pkvi_node *node = pkvi_node(ix, id);
-        if (node->resident || node->children || node->pins || node->holds) return;
+        if (node->resident || node->children || node->holds || pkvi_node_pinned(ix, node)) return;
         uint32_t parent = node->parent;
         pkvi_buckets_remove(ix, id);
         if (ix->key_bytes) pkvi_siblings_remove(ix, pkvi_siblings_root(ix, id), id);

@@ -25,7 +25,8 @@ struct pkvi_node {
     uint32_t space;       /* namespace slot; PKVI_NIL in a free node */
     uint32_t depth;       /* pages before this one */
     uint32_t children;    /* nodes with this parent, whatever their state */
-    uint32_t pins;        /* reasons to keep node and pages: pins with TTL, running requests */
+    uint32_t pins;        /* reasons to keep node and pages: pins with TTL. Replay: 1 + number of
+                             the last request that used it, and that keeps it while it runs */
     uint32_t holds;       /* reasons to keep the node, not its pages: ghosts, sequences */
     uint32_t first;       /* root of the search tree of children (siblings.c) */
     uint32_t left, right; /* place in the parent's search tree */
@@ -74,6 +75,7 @@ struct pkvi_index_options {
     bool holes;           /* pages inside a chain may go before their children (replay) */
     bool replay;          /* requests run one after another (pkvi_index_replay) */
     uint64_t key[2];      /* hash key; both all ones = every hash is equal (tests) */
+    size_t dense_ids;     /* ids mode: every id is below this and a table finds it; 0 = hash */
 };
 
 struct pkvi_index {
@@ -91,6 +93,7 @@ struct pkvi_index {
 
     uint32_t **bucket; /* directory of bucket segments (linear hashing, hash.c) */
     uint32_t bucket_capacity, n_buckets, bucket_mask;
+    uint32_t *by_id; /* dense ids, instead of buckets: the node of each id or PKVI_NIL */
 
     uint64_t *n_resident; /* per group */
     uint32_t *roots;      /* per namespace slot: search tree of its first pages (token mode) */
@@ -129,6 +132,12 @@ static inline uint32_t *pkvi_node_generation(const struct pkvi_index *ix, uint32
     return (uint32_t *)(void *)chunk + (id & (PKVI_NODE_CHUNK - 1));
 }
 
+/* Must the node keep its pages? */
+static inline bool pkvi_node_pinned(const struct pkvi_index *ix, const struct pkvi_node *node)
+{
+    return ix->options.replay ? node->pins == ix->epoch + 1 : node->pins != 0;
+}
+
 static inline bool pkvi_node_has(const struct pkvi_node *node, uint32_t group)
 {
     return node->resident >> group & 1;
@@ -143,7 +152,7 @@ void pkvi_index_destroy(struct pkvi_index *ix);
 /* Hash of a block below a parent's hash (token mode) or of an id (ids mode). O(page_tokens). */
 uint64_t pkvi_hash_tokens(const struct pkvi_index *ix, uint64_t parent_hash, const uint32_t *tokens,
                           uint64_t salt);
-uint64_t pkvi_hash_id(const struct pkvi_index *ix, uint64_t id);
+uint64_t pkvi_hash_id(const struct pkvi_index *ix, uint64_t id); /* dense ids: 0, not needed */
 /* Where a namespace's chains start. */
 uint64_t pkvi_hash_space(const struct pkvi_index *ix, const void *name, size_t n);
 

@@ -36,8 +36,11 @@ static pkv_status random_key(const uint64_t given[2], uint64_t key[2])
 static pkv_status set_up(pkv_index *index, const pkv_index_config *config,
                          const struct pkvi_policy_ops *ops)
 {
-    struct pkvi_index_options options = {
-        .n_groups = 1, .full_groups = 1, .holes = true, .replay = true};
+    struct pkvi_index_options options = {.n_groups = 1,
+                                         .full_groups = 1,
+                                         .holes = true,
+                                         .replay = true,
+                                         .dense_ids = config->dense_ids};
     pkv_status status = random_key(config->key, options.key);
     if (status == PKV_OK) status = pkvi_index_init(&index->core, &index->mem, &options);
     if (status) return status;
@@ -103,11 +106,22 @@ void pkv_index_destroy(pkv_index *index)
     free_object(index);
 }
 
+/* Are dense ids what the configuration said? */
+static bool ids_in_range(const struct pkvi_index *ix, const uint64_t *ids, uint32_t n)
+{
+    if (!ix->options.dense_ids) return true;
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < n; i++)
+        most = ids[i] > most ? ids[i] : most;
+    return n == 0 || most < ix->options.dense_ids;
+}
+
 pkv_status pkv_index_replay(pkv_index *index, const uint64_t *ids, uint32_t n,
                             const uint32_t *next_use, int partial_last, uint32_t *hits)
 {
     if (!index || (!ids && n) || !hits) return PKV_EINVAL;
     if (index->core.epoch == UINT32_MAX - 1) return PKV_ERANGE;
+    if (!ids_in_range(&index->core, ids, n)) return PKV_ERANGE;
     return pkvi_index_replay(&index->core, index->policy, ids, n, next_use, partial_last != 0,
                              hits);
 }
@@ -118,6 +132,7 @@ pkv_status pkv_index_match(const pkv_index *index, const uint64_t *ids, uint32_t
     const struct pkvi_index *ix = &index->core;
     uint32_t i = 0;
     for (; i < n; i++) {
+        if (!ids_in_range(ix, &ids[i], 1)) return PKV_ERANGE;
         uint32_t id = pkvi_index_find_id(ix, pkvi_hash_id(ix, ids[i]), ids[i]);
         if (id == PKVI_NIL || !pkvi_node(ix, id)->resident) break;
     }

@@ -85,7 +85,7 @@ static inline bool pkvi_policy_blocked(const struct pkvi_policy *policy, uint32_
 {
     const struct pkvi_member *m = pkvi_policy_member(policy, id);
     if (m->busy || (policy->leaf_first && m->kids)) return true;
-    return pkvi_node(policy->ix, id)->pins != 0;
+    return pkvi_node_pinned(policy->ix, pkvi_node(policy->ix, id));
 }
 
 /* ---- queues (queue.c); all O(1) unless noted ----------------------------------------------------
@@ -98,6 +98,16 @@ void pkvi_queue_push_oldest(struct pkvi_policy *policy, struct pkvi_queue *queue
 void pkvi_queue_remove(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t id);
 /* Removes and pushes as the newest. */
 void pkvi_queue_renew(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t id);
+/* A new member that cannot go yet: it counts, and has no place until it is moved or unparked. */
+void pkvi_queue_push_parked(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t id);
+/* At the end of a request: moves members at the end of path[0..n) from one queue to the newest end
+ * of another or of its own, in this order, the last the oldest. Takes all that stand in this order
+ * already with nothing between them, or else all that are parked; stops where next_use (of the same
+ * length; may be NULL) changes. The last must be a member. Returns how many it moved, at least 1.
+ */
+uint32_t pkvi_queue_move_run(struct pkvi_policy *policy, struct pkvi_queue *from,
+                             struct pkvi_queue *to, const uint32_t *path, const uint32_t *next_use,
+                             uint32_t n);
 /* The oldest member that may go, or PKVI_NIL. Amortised O(1): parks (live) or skips once per
  * request (replay) what is blocked. */
 uint32_t pkvi_queue_oldest(struct pkvi_policy *policy, struct pkvi_queue *queue);

@@ -73,6 +73,68 @@ void pkvi_queue_park(struct pkvi_policy *policy, struct pkvi_queue *queue, uint3
     pkvi_policy_member(policy, id)->flags |= PKVI_MEMBER_PARKED;
 }
 
+void pkvi_queue_push_parked(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t id)
+{
+    pkvi_policy_member(policy, id)->flags |= PKVI_MEMBER_PARKED;
+    queue->size++;
+}
+
+/* Takes the members between oldest and newest out of a queue's chain. The cursor may point to one
+ * of them: the next request finds its own. */
+static void unlink_run(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t newest,
+                       uint32_t oldest)
+{
+    uint32_t newer = pkvi_policy_member(policy, newest)->newer;
+    uint32_t older = pkvi_policy_member(policy, oldest)->older;
+    if (newer != PKVI_NIL)
+        pkvi_policy_member(policy, newer)->older = older;
+    else
+        queue->newest = older;
+    if (older != PKVI_NIL)
+        pkvi_policy_member(policy, older)->newer = newer;
+    else
+        queue->oldest = newer;
+}
+
+static void push_run(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t newest,
+                     uint32_t oldest)
+{
+    pkvi_policy_member(policy, newest)->newer = PKVI_NIL;
+    pkvi_policy_member(policy, oldest)->older = queue->newest;
+    if (queue->newest != PKVI_NIL)
+        pkvi_policy_member(policy, queue->newest)->newer = oldest;
+    else
+        queue->oldest = oldest;
+    queue->newest = newest;
+}
+
+uint32_t pkvi_queue_move_run(struct pkvi_policy *policy, struct pkvi_queue *from,
+                             struct pkvi_queue *to, const uint32_t *path, const uint32_t *next_use,
+                             uint32_t n)
+{
+    uint32_t last = n - 1, i = last;
+    struct pkvi_member *m = pkvi_policy_member(policy, path[i]);
+    const bool parked = m->flags & PKVI_MEMBER_PARKED;
+    m->flags &= (uint8_t)~PKVI_MEMBER_PARKED;
+    while (i > 0 && path[i - 1] != PKVI_NIL && (!next_use || next_use[i - 1] == next_use[last])) {
+        if (!parked && path[i - 1] != m->newer) break;
+        struct pkvi_member *above = pkvi_policy_member(policy, path[i - 1]);
+        if (parked) {
+            if (!(above->flags & PKVI_MEMBER_PARKED)) break; /* also one that occurs twice */
+            above->flags &= (uint8_t)~PKVI_MEMBER_PARKED;
+            above->older = path[i];
+            m->newer = path[i - 1];
+        }
+        m = above;
+        i--;
+    }
+    if (!parked) unlink_run(policy, from, path[i], path[last]);
+    from->size -= n - i;
+    push_run(policy, to, path[i], path[last]);
+    to->size += n - i;
+    return n - i;
+}
+
 /* Live: what is blocked leaves the chain, and returns through unpark. */
 static uint32_t oldest_live(struct pkvi_policy *policy, struct pkvi_queue *queue)
 {

@@ -18,6 +18,17 @@ static bool widen_path(struct pkvi_index *ix, uint32_t n)
     return true;
 }
 
+/* Notes and pins the node of block i, if there is one. *hits = leading blocks with a page so far.
+ */
+static inline void meet(struct pkvi_index *ix, uint32_t i, uint32_t id, uint32_t *hits)
+{
+    ix->path[i] = id;
+    if (id == PKVI_NIL) return;
+    struct pkvi_node *node = pkvi_node(ix, id);
+    node->pins = ix->epoch + 1;
+    if (*hits == i && node->resident) *hits = i + 1;
+}
+
 /* Finds and pins what is known of the request. Returns how many leading blocks have a page. */
 static uint32_t look_up(struct pkvi_index *ix, const uint64_t *ids, uint32_t n)
 {
@@ -30,14 +41,27 @@ static uint32_t look_up(struct pkvi_index *ix, const uint64_t *ids, uint32_t n)
             pkvi_index_prefetch_bucket(ix, ring[hashed % size]);
         }
         if (i + AHEAD_NODE < hashed) pkvi_index_prefetch_node(ix, ring[(i + AHEAD_NODE) % size]);
-        uint32_t id = pkvi_index_find_id(ix, ring[i % size], ids[i]);
-        ix->path[i] = id;
-        if (id == PKVI_NIL) continue;
-        struct pkvi_node *node = pkvi_node(ix, id);
-        node->pins++;
-        if (hits == i && node->resident) hits++;
+        meet(ix, i, pkvi_index_find_id(ix, ring[i % size], ids[i]), &hits);
     }
     return hits;
+}
+
+/* The same with dense ids. */
+static uint32_t look_up_dense(struct pkvi_index *ix, const uint64_t *ids, uint32_t n)
+{
+    uint32_t hits = 0;
+    for (uint32_t i = 0; i < n; i++)
+        meet(ix, i, ix->by_id[ids[i]], &hits);
+    return hits;
+}
+
+static inline struct pkvi_use use_of(uint32_t i, uint32_t n, const uint32_t *next_use,
+                                     bool partial_last)
+{
+    return (struct pkvi_use){.next_use = next_use ? next_use[i] : UINT32_MAX,
+                             .position = i,
+                             .length = n,
+                             .partial = partial_last && i + 1 == n};
 }
 
 /* Evicts the policy's victim. False if there is none, or it is worth more than the new block. */
@@ -57,25 +81,27 @@ static bool make_room(struct pkvi_index *ix, struct pkvi_policy *policy, const s
 static uint32_t node_for(struct pkvi_index *ix, uint64_t id, uint32_t i)
 {
     if (ix->path[i] != PKVI_NIL) return ix->path[i];
-    uint64_t hash = pkvi_hash_id(ix, id);
-    uint32_t at = pkvi_index_find_id(ix, hash, id); /* a block that occurs twice in the request */
+    uint64_t hash = ix->by_id ? 0 : pkvi_hash_id(ix, id);
+    uint32_t at =
+        ix->by_id ? ix->by_id[id]
+                  : pkvi_index_find_id(ix, hash, id); /* a block that occurs twice in the request */
     if (at == PKVI_NIL) at = pkvi_index_add(ix, 0, i ? ix->path[i - 1] : PKVI_NIL, hash, NULL, id);
     if (at == PKVI_NIL) return PKVI_NIL;
-    pkvi_node(ix, at)->pins++;
+    pkvi_node(ix, at)->pins = ix->epoch + 1;
     ix->path[i] = at;
     return at;
 }
 
-/* Uses the blocks in order, inserting what has no page as long as there is room. */
+/* Uses the blocks from `from` on, inserting what has no page as long as there is room. *all = there
+ * was room for all. */
 static pkv_status run_blocks(struct pkvi_index *ix, struct pkvi_policy *policy, const uint64_t *ids,
-                             uint32_t n, const uint32_t *next_use, bool partial_last)
+                             uint32_t from, uint32_t n, const uint32_t *next_use, bool partial_last,
+                             bool *all)
 {
     bool room = true;
-    for (uint32_t i = 0; i < n; i++) {
-        struct pkvi_use use = {.next_use = next_use ? next_use[i] : UINT32_MAX,
-                               .position = i,
-                               .length = n,
-                               .partial = partial_last && i + 1 == n};
+    *all = false;
+    for (uint32_t i = from; i < n; i++) {
+        struct pkvi_use use = use_of(i, n, next_use, partial_last);
         uint32_t id = ix->path[i];
         if (id != PKVI_NIL && pkvi_node(ix, id)->resident) {
             if (policy->ops->touch) policy->ops->touch(policy, id, &use);
@@ -95,32 +121,24 @@ static pkv_status run_blocks(struct pkvi_index *ix, struct pkvi_policy *policy, 
         policy->size++;
         policy->ops->insert(policy, id, &use);
     }
+    *all = room;
     return PKV_OK;
 }
 
-/* Leaves only what has a page in the path; the others are unpinned, and freed if nothing needs
+/* Leaves only what has a page in path[from..n); the others are unpinned, and freed if nothing needs
  * them. From the end, so that a node goes before its ancestors. */
-static void keep_resident(struct pkvi_index *ix, uint32_t n)
+static void keep_resident(struct pkvi_index *ix, uint32_t from, uint32_t n)
 {
-    for (uint32_t i = n; i-- > 0;) {
-        uint32_t id = ix->path[i];
-        if (id == PKVI_NIL || pkvi_node(ix, id)->resident) continue;
-        pkvi_node(ix, id)->pins--;
-        pkvi_index_collect(ix, id);
-        ix->path[i] = PKVI_NIL;
-    }
-}
-
-static void let_go(struct pkvi_index *ix, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++)
-        if (ix->path[i] != PKVI_NIL) pkvi_node(ix, ix->path[i])->pins--;
-    for (uint32_t i = n; i-- > 0;) {
+    for (uint32_t i = n; i-- > from;) {
         uint32_t id = ix->path[i];
         if (id == PKVI_NIL) continue;
-        const struct pkvi_node *node = pkvi_node(ix, id);
-        /* Collecting a node may have freed this ancestor of it already. */
-        if (node->space != PKVI_NIL && !node->resident) pkvi_index_collect(ix, id);
+        struct pkvi_node *node = pkvi_node(ix, id);
+        if (node->resident) continue;
+        ix->path[i] = PKVI_NIL;
+        if (node->space == PKVI_NIL)
+            continue; /* freed already: with a descendant, or it occurs twice */
+        node->pins = 0;
+        pkvi_index_collect(ix, id);
     }
 }
 
@@ -130,14 +148,17 @@ pkv_status pkvi_index_replay(struct pkvi_index *ix, struct pkvi_policy *policy, 
 {
     if (!widen_path(ix, n)) return PKV_ENOMEM;
     if (policy->ops->begin) policy->ops->begin(policy, ix->epoch);
-    uint32_t found = look_up(ix, ids, n);
-    pkv_status status = run_blocks(ix, policy, ids, n, next_use, partial_last);
-    if (policy->ops->finish) {
-        keep_resident(ix, n);
-        policy->ops->finish(policy, ix->path, n, next_use, partial_last);
-    }
-    let_go(ix, n);
-    ix->epoch++;
+    const uint32_t found = ix->by_id ? look_up_dense(ix, ids, n) : look_up(ix, ids, n);
+    if (policy->ops->touch)
+        for (uint32_t i = 0; i < found; i++) {
+            struct pkvi_use use = use_of(i, n, next_use, partial_last);
+            policy->ops->touch(policy, ix->path[i], &use);
+        }
+    bool all;
+    pkv_status status = run_blocks(ix, policy, ids, found, n, next_use, partial_last, &all);
+    if (!all) keep_resident(ix, found, n);
+    if (policy->ops->finish) policy->ops->finish(policy, ix->path, n, next_use, partial_last);
+    ix->epoch++; /* nothing is pinned any more */
     if (status == PKV_OK) *hits = found;
     return status;
 }

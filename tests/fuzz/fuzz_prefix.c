@@ -165,6 +165,7 @@ static void run_replay(const uint8_t *data, size_t size)
     config.policy = pkv_policy_name(data[0] % 13, NULL);
     config.pages = 1 + data[0] / 13;
     config.key[0] = config.key[1] = data[0] & 1 ? UINT64_MAX : 1;
+    config.dense_ids = data[0] & 2 ? 64 : 0;
     REQUIRE(pkv_index_create(&config, &index) == PKV_OK);
     uint32_t request = 0;
     for (size_t i = 1; i < size; request++) {

@@ -63,6 +63,9 @@ class Prefix(unittest.TestCase):
         rng = random.Random(SEED)
         for round_ in range(6):
             requests = random_trace(rng, 250, rng.choice([(512,), (16, 512), (64,)]))
+            if round_ % 2:  # ids that are hashes, not numbers from 0 on
+                for request in requests:
+                    request["hash_ids"] = [(i + 1) * 0x9E3779B97F4A7C15 % (1 << 63) for i in request["hash_ids"]]
             path = self.write(requests)
             capacities = sorted(rng.sample(range(1, 200), 5)) + [300]
             warmup = rng.choice([0, 0.5, 0.37])

@@ -27,6 +27,60 @@ static void fails(const char *text, trace_format format, const char *message)
     ck_assert_uint_eq(t.n_requests, 0);
 }
 
+/* Plain ids are read apart from the rest of the line. However a line is written, the result is the
+ * same, and so is what is said about a line that is wrong. */
+START_TEST(mooncake_ids_in_any_dress)
+{
+#define REST(ids) "\"timestamp\":0,\"input_length\":9,\"output_length\":1,\"hash_ids\"" ids "}\n"
+#define LINE(ids) "{" REST(ids)
+    static const char *const same[] = {
+        LINE(":[0,10,234567890123456789]"),
+        LINE("\t : [ 0 ,10\t, 234567890123456789 ] "),
+        LINE(":[0,10,234567890123456789],\"x\":{\"y\":[{}]}"),
+        LINE(":[0,10,234567890123456789],\"x\":\"\\\"hash_ids\\\":[5]\""),
+        LINE(":[0,10,234567890123456789],\"x\":{\"hash_ids\":[5]}"),
+        LINE(":[7],\"hash_ids\":[0,10,234567890123456789]"), /* the last one counts */
+        LINE(":[7],\"hash\\u005fids\":[0,10,234567890123456789]"),
+        "{\"x\":\"hash_ids\"," REST(":[0,10,234567890123456789]"),
+        "{\"x\":{\"hash_ids\":[5]}," REST(":[0,10,234567890123456789]"),
+    };
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        char text[400];
+        snprintf(text, sizeof text, "%s%s", same[i], same[i]);
+        ck_assert_int_eq(load(text, TRACE_AUTO), 0);
+        ck_assert_uint_eq(t.n_requests, 2);
+        ck_assert_uint_eq(t.n_blocks, 6);
+        for (size_t k = 0; k < 6; k += 3) {
+            ck_assert_uint_eq(t.blocks[k], 0);
+            ck_assert_uint_eq(t.blocks[k + 1], 10);
+            ck_assert_uint_eq(t.blocks[k + 2], UINT64_C(234567890123456789));
+        }
+        trace_free(&t);
+    }
+    ck_assert_int_eq(load(LINE(":[9223372036854775807]"), TRACE_AUTO), 0);
+    ck_assert_uint_eq(t.blocks[0], (uint64_t)INT64_MAX);
+    trace_free(&t);
+    fails(LINE(":[1,-2]"), TRACE_AUTO, "f:1: field \"hash_ids\": item 1 is negative");
+    fails(LINE(":[1.5]"), TRACE_AUTO, "f:1: field \"hash_ids\": item 0 is not an integer");
+    fails(LINE(":[1],\"hash_ids\":3"), TRACE_AUTO, "f:1: field \"hash_ids\" is not an array");
+    fails("{\"timestamp\":0,\"input_length\":9,\"output_length\":1,\"x\":{\"hash_ids\":[1]}}",
+          TRACE_AUTO, "f:1: field \"hash_ids\" is missing");
+    static const char *const broken[] = {":[1,]", ":[,1]", ":[1 2]", ":[01]", ":[1",
+                                         ":[1]]", ":[1],", "[1]",    ":[+1]", ":[1]x"};
+    for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
+        char text[200];
+        snprintf(text, sizeof text,
+                 "{\"timestamp\":0,\"input_length\":9,\"output_length\":1,"
+                 "\"hash_ids\"%s}",
+                 broken[i]);
+        ck_assert_int_eq(load(text, TRACE_MOONCAKE), -1);
+        ck_assert_ptr_nonnull(strstr(err.text, "not JSON"));
+    }
+#undef LINE
+#undef REST
+}
+END_TEST
+
 #define AZURE "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 #define LENGTHS "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n"
 
@@ -237,6 +291,7 @@ int main(void)
     Suite *suite = suite_create("trace");
     TCase *c = tcase_create("trace");
     tcase_add_test(c, mooncake_fields);
+    tcase_add_test(c, mooncake_ids_in_any_dress);
     tcase_add_test(c, azure_fields);
     tcase_add_test(c, lengths_fields);
     tcase_add_test(c, bad_json);

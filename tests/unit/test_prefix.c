@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "random.h"
+
 enum { PAGE = 16 };
 
 static uint64_t clock_now;
@@ -50,8 +52,10 @@ static pkv_status append(pkv_cache *cache, pkv_seq seq, const int32_t *tokens, u
     ck_assert_int_eq(pkv_batch_begin(cache, &batch), PKV_OK);
     ck_assert_int_eq(pkv_batch_add(batch, seq, tokens, n), PKV_OK);
     pkv_status status = pkv_batch_reserve(batch);
-    if (status == PKV_OK) status = pkv_batch_commit(batch);
-    else ck_assert_int_eq(pkv_batch_abort(batch), PKV_OK);
+    if (status == PKV_OK)
+        status = pkv_batch_commit(batch);
+    else
+        ck_assert_int_eq(pkv_batch_abort(batch), PKV_OK);
     return status;
 }
 
@@ -608,8 +612,63 @@ START_TEST(index_alone)
 }
 END_TEST
 
+/* A table instead of a hash: the same hits, the same pages and nodes, for every policy. */
+START_TEST(dense_ids_change_nothing)
+{
+    enum { IDS = 300, LONGEST = 40 };
+    uint64_t random = pkvt_seed("dense_ids") + (uint64_t)_i;
+    pkv_index_config config;
+    ck_assert_int_eq(pkv_index_config_init(&config, sizeof config), PKV_OK);
+    ck_assert_uint_eq(config.dense_ids, 0);
+    config.policy = pkv_policy_name((uint32_t)_i, NULL);
+    config.pages = 1 + pkvt_below(&random, 80);
+    pkv_index *index[2];
+    for (int k = 0; k < 2; k++) {
+        config.dense_ids = k ? IDS : 0;
+        ck_assert_int_eq(pkv_index_create(&config, &index[k]), PKV_OK);
+    }
+    for (uint32_t request = 0; request < 500; request++) {
+        uint64_t ids[LONGEST];
+        uint32_t next[LONGEST], hits[2];
+        uint32_t n = pkvt_below(&random, LONGEST + 1), at = pkvt_below(&random, IDS);
+        for (uint32_t i = 0; i < n; i++) { /* mostly runs, sometimes a block seen before */
+            ids[i] = pkvt_below(&random, 12) ? (at + i) % IDS : pkvt_below(&random, IDS);
+            next[i] = request + 1 + pkvt_below(&random, 9);
+        }
+        for (int k = 0; k < 2; k++)
+            ck_assert_int_eq(pkv_index_replay(index[k], ids, n, next, 0, &hits[k]), PKV_OK);
+        ck_assert_uint_eq(hits[0], hits[1]);
+        for (int k = 0; k < 2; k++)
+            ck_assert_int_eq(pkv_index_match(index[k], ids, n, &hits[k]), PKV_OK);
+        ck_assert_uint_eq(hits[0], hits[1]);
+    }
+    pkv_index_stats stats[2] = {{.struct_size = sizeof stats[0]}, {.struct_size = sizeof stats[0]}};
+    for (int k = 0; k < 2; k++) {
+        char text[128];
+        ck_assert_int_eq(pkv_index_verify(index[k], text, sizeof text), PKV_OK);
+        ck_assert_int_eq(pkv_index_get_stats(index[k], &stats[k]), PKV_OK);
+    }
+    ck_assert_uint_eq(stats[0].pages, stats[1].pages);
+    ck_assert_uint_eq(stats[0].nodes, stats[1].nodes);
+    const uint64_t beyond[] = {0, IDS};
+    uint32_t hits = 99;
+    ck_assert_int_eq(pkv_index_replay(index[1], beyond, 2, NULL, 0, &hits), PKV_ERANGE);
+    ck_assert_uint_eq(hits, 99);
+    ck_assert_int_eq(pkv_index_match(index[1], beyond + 1, 1, &hits), PKV_ERANGE);
+    ck_assert_int_eq(pkv_index_get_stats(index[1], &stats[1]), PKV_OK);
+    ck_assert_uint_eq(stats[1].requests, 500);
+    pkv_index_destroy(index[0]);
+    pkv_index_destroy(index[1]);
+    config.dense_ids = SIZE_MAX;
+    ck_assert_int_eq(pkv_index_create(&config, &index[0]), PKV_ENOMEM);
+}
+END_TEST
+
 int main(void)
 {
+    uint32_t n_policies = 0;
+    while (pkv_policy_name(n_policies, NULL))
+        n_policies++;
     Suite *suite = suite_create("prefix");
     TCase *all = tcase_create("all");
     tcase_set_timeout(all, 60);
@@ -633,6 +692,7 @@ int main(void)
     tcase_add_test(all, truncate_and_go_on);
     tcase_add_test(all, no_index_no_functions);
     tcase_add_test(all, index_alone);
+    tcase_add_loop_test(all, dense_ids_change_nothing, 0, (int)n_policies);
     suite_add_tcase(suite, all);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -10,6 +10,8 @@ typedef struct record {
     unsigned long long line;
     uint64_t *ids; /* scratch, reused from line to line */
     size_t capacity;
+    bool cut; /* n_cut ids were read already, and the JSON object has none */
+    size_t n_cut;
 } record;
 
 static int whole(const record *at, json_t *object, const char *field, uint64_t min, uint64_t max,
@@ -57,6 +59,17 @@ static int arrival(const record *at, json_t *object, double *seconds, tool_error
     return 0;
 }
 
+static int reserve_ids(record *at, size_t count, tool_error *err)
+{
+    if (count <= at->capacity) return 0;
+    if (count < 2 * at->capacity) count = 2 * at->capacity;
+    uint64_t *grown = realloc(at->ids, count * sizeof *grown);
+    if (grown == NULL) return tool_fail(err, "%.200s:%llu: out of memory", at->name, at->line);
+    at->ids = grown;
+    at->capacity = count;
+    return 0;
+}
+
 static int block_ids(record *at, json_t *object, uint32_t *n, tool_error *err)
 {
     json_t *array = json_object_get(object, "hash_ids");
@@ -65,16 +78,13 @@ static int block_ids(record *at, json_t *object, uint32_t *n, tool_error *err)
     if (!json_is_array(array))
         return tool_fail(err, "%.200s:%llu: field \"hash_ids\" is not an array", at->name,
                          at->line);
-    size_t count = json_array_size(array);
+    size_t count = at->cut ? at->n_cut : json_array_size(array);
     if (count > TRACE_MAX_TOKENS)
         return tool_fail(err, "%.200s:%llu: field \"hash_ids\" has more than %llu ids", at->name,
                          at->line, (unsigned long long)TRACE_MAX_TOKENS);
-    if (count > at->capacity) {
-        uint64_t *grown = realloc(at->ids, 2 * count * sizeof *grown);
-        if (grown == NULL) return tool_fail(err, "%.200s:%llu: out of memory", at->name, at->line);
-        at->ids = grown;
-        at->capacity = 2 * count;
-    }
+    *n = (uint32_t)count;
+    if (at->cut) return 0;
+    if (reserve_ids(at, count, err) != 0) return -1;
     for (size_t i = 0; i < count; i++) {
         json_t *item = json_array_get(array, i);
         if (!json_is_integer(item))
@@ -86,7 +96,6 @@ static int block_ids(record *at, json_t *object, uint32_t *n, tool_error *err)
                              at->line, i);
         at->ids[i] = (uint64_t)id;
     }
-    *n = (uint32_t)count;
     return 0;
 }
 
@@ -109,6 +118,16 @@ static int parse_object(record *at, json_t *object, trace *out, tool_error *err)
     return 0;
 }
 
+/* The line as JSON, with its ids or (at->cut) without. */
+static json_t *parse_line(record *at, const char *text, size_t length, json_error_t *why)
+{
+    char rest[1024];
+    size_t n = trace_cut_ids(text, length, at->ids, &at->n_cut, rest, sizeof rest);
+    json_t *object = n > 0 ? json_loadb(rest, n, 0, why) : NULL;
+    at->cut = object != NULL;
+    return at->cut ? object : json_loadb(text, length, 0, why); /* also for its exact complaint */
+}
+
 int trace_parse_mooncake(lines *in, char *first, size_t length, trace *out, tool_error *err)
 {
     record at = {.name = lines_name(in)};
@@ -118,10 +137,12 @@ int trace_parse_mooncake(lines *in, char *first, size_t length, trace *out, tool
         at.line = lines_number(in);
         if (!trace_line_blank(text, length)) {
             json_error_t why;
-            json_t *object = json_loadb(text, length, 0, &why);
-            code = object == NULL ? tool_fail(err, "%.200s:%llu: column %d: not JSON: %s", at.name,
-                                              at.line, why.column, why.text)
-                                  : parse_object(&at, object, out, err);
+            code = reserve_ids(&at, length / 2 + 1, err);
+            json_t *object = code == 0 ? parse_line(&at, text, length, &why) : NULL;
+            if (code == 0)
+                code = object == NULL ? tool_fail(err, "%.200s:%llu: column %d: not JSON: %s",
+                                                  at.name, at.line, why.column, why.text)
+                                      : parse_object(&at, object, out, err);
             json_decref(object);
         }
         if (code == 0) got = lines_next(in, &text, &length, err);

@@ -28,6 +28,7 @@ typedef struct command {
     uint64_t jobs;
 
     trace traces[MAX_TRACES];
+    size_t dense_ids[MAX_TRACES];
     uint32_t *next_use[MAX_TRACES];
     size_t n_traces;
     const char *policy[MAX_POLICIES]; /* the library's names */
@@ -248,7 +249,8 @@ static int load(command *c, tool_error *err)
             return tool_fail(err, "%.200s: the trace has no prefix blocks (hash_ids)", t->name);
         if (t->n_requests >= PKV_INDEX_NEVER)
             return tool_fail(err, "%.200s: more than 2^32 - 2 requests", t->name);
-        if (offline && !(c->next_use[i] = prefix_next_uses(t, err))) return -1;
+        c->dense_ids[i] = prefix_dense_ids(t);
+        if (offline && !(c->next_use[i] = prefix_next_uses(t, c->dense_ids[i], err))) return -1;
     }
     return 0;
 }
@@ -271,6 +273,7 @@ static int fill_runs(const command *c, prefix_run *runs, tool_error *err)
             for (size_t k = 0; k < c->n_capacities; k++) {
                 prefix_run *run = &runs[n++];
                 run->trace = &c->traces[t];
+                run->dense_ids = c->dense_ids[t];
                 run->next_use = c->offline[p] ? c->next_use[t] : NULL;
                 run->policy = c->policy[p];
                 run->pages = c->capacity[k];

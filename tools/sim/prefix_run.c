@@ -55,13 +55,30 @@ static int replay(prefix_run *run, pkv_index *index, progress *bar, tool_error *
     return 0;
 }
 
+/* Every run needs the same memory: what one frees the next one takes, which costs no new pages. */
+static void *take(void *user, size_t size, size_t alignment)
+{
+    (void)user;
+    return aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+}
+
+static void give_back(void *user, void *memory, size_t size)
+{
+    (void)user;
+    (void)size;
+    free(memory);
+}
+
 static int execute_one(prefix_run *run, progress *bar, tool_error *err)
 {
+    const pkv_allocator memory = {.alloc = take, .free = give_back};
     pkv_index_config config;
     pkv_index *index = NULL;
     pkv_status status = pkv_index_config_init(&config, sizeof config);
     config.pages = run->pages;
     config.policy = run->policy;
+    config.dense_ids = run->dense_ids;
+    config.allocator = &memory;
     if (status == PKV_OK) status = pkv_index_create(&config, &index);
     if (status != PKV_OK) return library_failed(run, "pkv_index_create", status, err);
     double start = now();
@@ -128,11 +145,15 @@ int prefix_execute(prefix_run *runs, size_t n, unsigned jobs, tool_error *err)
  * ---------------- */
 
 typedef struct seen {
-    uint64_t id;
-    uint32_t request; /* that used it last, seen from the end */
+    uint32_t request; /* 1 + the one that used it last, seen from the end; 0 = none yet */
     uint32_t after;   /* the next request that used it after that one */
-    bool taken;
 } seen;
+
+typedef struct seen_table {
+    seen *slot;
+    uint64_t *id;  /* of each slot, if it is a hash table; NULL: ids are dense, slot[id] */
+    uint64_t mask; /* slots - 1 */
+} seen_table;
 
 static uint64_t mix(uint64_t x)
 {
@@ -143,40 +164,57 @@ static uint64_t mix(uint64_t x)
     return x ^ x >> 32;
 }
 
-static seen *slot_of(seen *table, uint64_t mask, uint64_t id)
+static seen *slot_of(seen_table *table, uint64_t id)
 {
-    uint64_t at = mix(id) & mask;
-    while (table[at].taken && table[at].id != id)
-        at = (at + 1) & mask;
-    return &table[at];
+    if (table->id == NULL) return &table->slot[id];
+    uint64_t at = mix(id) & table->mask;
+    while (table->slot[at].request != 0 && table->id[at] != id)
+        at = (at + 1) & table->mask;
+    table->id[at] = id;
+    return &table->slot[at];
 }
 
-uint32_t *prefix_next_uses(const trace *t, tool_error *err)
+size_t prefix_dense_ids(const trace *t)
 {
-    uint64_t slots = 1024;
-    while (slots < 2 * (uint64_t)t->n_blocks)
+    uint64_t most = 0;
+    for (size_t i = 0; i < t->n_blocks; i++)
+        most = t->blocks[i] > most ? t->blocks[i] : most;
+    return most / 2 < t->n_blocks ? (size_t)most + 1 : 0;
+}
+
+/* -1 when memory runs out; the caller frees what there is. */
+static int make_table(seen_table *table, const trace *t, size_t dense_ids)
+{
+    size_t slots = 1024;
+    while (slots < 2 * t->n_blocks)
         slots *= 2;
-    seen *table = calloc(slots, sizeof *table);
+    if (dense_ids) slots = dense_ids;
+    table->mask = slots - 1;
+    table->id = dense_ids ? NULL : malloc(slots * sizeof *table->id);
+    table->slot = calloc(slots, sizeof *table->slot);
+    return table->slot == NULL || (!dense_ids && table->id == NULL) ? -1 : 0;
+}
+
+uint32_t *prefix_next_uses(const trace *t, size_t dense_ids, tool_error *err)
+{
+    seen_table table;
     uint32_t *next = malloc((t->n_blocks ? t->n_blocks : 1) * sizeof *next);
-    if (table == NULL || next == NULL) {
-        free(table);
+    if (make_table(&table, t, dense_ids) != 0 || next == NULL) {
         free(next);
+        next = NULL;
         tool_fail(err, "out of memory");
-        return NULL;
     }
-    for (size_t r = t->n_requests; r-- > 0;) {
+    for (size_t r = next != NULL ? t->n_requests : 0; r-- > 0;) {
         uint64_t first = t->requests[r].first_block;
         for (uint32_t i = t->requests[r].n_blocks; i-- > 0;) {
-            uint64_t id = t->blocks[first + i];
-            seen *s = slot_of(table, slots - 1, id);
-            if (!s->taken)
-                *s = (seen){id, (uint32_t)r, PKV_INDEX_NEVER, true};
-            else if (s->request != r)
-                *s = (seen){id, (uint32_t)r, s->request, true};
+            seen *s = slot_of(&table, t->blocks[first + i]);
+            if (s->request != r + 1)
+                *s = (seen){(uint32_t)r + 1, s->request ? s->request - 1 : PKV_INDEX_NEVER};
             next[first + i] = s->after;
         }
     }
-    free(table);
+    free(table.slot);
+    free(table.id);
     return next;
 }
 

@@ -29,14 +29,26 @@ static void insert(struct pkvi_policy *policy, uint32_t id, const struct pkvi_us
     pkvi_queue_push_newest(policy, &((struct lru *)policy)->queue, id);
 }
 
+/* Until the end of its request, or its last holder, it cannot go. */
+static void insert_leaf_first(struct pkvi_policy *policy, uint32_t id, const struct pkvi_use *use)
+{
+    (void)use;
+    pkvi_queue_push_parked(policy, &((struct lru *)policy)->queue, id);
+}
+
 static void finish_leaf_first(struct pkvi_policy *policy, const uint32_t *path, uint32_t n,
                               const uint32_t *next_use, bool partial_last)
 {
     (void)next_use;
     (void)partial_last;
     struct lru *lru = (struct lru *)policy;
-    while (n-- > 0)
-        if (path[n] != PKVI_NIL) pkvi_queue_renew(policy, &lru->queue, path[n]);
+    while (n > 0) {
+        if (path[n - 1] == PKVI_NIL) {
+            n--;
+            continue;
+        }
+        n -= pkvi_queue_move_run(policy, &lru->queue, &lru->queue, path, NULL, n);
+    }
 }
 
 static uint32_t victim(struct pkvi_policy *policy)
@@ -72,7 +84,7 @@ const struct pkvi_policy_ops pkvi_policy_lru_leaf = {
     .leaf_first = true,
     .setup = setup,
     .finish = finish_leaf_first,
-    .insert = insert,
+    .insert = insert_leaf_first,
     .victim = victim,
     .remove = remove_member,
     .unpark = unpark,

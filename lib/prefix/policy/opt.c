@@ -99,13 +99,11 @@ static struct pkvi_queue *queue_of(struct opt *opt, uint32_t id)
     return r == UINT32_MAX ? &opt->never : &opt->queue[r];
 }
 
-static void place(struct opt *opt, uint32_t id, uint32_t next_use)
+/* The queue of next use r, made if need be. */
+static struct pkvi_queue *queue_for(struct opt *opt, uint32_t *r)
 {
-    if (next_use >= opt->n_queues && next_use != UINT32_MAX && !widen(opt, next_use))
-        next_use = UINT32_MAX;
-    pkvi_policy_member(&opt->base, id)->a = next_use;
-    pkvi_queue_push_newest(&opt->base, queue_of(opt, id), id);
-    if (next_use != UINT32_MAX && opt->queue[next_use].size == 1) mark(opt, next_use);
+    if (*r >= opt->n_queues && *r != UINT32_MAX && !widen(opt, *r)) *r = UINT32_MAX;
+    return *r == UINT32_MAX ? &opt->never : &opt->queue[*r];
 }
 
 static void take_out(struct opt *opt, uint32_t id)
@@ -121,24 +119,43 @@ static void begin(struct pkvi_policy *policy, uint32_t request)
     ((struct opt *)policy)->request = request;
 }
 
-/* Until the request's end, when it gets its place, a new page waits at its own next use: it is
- * pinned, so nobody looks. */
+/* Until the request's end, when it gets its place, a new page waits at its own next use. */
 static void insert(struct pkvi_policy *policy, uint32_t id, const struct pkvi_use *use)
 {
     (void)use;
     struct opt *opt = (struct opt *)policy;
-    place(opt, id, opt->request);
+    uint32_t r = opt->request;
+    struct pkvi_queue *queue = queue_for(opt, &r);
+    pkvi_policy_member(policy, id)->a = r;
+    pkvi_queue_push_parked(policy, queue, id);
+    if (r != UINT32_MAX && queue->size == 1) mark(opt, r);
+}
+
+/* Moves what stands together at the end of path[0..n) to its next use. Returns how many. */
+static uint32_t move(struct opt *opt, const uint32_t *path, const uint32_t *next_use, uint32_t n)
+{
+    uint32_t to = next_use ? next_use[n - 1] : UINT32_MAX;
+    struct pkvi_queue *queue = queue_for(opt, &to); /* may move the queues */
+    const uint32_t from = pkvi_policy_member(&opt->base, path[n - 1])->a;
+    uint32_t moved =
+        pkvi_queue_move_run(&opt->base, queue_of(opt, path[n - 1]), queue, path, next_use, n);
+    for (uint32_t i = n - moved; i < n; i++)
+        pkvi_policy_member(&opt->base, path[i])->a = to;
+    if (from != UINT32_MAX && opt->queue[from].size == 0) unmark(opt, from);
+    if (to != UINT32_MAX && queue->size == moved) mark(opt, to);
+    return moved;
 }
 
 static void finish(struct pkvi_policy *policy, const uint32_t *path, uint32_t n,
                    const uint32_t *next_use, bool partial_last)
 {
     (void)partial_last;
-    struct opt *opt = (struct opt *)policy;
-    while (n-- > 0) {
-        if (path[n] == PKVI_NIL) continue;
-        take_out(opt, path[n]);
-        place(opt, path[n], next_use ? next_use[n] : UINT32_MAX);
+    while (n > 0) {
+        if (path[n - 1] == PKVI_NIL) {
+            n--;
+            continue;
+        }
+        n -= move((struct opt *)policy, path, next_use, n);
     }
 }
 

@@ -453,7 +453,8 @@ class IndexConfigStruct(Struct):
         ("memory_limit", u64),
         ("allocator", ptr),
         ("key", u64 * 2),
-        ("reserved", u64 * 8),
+        ("dense_ids", size),
+        ("reserved", u64 * 7),
     ]
 
 
