@@ -128,6 +128,13 @@ ac_case *ac_open(const ac_shape *shape)
                               .dtype = shape->dtype};
     pkv_config config;
     ck_assert_int_eq(pkv_config_init(&config, sizeof config), PKV_OK);
+    if (shape->external) {
+        c->buffer = aligned_alloc(64, shape->external);
+        memset(c->buffer, 0xff, shape->external); /* NaN in every format */
+        config.storage = PKV_STORAGE_EXTERNAL;
+        group.external_base = c->buffer;
+        group.external_bytes = shape->external;
+    }
     config.page_tokens = shape->page_tokens;
     config.groups = &group;
     config.n_groups = 1;
@@ -158,6 +165,7 @@ void ac_close(ac_case *c)
     pkv_status status = pkv_cache_verify(c->cache, text, sizeof text);
     ck_assert_msg(status == PKV_OK, "verify: %s", text);
     pkv_cache_destroy(c->cache);
+    free(c->buffer);
     free(c->slopes);
     free(c->sinks);
     free(c);
@@ -269,6 +277,24 @@ static pkv_rows rows_of(const tensor *t, pkv_dtype dtype, uint32_t heads, uint32
 /* ---- steps ------------------------------------------------------------------------------------
  */
 
+/* With EXTERNAL storage copy-on-write is the host's work. */
+static void execute_copies(ac_case *c, pkv_batch batch)
+{
+    pkv_copy copies[AC_MAX_SEQS];
+    uint32_t n;
+    pkv_group_info info = {.struct_size = sizeof info};
+    OK(pkv_cache_group_info(c->cache, 0, &info));
+    OK(pkv_batch_copies(batch, copies, AC_MAX_SEQS, &n));
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t layer = 0; layer < info.n_layers; layer++) {
+            void *src, *dst;
+            OK(pkv_page_address(c->cache, 0, copies[i].src, layer, &src));
+            OK(pkv_page_address(c->cache, 0, copies[i].dst, layer, &dst));
+            memcpy(dst, src, info.layer_bytes);
+        }
+    }
+}
+
 pkv_batch ac_reserve(ac_case *c, pkv_plan *plan, const ac_entry *entries, uint32_t n)
 {
     pkv_batch batch;
@@ -276,6 +302,7 @@ pkv_batch ac_reserve(ac_case *c, pkv_plan *plan, const ac_entry *entries, uint32
     for (uint32_t i = 0; i < n; i++)
         OK(pkv_batch_add(batch, c->seqs[entries[i].seq].handle, NULL, entries[i].n));
     OK(pkv_batch_reserve(batch));
+    if (c->shape.external) execute_copies(c, batch);
     for (uint32_t i = 0; i < n; i++)
         if (entries[i].mask)
             OK(pkv_plan_set_tree(plan, i, entries[i].n, entries[i].mask, entries[i].depth));

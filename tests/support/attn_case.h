@@ -26,6 +26,7 @@ typedef struct ac_shape {
     const pkv_rope_config *rope;
     uint32_t signals;
     const pkv_allocator *allocator;
+    size_t external; /* bytes of a buffer of the host's for the pages; 0 = HOST storage */
 } ac_shape;
 
 typedef struct ac_seq {
@@ -40,6 +41,7 @@ typedef struct ac_case {
     ac_shape shape;
     pkv_cache *cache;
     ac_seq seqs[AC_MAX_SEQS];
+    void *buffer;          /* with shape.external */
     float *slopes, *sinks; /* as given to plans, or NULL */
 } ac_case;
 

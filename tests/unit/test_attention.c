@@ -351,6 +351,44 @@ START_TEST(cascade_is_bitwise_the_same)
 }
 END_TEST
 
+/* Pages in the host's own buffer, copies made by the host: the same bits as in the library's pages.
+ */
+START_TEST(external_buffers)
+{
+    ac_run run = {.nth = 2};
+    ac_result results[2];
+    ac_shape shape = base_shape();
+    for (int external = 0; external < 2; external++) {
+        shape.external = external ? (size_t)8 << 20 : 0;
+        uint64_t random = 23;
+        ac_case *c = ac_open(&shape);
+        pkv_plan_options options = ac_options(c);
+        pkv_plan *plan = make_plan(c, &options);
+        ac_create(c, 0);
+        ac_fill(c, 0, 600, 500, &random);
+        for (uint32_t i = 1; i <= 3; i++) {
+            ac_fork(c, 0, i); /* in the middle of a page */
+            ac_fill(c, i, 10 * i, 7, &random);
+        }
+        ac_destroy(c, 0);
+        ac_entry entries[3];
+        for (uint32_t i = 0; i < 3; i++)
+            entries[i] = (ac_entry){.seq = i + 1, .n = 2, .content = contents(2, &random)};
+        results[external] = ac_step(c, plan, entries, 3, &run);
+        ac_check(c, entries, 3, &run, &results[external], 0, &random);
+        for (uint32_t i = 0; i < 3; i++)
+            free((void *)(uintptr_t)entries[i].content);
+        pkv_plan_destroy(plan);
+        ac_close(c);
+    }
+    size_t n = (size_t)shape.n_layers * results[0].n_rows * shape.q_heads;
+    ck_assert_int_eq(memcmp(results[0].lse, results[1].lse, n * sizeof(float)), 0);
+    ck_assert_int_eq(memcmp(results[0].out, results[1].out, n * shape.dim_v * sizeof(float)), 0);
+    ac_result_free(&results[0]);
+    ac_result_free(&results[1]);
+}
+END_TEST
+
 /* ---- mass -------------------------------------------------------------------------------------
  */
 
@@ -550,6 +588,7 @@ int main(void)
     tcase_add_test(tc, steps_equal_recomputation);
     tcase_add_test(tc, reference);
     tcase_add_test(tc, cascade_is_bitwise_the_same);
+    tcase_add_test(tc, external_buffers);
     tcase_add_test(tc, mass);
     tcase_add_test(tc, read_back);
     tcase_add_test(tc, pack_and_unpack);
