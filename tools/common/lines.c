@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define MAX_LINE ((size_t)256 << 20)
 #define READ_BLOCK ((size_t)128 << 10)
@@ -14,6 +15,7 @@ struct lines {
     struct archive *archive;
     char *name;
     uint64_t number;
+    size_t bytes;      /* of the source, 0 = unknown */
     const char *block; /* libarchive's current block, its end, and where we are in it */
     const char *block_end;
     char *carry; /* the line being handed out */
@@ -78,6 +80,9 @@ lines *lines_open(const char *path, tool_error *err)
         lines_close(in);
         return NULL;
     }
+    struct stat about;
+    if (source != NULL && stat(source, &about) == 0 && S_ISREG(about.st_mode))
+        in->bytes = (size_t)about.st_size;
     return lines_start(in, err);
 }
 
@@ -90,6 +95,7 @@ lines *lines_open_memory(const void *data, size_t size, const char *name, tool_e
         lines_close(in);
         return NULL;
     }
+    in->bytes = size;
     return lines_start(in, err);
 }
 
@@ -168,6 +174,11 @@ int lines_next(lines *in, char **text, size_t *length, tool_error *err)
 uint64_t lines_number(const lines *in)
 {
     return in->number;
+}
+
+size_t lines_bytes(const lines *in)
+{
+    return in->bytes;
 }
 
 const char *lines_name(const lines *in)

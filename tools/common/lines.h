@@ -25,6 +25,9 @@ int lines_next(lines *in, char **text, size_t *length, tool_error *err);
 /* Number of the line that lines_next returned last, from 1. */
 uint64_t lines_number(const lines *in);
 
+/* Size of the file or memory behind it, compressed or not; 0 if unknown (a pipe). */
+size_t lines_bytes(const lines *in);
+
 /* Name for errors. */
 const char *lines_name(const lines *in);
 

@@ -43,27 +43,26 @@ bool trace_line_blank(const char *text, size_t length)
     return true;
 }
 
-/* Room for one more element in an array that doubles; the count must be a power-of-two boundary or
- * inside the capacity implied by it. */
-static void *grow(void *array, size_t count, size_t more, size_t size)
+/* The array with room for `needed` elements, or NULL when memory runs out. */
+static void *widen(void *array, size_t *capacity, size_t needed, size_t size)
 {
-    size_t capacity = 64, needed = count + more;
-    while (capacity < count)
-        capacity *= 2;
-    if (count != 0 && needed <= capacity) return array;
-    while (capacity < needed)
-        capacity *= 2;
-    return realloc(array, capacity * size);
+    if (needed <= *capacity) return array;
+    size_t wider = 2 * *capacity > needed ? 2 * *capacity : needed;
+    if (wider < 64) wider = 64;
+    void *grown = realloc(array, wider * size);
+    if (grown != NULL) *capacity = wider;
+    return grown;
 }
 
 int trace_append(trace *t, const trace_request *request, const uint64_t *blocks, uint32_t n,
                  tool_error *err)
 {
-    trace_request *requests = grow(t->requests, t->n_requests, 1, sizeof *requests);
+    trace_request *requests =
+        widen(t->requests, &t->request_capacity, t->n_requests + 1, sizeof *requests);
     if (requests == NULL) return tool_fail(err, "out of memory after %zu requests", t->n_requests);
     t->requests = requests;
     if (n > 0) {
-        uint64_t *all = grow(t->blocks, t->n_blocks, n, sizeof *all);
+        uint64_t *all = widen(t->blocks, &t->block_capacity, t->n_blocks + n, sizeof *all);
         if (all == NULL) return tool_fail(err, "out of memory after %zu requests", t->n_requests);
         t->blocks = all;
         memcpy(all + t->n_blocks, blocks, n * sizeof *blocks);
@@ -112,6 +111,11 @@ static int parse(lines *in, trace_format format, trace *out, tool_error *err)
     out->format = format;
     out->has_blocks = format == TRACE_MOONCAKE;
     out->has_arrivals = format != TRACE_LENGTHS;
+    if (out->has_blocks) { /* a guess, for the sake of fewer copies; memory not used costs nothing
+                            */
+        uint64_t *blocks = widen(NULL, &out->block_capacity, lines_bytes(in) / 6, sizeof *blocks);
+        out->blocks = blocks;
+    }
     int failed = format == TRACE_MOONCAKE ? trace_parse_mooncake(in, text, length, out, err)
                                           : trace_parse_csv(in, text, length, format, out, err);
     if (failed) return -1;

@@ -44,7 +44,8 @@ typedef struct trace {
     uint64_t *blocks; /* ids of all requests; the same id means the same block after the same
                        * prefix */
     size_t n_blocks;
-    uint64_t input_tokens, output_tokens; /* sums */
+    uint64_t input_tokens, output_tokens;    /* sums */
+    size_t request_capacity, block_capacity; /* what the arrays have room for */
 } trace;
 
 /* Reads a whole file ("-" = standard input). On failure returns -1, *out is zeroed, and err names
