@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from .model import Model
-from .tokenizer import Tokenizer
-from .weights import find_model, load_weights
+import os
+
+# OpenBLAS reads it when numpy is imported. Its threads otherwise spin on after every product, on the
+# cores that are to attend next: a step's attention takes a quarter longer.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
+from .model import Model  # noqa: E402
+from .tokenizer import Tokenizer  # noqa: E402
+from .weights import find_model, load_weights  # noqa: E402
 
 __all__ = ["Model", "Tokenizer", "find_model", "load_model", "load_weights"]
 
