@@ -421,11 +421,12 @@ static void play_prefix(struct scenario *s)
     TRY(pkv_prefix_drop(s->cache, &space, &freed));
 }
 
-static void play_index(struct scenario *s)
+static void play_one_index(struct scenario *s, size_t dense_ids)
 {
     pkv_index_config config;
     CHECK(pkv_index_config_init(&config, sizeof config) == PKV_OK);
     config.pages = 8;
+    config.dense_ids = dense_ids;
     config.allocator = &s->allocator.vtable;
     config.key[0] = 1;
     pkv_index *index;
@@ -442,6 +443,12 @@ static void play_index(struct scenario *s)
     TRY(pkv_index_verify(index, NULL, 0));
     CHECK(pkv_policy_name(0, NULL) != NULL);
     pkv_index_destroy(index);
+}
+
+static void play_index(struct scenario *s)
+{
+    play_one_index(s, 0);
+    play_one_index(s, 58);
 }
 
 static void play_end(struct scenario *s)
