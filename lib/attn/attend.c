@@ -105,8 +105,8 @@ static struct pkvi_attn_selection show(struct plan_run_item *run)
         .n_tokens = entry->n_tokens,
         .q = PLAN_AT(run, float, q),
         .n_rows = run->rows,
-        .scores = PLAN_AT(run, float, scores) +
-                  (size_t)(run->item->head0 - run->scored_head0) * run->rows * n_old,
+        .scores =
+            PLAN_AT(run, float, scores) + (size_t)(run->item->head0 - run->scored_head0) * n_old,
         .scored = true,
     };
 }
@@ -125,10 +125,14 @@ static void select_pages(struct plan_run_item *run)
         logical[i] = all->logical[selection.chosen[i]];
         page[i] = all->page[selection.chosen[i]];
     }
-    run->pages = (struct plan_pages){logical, page, n, false};
+    run->pages = (struct plan_pages){.logical = logical, .page = page, .n = n};
     run->pages.dense = n == 0 || logical[n - 1] - logical[0] == n - 1;
     run->page0 = plan_page_of_leaf(model, &run->pages, 0, n, run->item->leaf0);
     run->page1 = plan_page_of_leaf(model, &run->pages, run->page0, n, run->item->leaf1);
+    /* A few pages of every leaf would make many short calls of the kernel. */
+    run->pages.packed = n < all->n;
+    run->pages.page0 = run->page0;
+    run->pages.leaf0 = run->item->leaf0;
 }
 
 static void set_sums(struct plan_run_item *run)
@@ -160,7 +164,7 @@ static void run_item(struct plan_run_item *run, uint32_t index, uint32_t leaf0, 
     uint32_t at = plan_page_of_leaf(model, &run->pages, run->page0, run->page1, leaf0);
     uint32_t end = plan_page_of_leaf(model, &run->pages, at, run->page1, leaf1);
     while (at < end) {
-        uint32_t leaf = run->pages.logical[at] / plan_leaf_pages(model);
+        uint32_t leaf = plan_leaf_of_page(model, &run->pages, at);
         uint32_t next = plan_page_of_leaf(model, &run->pages, at, end, leaf + 1);
         float *state = pkvi_nodes_push(&run->nodes, leaf);
         plan_leaf(run, at, next, state);

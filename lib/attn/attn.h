@@ -106,8 +106,8 @@ struct pkvi_attn_selection {
     uint32_t n_tokens;  /* new tokens */
     const float *q;     /* [n_rows][dim_k], unscaled */
     uint32_t n_rows;    /* n_tokens * group_size, rows in (token, query head) order */
-    float *scores;      /* scratch, [n_rows][n_pages] floats; may be overwritten */
-    bool scored;        /* scores[n_rows][n_old] holds the bounds of the n_old pages already */
+    float *scores;      /* scratch, [n_pages] floats; may be overwritten */
+    bool scored;        /* scores holds the bounds (kernels' score) of the n_old pages already */
     uint32_t *chosen;   /* out: indices into the pages, ascending; [n_pages] */
 };
 

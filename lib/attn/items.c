@@ -77,9 +77,9 @@ static void note_sizes(struct plan_sizes *s, const struct pkvi_attn_group *ag,
     if (lane->wish.select_pages) RAISE(pages, (size_t)lane->pages.n);
     if (item->mass) RAISE(mass, (size_t)lane->pages.n * item->n_heads);
     if (lane->wish.select_pages) {
-        size_t scored = rows * plan_scored_heads(ag, (uint32_t)rows);
-        RAISE(select, scored * lane->pages.n);
-        RAISE(select_q, scored * l->dim_k);
+        size_t heads = plan_scored_heads(ag, (uint32_t)rows);
+        RAISE(select, heads * lane->pages.n);
+        RAISE(select_q, heads * rows * l->dim_k);
     }
 #undef RAISE
     s->turned |= lane->wish.compact;

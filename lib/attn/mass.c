@@ -29,7 +29,7 @@ static void add_mass(struct plan_run_item *run, const float *m, const float *sca
     const uint32_t *index = PLAN_AT(run, uint32_t, chosen);
     memset(mass, 0, item->n_heads * stride * sizeof *mass);
     for (uint32_t a = run->page0, b; a < run->page1; a = b) {
-        uint32_t leaf = run->pages.logical[a] / plan_leaf_pages(model);
+        uint32_t leaf = plan_leaf_of_page(model, &run->pages, a);
         b = plan_job_end(run, a, plan_page_of_leaf(model, &run->pages, a, run->page1, leaf + 1));
         uint32_t pages = b - a;
         const float *leaf_m = run->leaf_max + (size_t)(leaf - item->leaf0) * n;

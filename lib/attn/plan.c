@@ -189,6 +189,10 @@ pkv_status pkvi_plan_tree(struct pkvi_plan *plan, uint32_t entry, uint32_t n, co
 uint32_t plan_page_of_leaf(const struct pkvi_attn_model *model, const struct plan_pages *pages,
                            uint32_t from, uint32_t to, uint32_t leaf)
 {
+    if (pages->packed) {
+        uint64_t at = pages->page0 + (uint64_t)(leaf - pages->leaf0) * plan_leaf_pages(model);
+        return at < from ? from : at < to ? (uint32_t)at : to;
+    }
     uint64_t logical = (uint64_t)leaf * plan_leaf_pages(model);
     if (from >= to || pages->logical[from] >= logical) return from;
     if (pages->dense) {

@@ -24,6 +24,10 @@ struct plan_pages {
     const uint32_t *page;
     uint32_t n;
     bool dense; /* logical numbers are consecutive */
+    /* Selected pages: leaves are filled up with them, page0 the first of leaf0. Otherwise a leaf's
+     * pages follow from their logical numbers. */
+    bool packed;
+    uint32_t page0, leaf0;
 };
 
 /* Mask inside the new tokens of an entry. */
@@ -211,6 +215,14 @@ static inline uint32_t plan_leaf_pages(const struct pkvi_attn_model *model)
 static inline uint32_t plan_ahead_pages(const struct pkvi_attn_model *model)
 {
     return model->page_tokens < 64 ? 64 >> model->page_shift : 1;
+}
+
+/* The leaf that page i belongs to. */
+static inline uint32_t plan_leaf_of_page(const struct pkvi_attn_model *model,
+                                         const struct plan_pages *pages, uint32_t i)
+{
+    uint32_t n = plan_leaf_pages(model);
+    return pages->packed ? pages->leaf0 + (i - pages->page0) / n : pages->logical[i] / n;
 }
 
 /* Index of the first page in [from, to) whose leaf is >= leaf. O(1) if dense, else O(log). */

@@ -42,7 +42,7 @@ static size_t place(struct work *w, unsigned char *block)
     w->chosen = carve(block, &at, pages, sizeof *w->chosen);
     w->q = carve(block, &at, w->n_rows * dim, sizeof *w->q);
     w->turned = carve(block, &at, dim, sizeof *w->turned);
-    w->scores = carve(block, &at, select ? w->n_rows * pages : 0, sizeof *w->scores);
+    w->scores = carve(block, &at, select ? pages : 0, sizeof *w->scores);
     w->part_out = carve(block, &at, w->ag->layout.dim_v, sizeof *w->part_out);
     return at + 16;
 }

@@ -30,7 +30,7 @@ static uint32_t on_select(void *context, struct pkvi_attn_selection *s)
         s->model->kernels->score(&group->layout, s->parts, n_full, s->head, s->head + 1, s->q,
                                  s->n_rows, s->scores);
     uint32_t *keys = (uint32_t *)(void *)s->scores;
-    pkvi_evict_keys(s->scores, s->n_rows, n_full, keys);
+    pkvi_evict_keys(s->scores, n_full, keys);
     return pkvi_evict_choose(&rule, s->logical, keys, s->n_pages, n_full, s->chosen);
 }
 

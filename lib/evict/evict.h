@@ -194,9 +194,9 @@ bool pkvi_evict_topk(const struct pkvi_evict_seq *es, uint32_t group, struct pkv
  * Writes the indices to read, ascending, and returns their number. O(n_pages). */
 uint32_t pkvi_evict_choose(const struct pkvi_evict_topk *rule, const uint32_t *logical,
                            uint32_t *keys, uint32_t n_pages, uint32_t n_full, uint32_t *chosen);
-/* keys[i] = largest of scores[row][i] over the rows, as integers in the same order (NaN lowest).
+/* keys[i] = scores[i] as integers in the same order (NaN lowest).
  * keys may be `scores` itself. */
-void pkvi_evict_keys(const float *scores, uint32_t n_rows, uint32_t n_pages, uint32_t *keys);
+void pkvi_evict_keys(const float *scores, uint32_t n_pages, uint32_t *keys);
 
 /* COMPACT: the query of a run must be turned by
  *     shift(run) - shift(last run)  positions (<= 0; the last run is never turned),

@@ -138,18 +138,11 @@ struct look {
     const float *q;
 };
 
-/* best[i] = largest bound over the rows for each of n <= CHUNK_PAGES parts. */
+/* best[i] = largest bound over the rows for each of the n parts. */
 static void bounds(const struct look *look, const struct pkvi_layout *layout,
                    const void *const *parts, uint32_t n, float *best)
 {
-    float score[CHUNK_PAGES * CHUNK_ROWS];
-    look->kernels->score(layout, parts, n, look->head, look->head + 1, look->q, look->n_rows,
-                         score);
-    for (uint32_t i = 0; i < n; i++) {
-        best[i] = score[i];
-        for (uint32_t r = 1; r < look->n_rows; r++)
-            if (score[r * n + i] > best[i]) best[i] = score[r * n + i];
-    }
+    look->kernels->score(layout, parts, n, look->head, look->head + 1, look->q, look->n_rows, best);
 }
 
 /* Largest bound among the dropped pages. */

@@ -67,13 +67,8 @@ uint32_t pkvi_evict_choose(const struct pkvi_evict_topk *rule, const uint32_t *l
     return n;
 }
 
-void pkvi_evict_keys(const float *scores, uint32_t n_rows, uint32_t n_pages, uint32_t *keys)
+void pkvi_evict_keys(const float *scores, uint32_t n_pages, uint32_t *keys)
 {
     for (uint32_t i = 0; i < n_pages; i++)
         keys[i] = ordered(scores[i]);
-    for (uint32_t r = 1; r < n_rows; r++)
-        for (uint32_t i = 0; i < n_pages; i++) {
-            const uint32_t key = ordered(scores[(size_t)r * n_pages + i]);
-            if (key > keys[i]) keys[i] = key;
-        }
 }

@@ -153,6 +153,18 @@ static double digest_value(const pkvi_layout *l, const void *part, size_t offset
     return (double)x;
 }
 
+/* Quest's bound of one row on one head, from the stored digest. */
+static double page_bound(const pkvi_layout *l, const void *part, uint32_t head, const float *q)
+{
+    double bound = 0;
+    for (uint32_t d = 0; d < l->dim_k; d++) {
+        const size_t at = ((size_t)head * l->dim_k + d) * l->elem_bytes;
+        bound += fmax((double)q[d] * digest_value(l, part, l->min_offset + at),
+                      (double)q[d] * digest_value(l, part, l->max_offset + at));
+    }
+    return bound;
+}
+
 START_TEST(digests_and_scores)
 {
     const pkvi_kernels *kernels = row_at(_i);
@@ -193,18 +205,21 @@ START_TEST(digests_and_scores)
                 ck_assert_msg(fabs((double)stored - sum) < 1e-5 * P, "%g, not %g", (double)stored,
                               sum);
             }
-        float score[6];
-        kernels->score(l, p->parts, 1, 0, 2, p->q, 3, score);
-        for (uint32_t at = 0; at < 6; at++) {
-            double want = 0;
-            for (uint32_t d = 0; d < 56; d++) {
-                const size_t key = (size_t)(at / 3) * 56 + d;
-                const double q = (double)p->q[at * 56 + d];
-                want += fmax(q * digest_value(l, part, l->min_offset + key * l->elem_bytes),
-                             q * digest_value(l, part, l->max_offset + key * l->elem_bytes));
-            }
-            ck_assert_msg(fabs((double)score[at] - want) < 1e-3, "%g, not %g", (double)score[at],
-                          want);
+        for (uint32_t rows = 1; rows <= 6; rows++) { /* six rows are at hand, as one head's here */
+            float best;
+            double want = -INFINITY;
+            kernels->score(l, p->parts, 1, 1, 2, p->q, rows, &best);
+            for (uint32_t r = 0; r < rows; r++)
+                want = fmax(want, page_bound(l, part, 1, p->q + (size_t)r * 56));
+            ck_assert_msg(fabs((double)best - want) < 1e-3, "%g, not %g", (double)best, want);
+        }
+        float best[2];
+        kernels->score(l, p->parts, 1, 0, 2, p->q, 3, best);
+        for (uint32_t h = 0; h < 2; h++) {
+            double want = -INFINITY;
+            for (uint32_t r = 0; r < 3; r++)
+                want = fmax(want, page_bound(l, part, h, p->q + (size_t)(h * 3 + r) * 56));
+            ck_assert_msg(fabs((double)best[h] - want) < 1e-3, "%g, not %g", (double)best[h], want);
         }
         problem_free(p);
     }

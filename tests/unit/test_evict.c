@@ -299,27 +299,21 @@ START_TEST(choice_of_pages)
     uint64_t rng = pkvt_seed("choice_of_pages");
     for (int round = 0; round < 2000; round++) {
         uint32_t logical[120], keys[120], chosen[120], full[120];
-        float scores[3 * 120], best[120];
+        float scores[120];
         bool in[120];
         const uint32_t n_full = pkvt_below(&rng, 100), n_pages = n_full + pkvt_below(&rng, 10);
-        const uint32_t rows = 1 + pkvt_below(&rng, 3);
         for (uint32_t i = 0, l = 0; i < n_pages; i++) {
             logical[i] = l;
             l += 1 + (uint32_t)(pkvt_below(&rng, 4) == 0);
         }
-        for (uint32_t i = 0; i < rows * n_full; i++)
+        for (uint32_t i = 0; i < n_full; i++)
             scores[i] = (float)((int)pkvt_below(&rng, 40) - 20) / 4;
-        for (uint32_t i = 0; i < n_full; i++) {
-            best[i] = scores[i];
-            for (uint32_t r = 1; r < rows; r++)
-                best[i] = fmaxf(best[i], scores[r * n_full + i]);
-        }
         struct pkvi_evict_topk rule = {.first = pkvt_below(&rng, 4), .recent = pkvt_below(&rng, 4)};
         rule.pages = rule.first + rule.recent + pkvt_below(&rng, 50);
-        pkvi_evict_keys(scores, rows, n_full, keys);
+        pkvi_evict_keys(scores, n_full, keys);
         memcpy(full, keys, sizeof full);
         const uint32_t n = pkvi_evict_choose(&rule, logical, full, n_pages, n_full, chosen);
-        ck_assert_uint_eq(n, choose_plainly(&rule, logical, best, n_pages, n_full, in));
+        ck_assert_uint_eq(n, choose_plainly(&rule, logical, scores, n_pages, n_full, in));
         for (uint32_t i = 0; i < n; i++) {
             ck_assert(in[chosen[i]]);
             if (i > 0) ck_assert_uint_lt(chosen[i - 1], chosen[i]);

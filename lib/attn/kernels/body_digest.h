@@ -99,11 +99,18 @@ VI vf load_plain(pkv_dtype dtype, const char *p, bool half)
     return load_as(dtype, p);
 }
 
-/* Bounds of NR rows (dims apart) for one page and head: a min or max element is loaded and
- * converted once for all of them. out[r * stride]. */
+/* The larger one; what is not a number never is. */
+VI float larger(float a, float b)
+{
+    return b > a ? b : a;
+}
+
+/* The largest bound of NR rows (dims apart) for one page and head: a min or max element is loaded
+ * and converted once for all of them. The bound's terms max(q * min, q * max) follow from q's sign
+ * alone. */
 #define SCORE_ROWS 4
-VI void page_scores(pkv_dtype dtype, uint32_t dims, int nr, const char *min, const char *max,
-                    const float *q, float *out, size_t stride)
+VI float page_score(pkv_dtype dtype, uint32_t dims, int nr, const char *min, const char *max,
+                    const float *q)
 {
     const size_t bytes = bytes_of(dtype);
     vf sum[SCORE_ROWS];
@@ -114,7 +121,7 @@ VI void page_scores(pkv_dtype dtype, uint32_t dims, int nr, const char *min, con
         UNROLL for (int r = 0; r < nr; r++)
         {
             const vf x = v_load(q + (size_t)r * dims + d);
-            sum[r] = v_add(sum[r], v_max(v_mul(x, a), v_mul(x, b)));
+            sum[r] = v_fma(x, v_select_lt(x, v_zero(), a, b), sum[r]);
         }
     }
     if (d < dims) {
@@ -123,17 +130,22 @@ VI void page_scores(pkv_dtype dtype, uint32_t dims, int nr, const char *min, con
         UNROLL for (int r = 0; r < nr; r++)
         {
             const vf x = load_out(q + (size_t)r * dims + d, true);
-            sum[r] = v_add(sum[r], v_max(v_mul(x, a), v_mul(x, b)));
+            sum[r] = v_fma(x, v_select_lt(x, v_zero(), a, b), sum[r]);
         }
     }
-    UNROLL for (int r = 0; r < nr; r++) out[(size_t)r * stride] = v_hsum(sum[r]);
+    float best = NEG_INF;
+    UNROLL for (int r = 0; r < nr; r++) best = larger(best, v_hsum(sum[r]));
+    return best;
 }
 
 /* Pages ahead whose digests are on their way while one is scored: each is a place of its own in
  * memory, out of reach of the hardware's prefetcher. */
-#define SCORE_AHEAD 6u
+#define SCORE_AHEAD 4u
 
-static void prefetch_digest(const pkvi_layout *l, const void *part, size_t at)
+/* Always inline: GCC finds a function that only prefetches to be without effect and drops its
+ * calls.
+ */
+VI void prefetch_digest(const pkvi_layout *l, const void *part, size_t at)
 {
     const size_t bytes = (size_t)l->dim_k * l->elem_bytes;
     const char *min = (const char *)part + l->min_offset + at;
@@ -156,24 +168,26 @@ VI void score_pages(pkv_dtype dtype, const pkvi_layout *l, const void *const *pa
                 prefetch_digest(l, parts[page + SCORE_AHEAD], h * bytes);
             const char *min = (const char *)parts[page] + l->min_offset + h * bytes;
             const char *max = (const char *)parts[page] + l->max_offset + h * bytes;
-            const size_t row0 = (size_t)(h - head0) * n_rows;
+            const float *rows = q + (size_t)(h - head0) * n_rows * l->dim_k;
+            float best = NEG_INF;
             uint32_t r = 0;
             for (; r + SCORE_ROWS <= n_rows; r += SCORE_ROWS)
-                page_scores(dtype, l->dim_k, SCORE_ROWS, min, max, q + (row0 + r) * l->dim_k,
-                            out + (row0 + r) * n_pages + page, n_pages);
+                best = larger(best, page_score(dtype, l->dim_k, SCORE_ROWS, min, max,
+                                               rows + (size_t)r * l->dim_k));
             for (; r < n_rows; r++)
-                page_scores(dtype, l->dim_k, 1, min, max, q + (row0 + r) * l->dim_k,
-                            out + (row0 + r) * n_pages + page, n_pages);
+                best = larger(
+                    best, page_score(dtype, l->dim_k, 1, min, max, rows + (size_t)r * l->dim_k));
+            out[(size_t)(h - head0) * n_pages + page] = best;
         }
 }
 
 static void score(const pkvi_layout *l, const void *const *parts, uint32_t n_pages, uint32_t head0,
-                  uint32_t head1, const float *q, uint32_t n_rows, float *out)
+                  uint32_t head1, const float *q, uint32_t n_rows, float *best)
 {
     if (l->dtype == PKV_DTYPE_F16)
-        score_pages(PKV_DTYPE_F16, l, parts, n_pages, head0, head1, q, n_rows, out);
+        score_pages(PKV_DTYPE_F16, l, parts, n_pages, head0, head1, q, n_rows, best);
     else if (l->dtype == PKV_DTYPE_BF16)
-        score_pages(PKV_DTYPE_BF16, l, parts, n_pages, head0, head1, q, n_rows, out);
+        score_pages(PKV_DTYPE_BF16, l, parts, n_pages, head0, head1, q, n_rows, best);
     else
-        score_pages(PKV_DTYPE_F32, l, parts, n_pages, head0, head1, q, n_rows, out);
+        score_pages(PKV_DTYPE_F32, l, parts, n_pages, head0, head1, q, n_rows, best);
 }

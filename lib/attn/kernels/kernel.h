@@ -158,10 +158,11 @@ typedef struct pkvi_kernels {
     void (*digest)(const pkvi_layout *layout, void *part, uint32_t head0, uint32_t head1,
                    uint32_t n_tokens);
 
-    /* Upper bound of q*k over each page (Quest): score[h - head0][row][page] =
-     * sum_i max(q_i * min_i, q_i * max_i). q as in a job, contiguous [heads][n_rows][dim_k]. */
+    /* Upper bound of q*k over each page (Quest), the largest of the rows': best[h - head0][page] =
+     * max over rows of sum_i max(q_i * min_i, q_i * max_i); a bound that is not a number counts as
+     * -inf. q as in a job, contiguous [heads][n_rows][dim_k]. */
     void (*score)(const pkvi_layout *layout, const void *const *parts, uint32_t n_pages,
-                  uint32_t head0, uint32_t head1, const float *q, uint32_t n_rows, float *score);
+                  uint32_t head0, uint32_t head1, const float *q, uint32_t n_rows, float *best);
 
     /* State a becomes the state over both: rows of dim floats, stride apart. Merging partials in
      * ascending key order from an empty state is the canonical order. */
