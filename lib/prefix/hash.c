@@ -126,10 +126,6 @@ static void split(struct pkvi_index *ix)
 void pkvi_buckets_insert(struct pkvi_index *ix, uint32_t id)
 {
     struct pkvi_node *node = pkvi_node(ix, id);
-    if (ix->by_id) {
-        ix->by_id[node->id] = id;
-        return;
-    }
     uint32_t *head = bucket_at(ix, bucket_of(ix, node->hash));
     node->next = *head;
     *head = id;
@@ -139,10 +135,6 @@ void pkvi_buckets_insert(struct pkvi_index *ix, uint32_t id)
 void pkvi_buckets_remove(struct pkvi_index *ix, uint32_t id)
 {
     struct pkvi_node *node = pkvi_node(ix, id);
-    if (ix->by_id) {
-        ix->by_id[node->id] = PKVI_NIL;
-        return;
-    }
     uint32_t *link = bucket_at(ix, bucket_of(ix, node->hash));
     while (*link != id)
         link = &pkvi_node(ix, *link)->next;

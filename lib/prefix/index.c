@@ -115,7 +115,10 @@ uint32_t pkvi_index_add(struct pkvi_index *ix, uint32_t space, uint32_t parent, 
         above->children++;
     }
     ix->n_nodes++;
-    pkvi_buckets_insert(ix, at);
+    if (ix->by_id)
+        ix->by_id[id] = at;
+    else
+        pkvi_buckets_insert(ix, at);
     if (ix->key_bytes) pkvi_siblings_insert(ix, pkvi_siblings_root(ix, at), at);
     return at;
 }
@@ -126,7 +129,10 @@ void pkvi_index_collect(struct pkvi_index *ix, uint32_t id)
         struct pkvi_node *node = pkvi_node(ix, id);
         if (node->resident || node->children || node->holds || pkvi_node_pinned(ix, node)) return;
         uint32_t parent = node->parent;
-        pkvi_buckets_remove(ix, id);
+        if (ix->by_id)
+            ix->by_id[node->id] = PKVI_NIL;
+        else
+            pkvi_buckets_remove(ix, id);
         if (ix->key_bytes) pkvi_siblings_remove(ix, pkvi_siblings_root(ix, id), id);
         if (parent != PKVI_NIL) pkvi_node(ix, parent)->children--;
         if (ix->key_bytes) ++*pkvi_node_generation(ix, id);
@@ -136,25 +142,4 @@ void pkvi_index_collect(struct pkvi_index *ix, uint32_t id)
         ix->n_nodes--;
         id = parent;
     }
-}
-
-void pkvi_index_set_page(struct pkvi_index *ix, uint32_t id, uint32_t group, uint32_t page)
-{
-    struct pkvi_node *node = pkvi_node(ix, id);
-    node->resident |= UINT64_C(1) << group;
-    pkvi_member(ix, group, id)->page = page;
-    if (node->parent != PKVI_NIL) pkvi_member(ix, group, node->parent)->kids++;
-    ix->n_resident[group]++;
-}
-
-uint32_t pkvi_index_clear_page(struct pkvi_index *ix, uint32_t id, uint32_t group)
-{
-    struct pkvi_node *node = pkvi_node(ix, id);
-    struct pkvi_member *member = pkvi_member(ix, group, id);
-    uint32_t page = member->page;
-    node->resident &= ~(UINT64_C(1) << group);
-    member->page = PKVI_NIL;
-    if (node->parent != PKVI_NIL) pkvi_member(ix, group, node->parent)->kids--;
-    ix->n_resident[group]--;
-    return page;
 }

@@ -177,11 +177,30 @@ uint32_t pkvi_index_add(struct pkvi_index *ix, uint32_t space, uint32_t parent, 
 void pkvi_index_collect(struct pkvi_index *ix, uint32_t id);
 
 /* Gives a node a page in a group: bookkeeping only, the policy is told by the caller. */
-void pkvi_index_set_page(struct pkvi_index *ix, uint32_t id, uint32_t group, uint32_t page);
-/* Takes it away; the caller tells the policy and collects. Returns the page. */
-uint32_t pkvi_index_clear_page(struct pkvi_index *ix, uint32_t id, uint32_t group);
+static inline void pkvi_index_set_page(struct pkvi_index *ix, uint32_t id, uint32_t group,
+                                       uint32_t page)
+{
+    struct pkvi_node *node = pkvi_node(ix, id);
+    node->resident |= UINT64_C(1) << group;
+    pkvi_member(ix, group, id)->page = page;
+    if (node->parent != PKVI_NIL) pkvi_member(ix, group, node->parent)->kids++;
+    ix->n_resident[group]++;
+}
 
-/* hash.c */
+/* Takes it away; the caller tells the policy and collects. Returns the page. */
+static inline uint32_t pkvi_index_clear_page(struct pkvi_index *ix, uint32_t id, uint32_t group)
+{
+    struct pkvi_node *node = pkvi_node(ix, id);
+    struct pkvi_member *member = pkvi_member(ix, group, id);
+    uint32_t page = member->page;
+    node->resident &= ~(UINT64_C(1) << group);
+    member->page = PKVI_NIL;
+    if (node->parent != PKVI_NIL) pkvi_member(ix, group, node->parent)->kids--;
+    ix->n_resident[group]--;
+    return page;
+}
+
+/* hash.c. With dense ids init and destroy make the table of ids, and there are no buckets. */
 pkv_status pkvi_buckets_init(struct pkvi_index *ix);
 void pkvi_buckets_destroy(struct pkvi_index *ix);
 void pkvi_buckets_insert(struct pkvi_index *ix, uint32_t id);
