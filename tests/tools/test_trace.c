@@ -27,9 +27,9 @@ static void fails(const char *text, trace_format format, const char *message)
     ck_assert_uint_eq(t.n_requests, 0);
 }
 
-/* Plain ids are read apart from the rest of the line. However a line is written, the result is the
+/* Plain lines are read in place, all others as JSON. However a line is written, the result is the
  * same, and so is what is said about a line that is wrong. */
-START_TEST(mooncake_ids_in_any_dress)
+START_TEST(mooncake_lines_in_any_dress)
 {
 #define REST(ids) "\"timestamp\":0,\"input_length\":9,\"output_length\":1,\"hash_ids\"" ids "}\n"
 #define LINE(ids) "{" REST(ids)
@@ -40,6 +40,8 @@ START_TEST(mooncake_ids_in_any_dress)
         LINE(":[0,10,234567890123456789],\"x\":\"\\\"hash_ids\\\":[5]\""),
         LINE(":[0,10,234567890123456789],\"x\":{\"hash_ids\":[5]}"),
         LINE(":[7],\"hash_ids\":[0,10,234567890123456789]"), /* the last one counts */
+        LINE(":[0,10,234567890123456789],\"input_length\":9,\"\":0,\"input\":8"),
+        LINE(":[0,10,234567890123456789],\"input_length\":9.0,\"x\":-1"),
         LINE(":[7],\"hash\\u005fids\":[0,10,234567890123456789]"),
         "{\"x\":\"hash_ids\"," REST(":[0,10,234567890123456789]"),
         "{\"x\":{\"hash_ids\":[5]}," REST(":[0,10,234567890123456789]"),
@@ -50,6 +52,7 @@ START_TEST(mooncake_ids_in_any_dress)
         ck_assert_int_eq(load(text, TRACE_AUTO), 0);
         ck_assert_uint_eq(t.n_requests, 2);
         ck_assert_uint_eq(t.n_blocks, 6);
+        ck_assert_uint_eq(t.input_tokens, 18);
         for (size_t k = 0; k < 6; k += 3) {
             ck_assert_uint_eq(t.blocks[k], 0);
             ck_assert_uint_eq(t.blocks[k + 1], 10);
@@ -291,7 +294,7 @@ int main(void)
     Suite *suite = suite_create("trace");
     TCase *c = tcase_create("trace");
     tcase_add_test(c, mooncake_fields);
-    tcase_add_test(c, mooncake_ids_in_any_dress);
+    tcase_add_test(c, mooncake_lines_in_any_dress);
     tcase_add_test(c, azure_fields);
     tcase_add_test(c, lengths_fields);
     tcase_add_test(c, bad_json);

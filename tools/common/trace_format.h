@@ -13,12 +13,13 @@ int trace_parse_csv(lines *in, char *first, size_t length, trace_format format, 
 /* The CSV format that a header line announces, or TRACE_AUTO if none. */
 trace_format trace_csv_detect(const char *header, size_t length);
 
-/* Reads the elements of the line's "hash_ids" array into ids (room for length / 2 + 1) and *n, and
- * writes the line with an empty array in their place into rest. Returns the length of rest, or 0
- * where that is not safe: not exactly one such array anywhere in the line, anything but plain whole
- * numbers in it, escapes, or more than `capacity` characters beside it. O(length). */
-size_t trace_cut_ids(const char *text, size_t length, uint64_t *ids, size_t *n, char *rest,
-                     size_t capacity);
+/* Arrivals, in milliseconds. */
+#define TRACE_MAX_TIMESTAMP UINT64_C(1000000000000000)
+
+/* Reads a line that is a flat JSON object of plain whole numbers and an array "hash_ids" of such,
+ * if it is one and complete and within bounds; false says nothing about any other line. Fills the
+ * request, but for `line`, and ids, which has room for half as many as the line has characters. */
+bool trace_read_plain(const char *text, trace_request *r, uint64_t *ids);
 
 /* Is the line empty but for white space? */
 bool trace_line_blank(const char *text, size_t length);

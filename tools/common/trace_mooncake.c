@@ -1,4 +1,5 @@
-/* Mooncake's JSON lines, parsed by jansson, one object a line. */
+/* Mooncake's JSON lines, one object a line: plain ones are read in place (trace_plain.c), all
+ * others by jansson, which also has the say on what is wrong. */
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
@@ -10,8 +11,6 @@ typedef struct record {
     unsigned long long line;
     uint64_t *ids; /* scratch, reused from line to line */
     size_t capacity;
-    bool cut; /* n_cut ids were read already, and the JSON object has none */
-    size_t n_cut;
 } record;
 
 static int whole(const record *at, json_t *object, const char *field, uint64_t min, uint64_t max,
@@ -52,7 +51,7 @@ static int arrival(const record *at, json_t *object, double *seconds, tool_error
         return tool_fail(err, "%.200s:%llu: field \"timestamp\" is not a number", at->name,
                          at->line);
     double ms = json_number_value(item);
-    if (!(ms >= 0 && ms <= 1e15))
+    if (!(ms >= 0 && ms <= (double)TRACE_MAX_TIMESTAMP))
         return tool_fail(err, "%.200s:%llu: field \"timestamp\": %.17g is not in 0..1e15 ms",
                          at->name, at->line, ms);
     *seconds = ms / 1000;
@@ -78,13 +77,10 @@ static int block_ids(record *at, json_t *object, uint32_t *n, tool_error *err)
     if (!json_is_array(array))
         return tool_fail(err, "%.200s:%llu: field \"hash_ids\" is not an array", at->name,
                          at->line);
-    size_t count = at->cut ? at->n_cut : json_array_size(array);
+    size_t count = json_array_size(array);
     if (count > TRACE_MAX_TOKENS)
         return tool_fail(err, "%.200s:%llu: field \"hash_ids\" has more than %llu ids", at->name,
                          at->line, (unsigned long long)TRACE_MAX_TOKENS);
-    *n = (uint32_t)count;
-    if (at->cut) return 0;
-    if (reserve_ids(at, count, err) != 0) return -1;
     for (size_t i = 0; i < count; i++) {
         json_t *item = json_array_get(array, i);
         if (!json_is_integer(item))
@@ -96,36 +92,46 @@ static int block_ids(record *at, json_t *object, uint32_t *n, tool_error *err)
                              at->line, i);
         at->ids[i] = (uint64_t)id;
     }
+    *n = (uint32_t)count;
     return 0;
 }
 
-static int parse_object(record *at, json_t *object, trace *out, tool_error *err)
+static int parse_object(record *at, json_t *object, trace_request *r, tool_error *err)
 {
     if (!json_is_object(object))
         return tool_fail(err, "%.200s:%llu: the line is not a JSON object", at->name, at->line);
-    trace_request r = {.line = at->line, .block_tokens = TRACE_DEFAULT_BLOCK_TOKENS};
-    uint32_t n = 0;
-    if (arrival(at, object, &r.arrival, err) != 0 ||
-        whole(at, object, "input_length", 0, TRACE_MAX_TOKENS, &r.input, err) != 0 ||
-        whole(at, object, "output_length", 0, TRACE_MAX_TOKENS, &r.output, err) != 0)
+    if (arrival(at, object, &r->arrival, err) != 0 ||
+        whole(at, object, "input_length", 0, TRACE_MAX_TOKENS, &r->input, err) != 0 ||
+        whole(at, object, "output_length", 0, TRACE_MAX_TOKENS, &r->output, err) != 0)
         return -1;
+    r->block_tokens = TRACE_DEFAULT_BLOCK_TOKENS;
     if (json_object_get(object, "block_size") != NULL &&
-        whole(at, object, "block_size", 1, TRACE_MAX_BLOCK_TOKENS, &r.block_tokens, err) != 0)
+        whole(at, object, "block_size", 1, TRACE_MAX_BLOCK_TOKENS, &r->block_tokens, err) != 0)
         return -1;
-    if (block_ids(at, object, &n, err) != 0) return -1;
-    if (trace_append(out, &r, at->ids, n, err) != 0)
-        return tool_fail_in(err, "%.200s:%llu", at->name, at->line);
-    return 0;
+    return block_ids(at, object, &r->n_blocks, err);
 }
 
-/* The line as JSON, with its ids or (at->cut) without. */
-static json_t *parse_line(record *at, const char *text, size_t length, json_error_t *why)
+static int parse_json(record *at, const char *text, size_t length, trace_request *r,
+                      tool_error *err)
 {
-    char rest[1024];
-    size_t n = trace_cut_ids(text, length, at->ids, &at->n_cut, rest, sizeof rest);
-    json_t *object = n > 0 ? json_loadb(rest, n, 0, why) : NULL;
-    at->cut = object != NULL;
-    return at->cut ? object : json_loadb(text, length, 0, why); /* also for its exact complaint */
+    json_error_t why;
+    json_t *object = json_loadb(text, length, 0, &why);
+    int code = object == NULL ? tool_fail(err, "%.200s:%llu: column %d: not JSON: %s", at->name,
+                                          at->line, why.column, why.text)
+                              : parse_object(at, object, r, err);
+    json_decref(object);
+    return code;
+}
+
+static int parse_line(record *at, const char *text, size_t length, trace *out, tool_error *err)
+{
+    trace_request r = {.line = at->line};
+    if (reserve_ids(at, length / 2 + 1, err) != 0) return -1; /* more than a line can hold */
+    if (!trace_read_plain(text, &r, at->ids) && parse_json(at, text, length, &r, err) != 0)
+        return -1;
+    if (trace_append(out, &r, at->ids, r.n_blocks, err) != 0)
+        return tool_fail_in(err, "%.200s:%llu", at->name, at->line);
+    return 0;
 }
 
 int trace_parse_mooncake(lines *in, char *first, size_t length, trace *out, tool_error *err)
@@ -135,16 +141,7 @@ int trace_parse_mooncake(lines *in, char *first, size_t length, trace *out, tool
     int got = 1, code = 0;
     while (got == 1 && code == 0) {
         at.line = lines_number(in);
-        if (!trace_line_blank(text, length)) {
-            json_error_t why;
-            code = reserve_ids(&at, length / 2 + 1, err);
-            json_t *object = code == 0 ? parse_line(&at, text, length, &why) : NULL;
-            if (code == 0)
-                code = object == NULL ? tool_fail(err, "%.200s:%llu: column %d: not JSON: %s",
-                                                  at.name, at.line, why.column, why.text)
-                                      : parse_object(&at, object, out, err);
-            json_decref(object);
-        }
+        if (!trace_line_blank(text, length)) code = parse_line(&at, text, length, out, err);
         if (code == 0) got = lines_next(in, &text, &length, err);
     }
     free(at.ids);
