@@ -31,9 +31,8 @@ struct pkvi_candidate pkvi_heap_pop(struct pkvi_candidate *heap, uint32_t *n)
     return first;
 }
 
-void pkvi_heap_push(struct pkvi_candidate *heap, uint32_t *n, struct pkvi_candidate entry)
+static void sift_up(struct pkvi_candidate *heap, uint32_t i, struct pkvi_candidate entry)
 {
-    uint32_t i = (*n)++;
     while (i > 0) {
         const uint32_t parent = (i - 1) / 2;
         if (!pkvi_candidate_before(entry, heap[parent])) break;
@@ -41,4 +40,17 @@ void pkvi_heap_push(struct pkvi_candidate *heap, uint32_t *n, struct pkvi_candid
         i = parent;
     }
     heap[i] = entry;
+}
+
+void pkvi_heap_push(struct pkvi_candidate *heap, uint32_t *n, struct pkvi_candidate entry)
+{
+    sift_up(heap, (*n)++, entry);
+}
+
+void pkvi_heap_remove(struct pkvi_candidate *heap, uint32_t *n, uint32_t i)
+{
+    const struct pkvi_candidate last = heap[--*n];
+    if (i == *n) return;
+    sift_up(heap, i, last);
+    if (heap[i].logical == last.logical) sift_down(heap, *n, i);
 }

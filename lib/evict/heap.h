@@ -29,5 +29,7 @@ void pkvi_heap_build(struct pkvi_candidate *heap, uint32_t n);
 struct pkvi_candidate pkvi_heap_pop(struct pkvi_candidate *heap, uint32_t *n);
 /* Adds one: the array has room. O(log n). */
 void pkvi_heap_push(struct pkvi_candidate *heap, uint32_t *n, struct pkvi_candidate entry);
+/* Takes entry i < n out. O(log n). */
+void pkvi_heap_remove(struct pkvi_candidate *heap, uint32_t *n, uint32_t i);
 
 #endif

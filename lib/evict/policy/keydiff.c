@@ -8,49 +8,81 @@
  * a moves with every sealed and every dropped page, so all scores do. They are kept lazily: since
  * |u_p| / P <= 1, a score moves by at most the mean |a' - a| =: drift. The heap holds
  * (score when computed) + (total drift when computed); minus today's total drift that is a lower
- * bound of today's score, so the exact minimum is found by refreshing heap tops until a fresh one
- * stays on top. Sealing or dropping a page costs O(layers * heads * dim), finding the minimum a few
- * times that, independent of the number of pages but for the heap's log n. */
+ * bound of today's score, so the exact minimum is found by refreshing heap tops until none can be
+ * lower. Where keys have little in common the bounds are loose and every page would be read; so no
+ * more than `refreshes` are, and the lowest of these goes. Those that were refreshed rise in the
+ * heap as the drift grows by what it was, so every page gets its turn. Sealing or dropping a page
+ * costs O(layers * heads * dim), independent of the number of pages but for the heap. */
 #include <math.h>
 #include <string.h>
 
 #include "evict/evict_internal.h"
 
-#define LANES 16u
+#define LINE_FLOATS 16u
+
+/* Scores are refreshed for as many pages as have so many floats of key sums (what is read in some
+ * microseconds), but for a few at least. */
+#define REFRESHED_FLOATS 16384u
+#define LEAST_REFRESHES 3u
 
 struct pkvi_keydiff {
     uint32_t n_layers, heads, dim, page_tokens;
-    size_t elements;  /* n_layers * heads * dim */
-    float *sum;       /* A */
-    float *anchor;    /* a, zero where A is */
-    double drift;     /* total so far */
-    uint32_t entered; /* logical pages below this are in the heap (if evictable) */
+    size_t elements;    /* n_layers * heads * dim */
+    float *sum;         /* A */
+    float *anchor;      /* a, zero where A is */
+    uint32_t refreshes; /* most scores brought up to date per dropped page */
+    bool moved;         /* A changed: a is not its direction yet */
+    double drift;       /* total so far */
     struct pkvi_candidate *heap;
     struct pkvi_candidate *parked; /* scratch of victim() */
     uint32_t n, capacity;
-    uint64_t refreshes; /* scores computed, for benches */
 };
 
-static float dot(const float *a, const float *b, uint32_t n)
+/* Four floats: compilers turn plain loops with several sums into shuffles. */
+typedef float quad __attribute__((vector_size(16)));
+#define QUADS 4u
+
+static inline quad quad_at(const float *x)
 {
-    float lane[LANES] = {0};
-    uint32_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (uint32_t j = 0; j < LANES; j++)
-            lane[j] += a[i + j] * b[i + j];
-    for (uint32_t j = 0; i < n; i++, j++)
-        lane[j] += a[i] * b[i];
-    float sum = 0;
-    for (uint32_t j = 0; j < LANES; j++)
-        sum += lane[j];
-    return sum;
+    quad q;
+    memcpy(&q, x, sizeof q);
+    return q;
 }
 
-static const float *page_sums(const struct pkvi_evict_call *call, uint32_t page, uint32_t layer)
+/* n: a multiple of 8, as all head dims are. */
+static float dot(const float *a, const float *b, uint32_t n)
 {
-    const unsigned char *base = pkvi_pool_address(call->info->pool, page);
-    return (const float *)(const void *)(base + layer * call->info->layer_bytes +
-                                         call->info->layout->sum_offset);
+    quad sum[QUADS] = {{0}};
+    uint32_t i = 0;
+    for (; i + 4 * QUADS <= n; i += 4 * QUADS)
+        for (uint32_t j = 0; j < QUADS; j++)
+            sum[j] += quad_at(a + i + 4 * j) * quad_at(b + i + 4 * j);
+    for (; i < n; i += 4)
+        sum[0] += quad_at(a + i) * quad_at(b + i);
+    const quad all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    return (all[0] + all[1]) + (all[2] + all[3]);
+}
+
+/* Layers ahead whose sums are sent for: each layer's are a place of their own in memory. */
+#define LAYERS_AHEAD 6u
+
+static const char *page_sums(const struct pkvi_evict_call *call, uint32_t page)
+{
+    return (const char *)pkvi_pool_address(call->info->pool, page) + call->info->layout->sum_offset;
+}
+
+/* The sums of one layer, 64-byte aligned. */
+static inline const float *layer_sums(const struct pkvi_evict_call *call, const char *sums,
+                                      uint32_t layer)
+{
+    const struct pkvi_keydiff *k = call->state->keydiff;
+    const char *at = sums + layer * call->info->layer_bytes;
+    if (layer + LAYERS_AHEAD < k->n_layers) {
+        const char *ahead = at + LAYERS_AHEAD * call->info->layer_bytes;
+        for (uint32_t i = 0; i < k->heads * k->dim; i += LINE_FLOATS)
+            __builtin_prefetch(ahead + i * sizeof(float));
+    }
+    return (const float *)(const void *)at;
 }
 
 /* ---- the mean key -----------------------------------------------------------------------------
@@ -65,110 +97,17 @@ static void move_anchor(struct pkvi_keydiff *k)
         float *anchor = k->anchor + at;
         const float norm = sqrtf(dot(sum, sum, k->dim));
         const float scale = norm > 1e-20f ? 1 / norm : 0;
-        float lane[8] = {0}; /* dims are multiples of 8 */
-        for (uint32_t i = 0; i < k->dim; i += 8)
-            for (uint32_t j = 0; j < 8; j++) {
-                const float now = sum[i + j] * scale;
-                const float d = now - anchor[i + j];
-                lane[j] += d * d;
-                anchor[i + j] = now;
-            }
-        const float square =
-            lane[0] + lane[1] + lane[2] + lane[3] + lane[4] + lane[5] + lane[6] + lane[7];
-        moved += sqrt((double)square);
+        quad square = {0};
+        for (uint32_t i = 0; i < k->dim; i += 4) {
+            const quad now = quad_at(sum + i) * scale, by = now - quad_at(anchor + i);
+            square += by * by;
+            memcpy(anchor + i, &now, sizeof now);
+        }
+        moved += sqrt((double)((square[0] + square[1]) + (square[2] + square[3])));
     }
     /* Round up: the bound must hold in floating point too. */
     k->drift += moved / ((double)k->n_layers * k->heads) * (1 + 1e-5) + 1e-7;
 }
-
-static void add_page(const struct pkvi_evict_call *call, uint32_t page, float sign)
-{
-    struct pkvi_keydiff *k = call->state->keydiff;
-    const size_t width = (size_t)k->heads * k->dim;
-    for (uint32_t l = 0; l < k->n_layers; l++) {
-        const float *u = page_sums(call, page, l);
-        float *sum = k->sum + l * width;
-        for (size_t i = 0; i < width; i++)
-            sum[i] += sign * u[i];
-    }
-}
-
-static float page_score(const struct pkvi_evict_call *call, uint32_t page)
-{
-    const struct pkvi_keydiff *k = call->state->keydiff;
-    const size_t width = (size_t)k->heads * k->dim;
-    double sum = 0;
-    for (uint32_t l = 0; l < k->n_layers; l++)
-        sum += (double)dot(page_sums(call, page, l), k->anchor + l * width, (uint32_t)width);
-    return (float)(-sum / ((double)k->n_layers * k->heads * k->page_tokens));
-}
-
-/* ---- the heap of lower bounds -----------------------------------------------------------------
- */
-
-/* Today's score of a page as a heap key. */
-static float fresh_key(const struct pkvi_evict_call *call, uint32_t logical)
-{
-    struct pkvi_keydiff *k = call->state->keydiff;
-    k->refreshes++;
-    const uint32_t page = pkvi_table_page(call->table, logical);
-    return (float)((double)page_score(call, page) + k->drift);
-}
-
-static void push_page(const struct pkvi_evict_call *call, uint32_t logical)
-{
-    struct pkvi_keydiff *k = call->state->keydiff;
-    if (pkvi_table_find(call->table, logical) == PKVI_NO_SLOT || k->n == k->capacity) return;
-    const float key = fresh_key(call, logical);
-    pkvi_heap_push(k->heap, &k->n, (struct pkvi_candidate){key, logical});
-}
-
-/* Pages that left the protected window since the last time. */
-static void enter_pages(const struct pkvi_evict_call *call)
-{
-    struct pkvi_keydiff *k = call->state->keydiff;
-    uint32_t logical = pkvi_max_u32(k->entered, call->first);
-    for (; logical < call->end; logical++)
-        push_page(call, logical);
-    if (call->end > k->entered) k->entered = call->end;
-}
-
-/* Refreshes the top until it stays there: then it is the exact minimum. Pinned pages are parked. */
-static uint32_t settle(const struct pkvi_evict_call *call, uint32_t *n_parked)
-{
-    struct pkvi_keydiff *k = call->state->keydiff;
-    while (k->n > 0) {
-        struct pkvi_candidate top = k->heap[0];
-        if (pkvi_table_find(call->table, top.logical) == PKVI_NO_SLOT) {
-            pkvi_heap_pop(k->heap, &k->n);
-            continue;
-        }
-        if (pkvi_evict_is_pinned(call, top.logical)) {
-            k->parked[(*n_parked)++] = pkvi_heap_pop(k->heap, &k->n);
-            continue;
-        }
-        top.score = fresh_key(call, top.logical);
-        pkvi_heap_pop(k->heap, &k->n);
-        const bool lowest = k->n == 0 || !pkvi_candidate_before(k->heap[0], top);
-        pkvi_heap_push(k->heap, &k->n, top);
-        if (lowest) return top.logical;
-    }
-    return PKVI_NO_PAGE;
-}
-
-static uint32_t victim(const struct pkvi_evict_call *call)
-{
-    struct pkvi_keydiff *k = call->state->keydiff;
-    uint32_t n_parked = 0;
-    enter_pages(call);
-    const uint32_t found = settle(call, &n_parked);
-    while (n_parked > 0)
-        pkvi_heap_push(k->heap, &k->n, k->parked[--n_parked]);
-    return found;
-}
-
-/* ---- what happens to pages --------------------------------------------------------------------
- */
 
 /* Keys are floats: keep the drift, which only grows, small. Subtracting it keeps the order. */
 static void rebase(struct pkvi_keydiff *k)
@@ -180,62 +119,139 @@ static void rebase(struct pkvi_keydiff *k)
     pkvi_heap_build(k->heap, k->n); /* rounding may have made ties */
 }
 
-static void sealed(const struct pkvi_evict_call *call, uint32_t first, uint32_t end)
+/* Brings a up to date. Pages come and go in pairs, so this is put off until a score is asked for.
+ */
+static void settle_anchor(struct pkvi_keydiff *k)
 {
-    for (uint32_t logical = first; logical < end; logical++) {
-        const uint32_t page = pkvi_table_page(call->table, logical);
-        if (page != PKVI_NO_PAGE) add_page(call, page, 1);
-    }
-    move_anchor(call->state->keydiff);
-    rebase(call->state->keydiff);
+    if (!k->moved) return;
+    move_anchor(k);
+    rebase(k);
+    k->moved = false;
 }
 
-/* The heap entry goes when it comes up and the page is not found; a restored page gets a new one,
- * so the old one must go at once. It is on top: only the victim is forgotten. */
+static void add_page(const struct pkvi_evict_call *call, uint32_t page, float sign)
+{
+    struct pkvi_keydiff *k = call->state->keydiff;
+    const size_t width = (size_t)k->heads * k->dim;
+    const char *sums = page_sums(call, page);
+    k->moved = true;
+    for (uint32_t l = 0; l < k->n_layers; l++) {
+        const float *u = layer_sums(call, sums, l);
+        float *sum = k->sum + l * width;
+        for (size_t i = 0; i < width; i++)
+            sum[i] += sign * u[i];
+    }
+}
+
+static float page_score(const struct pkvi_evict_call *call, uint32_t page)
+{
+    const struct pkvi_keydiff *k = call->state->keydiff;
+    const size_t width = (size_t)k->heads * k->dim;
+    const char *sums = page_sums(call, page);
+    double sum = 0;
+    for (uint32_t l = 0; l < k->n_layers; l++)
+        sum += (double)dot(layer_sums(call, sums, l), k->anchor + l * width, (uint32_t)width);
+    return (float)(-sum / ((double)k->n_layers * k->heads * k->page_tokens));
+}
+
+/* ---- the heap of lower bounds -----------------------------------------------------------------
+ */
+
+/* A page's score as a heap key, by the anchor as it is. */
+static float fresh_key(const struct pkvi_evict_call *call, uint32_t page)
+{
+    return (float)((double)page_score(call, page) + call->state->keydiff->drift);
+}
+
+/* Enters a page and its keys. */
+static void enter(const struct pkvi_evict_call *call, uint32_t logical)
+{
+    struct pkvi_keydiff *k = call->state->keydiff;
+    const uint32_t page = pkvi_table_page(call->table, logical);
+    if (page == PKVI_NO_PAGE) return;
+    const struct pkvi_candidate entry = {fresh_key(call, page), logical};
+    if (logical >= call->first && k->n < k->capacity) pkvi_heap_push(k->heap, &k->n, entry);
+    add_page(call, page, 1);
+}
+
+/* Refreshes tops until none can be lower: then the lowest refreshed one is the exact minimum. If
+ * that takes too many, it is the lowest of those. What was popped is parked. */
+static uint32_t settle(const struct pkvi_evict_call *call, uint32_t *n_parked)
+{
+    struct pkvi_keydiff *k = call->state->keydiff;
+    struct pkvi_candidate lowest = {.logical = PKVI_NO_PAGE};
+    for (uint32_t left = k->refreshes; left > 0 && k->n > 0;) {
+        if (lowest.logical != PKVI_NO_PAGE && !pkvi_candidate_before(k->heap[0], lowest)) break;
+        struct pkvi_candidate top = pkvi_heap_pop(k->heap, &k->n);
+        const uint32_t page = pkvi_table_page(call->table, top.logical);
+        if (page == PKVI_NO_PAGE) continue;
+        if (top.logical < call->end && !pkvi_evict_is_pinned(call, top.logical)) {
+            top.score = fresh_key(call, page);
+            left--;
+            if (lowest.logical == PKVI_NO_PAGE || pkvi_candidate_before(top, lowest)) lowest = top;
+        }
+        k->parked[(*n_parked)++] = top;
+    }
+    return lowest.logical;
+}
+
+static uint32_t victim(const struct pkvi_evict_call *call)
+{
+    struct pkvi_keydiff *k = call->state->keydiff;
+    uint32_t n_parked = 0;
+    settle_anchor(k);
+    const uint32_t found = settle(call, &n_parked);
+    while (n_parked > 0)
+        pkvi_heap_push(k->heap, &k->n, k->parked[--n_parked]);
+    return found;
+}
+
+/* ---- what happens to pages --------------------------------------------------------------------
+ */
+
+static void sealed(const struct pkvi_evict_call *call, uint32_t first, uint32_t end)
+{
+    for (uint32_t logical = first; logical < end; logical++)
+        enter(call, logical);
+}
+
+/* The heap entry goes at once: a restored page gets a new one. */
 static void forget(const struct pkvi_evict_call *call, uint32_t logical)
 {
     struct pkvi_keydiff *k = call->state->keydiff;
     add_page(call, pkvi_table_page(call->table, logical), -1);
-    if (k->n > 0 && k->heap[0].logical == logical) pkvi_heap_pop(k->heap, &k->n);
-    move_anchor(k);
-    rebase(k);
+    for (uint32_t i = 0; i < k->n; i++)
+        if (k->heap[i].logical == logical) {
+            pkvi_heap_remove(k->heap, &k->n, i);
+            break;
+        }
 }
 
 static void restored(const struct pkvi_evict_call *call, uint32_t logical)
 {
-    add_page(call, pkvi_table_page(call->table, logical), 1);
-    move_anchor(call->state->keydiff);
-    if (logical < call->state->keydiff->entered) push_page(call, logical);
+    enter(call, logical);
 }
 
-/* Full pages that are gone or no longer full leave the mean; entries past the new window leave the
- * heap and come back when the window passes them again. */
+/* Pages that are gone or no longer full leave the mean and the heap. */
 static void truncate_to(const struct pkvi_evict_call *call, uint64_t n_tokens)
 {
     struct pkvi_keydiff *k = call->state->keydiff;
     const uint32_t full = (uint32_t)(n_tokens >> call->page_shift);
     const uint32_t old_full = pkvi_evict_full_pages(call);
+    uint32_t n = 0;
     for (uint32_t logical = full; logical < old_full; logical++) {
         const uint32_t page = pkvi_table_page(call->table, logical);
         if (page != PKVI_NO_PAGE) add_page(call, page, -1);
     }
-    const uint64_t window = call->policy->window_tokens;
-    const uint32_t end =
-        n_tokens > window ? (uint32_t)((n_tokens - window) >> call->page_shift) : 0;
-    if (end < k->entered) {
-        uint32_t to = 0;
-        for (uint32_t i = 0; i < k->n; i++)
-            if (k->heap[i].logical < end) k->heap[to++] = k->heap[i];
-        k->n = to;
-        k->entered = end;
-        pkvi_heap_build(k->heap, k->n);
-    }
-    move_anchor(k);
-    rebase(k);
+    for (uint32_t i = 0; i < k->n; i++)
+        if (k->heap[i].logical < full) k->heap[n++] = k->heap[i];
+    k->n = n;
+    pkvi_heap_build(k->heap, k->n);
 }
 
 static float peek(const struct pkvi_evict_call *call, uint32_t slot)
 {
+    settle_anchor(call->state->keydiff);
     return page_score(call, call->table->page[slot]);
 }
 
@@ -264,6 +280,7 @@ pkv_status pkvi_keydiff_create(struct pkvi_keydiff **keydiff, struct pkvi_mem *m
     k->dim = info->layout->dim_k;
     k->page_tokens = info->layout->page_tokens;
     k->elements = (size_t)k->n_layers * k->heads * k->dim;
+    k->refreshes = pkvi_max_u32(LEAST_REFRESHES, (uint32_t)(REFRESHED_FLOATS / k->elements));
     k->sum = pkvi_mem_array(mem, k->elements, sizeof *k->sum);
     k->anchor = pkvi_mem_array(mem, k->elements, sizeof *k->anchor);
     if (k->sum == NULL || k->anchor == NULL) {
