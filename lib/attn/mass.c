@@ -44,8 +44,12 @@ static void add_mass(struct plan_run_item *run, const float *m, const float *sca
                 if (f == 0) continue;
                 const float *row = sums + at * pages;
                 float *to = mass + h * stride;
-                for (uint32_t p = 0; p < pages; p++)
-                    to[chosen ? index[a + p] : a + p] += row[p] * f;
+                if (chosen)
+                    for (uint32_t p = 0; p < pages; p++)
+                        to[index[a + p]] += row[p] * f;
+                else
+                    for (uint32_t p = 0; p < pages; p++)
+                        to[a + p] += row[p] * f;
             }
     }
 }

@@ -75,6 +75,12 @@ static float column_sum(const float *p, uint32_t from, uint32_t to)
 static void add_page_sums(const struct tile *t, const struct group *g, const float *p, float *sums)
 {
     const uint32_t P = t->job->layout->page_tokens, run = P < GROUP ? P : GROUP;
+    const int64_t page0 = g->slot0 >> t->page_shift;
+    if (P == VL && page0 >= 0 && page0 + GROUP_VECS <= (int64_t)t->job->n_pages) {
+        for (uint32_t v = 0; v < GROUP_VECS; v += 4) /* slots nobody sees are zero */
+            v_add_hsum4(sums + page0 + v, p + v * VL);
+        return;
+    }
     for (uint32_t at = g->first / run * run; at < g->last; at += run) {
         int64_t page = (g->slot0 + at) >> t->page_shift;
         if (page >= 0 && page < (int64_t)t->job->n_pages) sums[page] += column_sum(p, at, at + run);
@@ -90,9 +96,7 @@ static void row_probs(const struct tile *t, const struct group *g, uint32_t r, f
     const uint64_t vis = g->full ? UINT64_MAX : g->vis[r];
     float p[GROUP];
     vf base = v_set1(m), sum = v_load(vsum);
-    /* Usually a vector's lanes all belong to one page. */
-    const bool direct = t->job->layout->page_tokens == VL && g->slot0 % VL == 0;
-    if (page_sums && !direct) memset(p, 0, sizeof p);
+    if (page_sums && last - first < GROUP_VECS) memset(p, 0, sizeof p);
     for (uint32_t v = first; v < last; v++) {
         vf x = v_zero();
         if (sees_lanes(vis, v)) x = v_exp2(v_sub(v_load(s + v * VL), base));
@@ -104,15 +108,10 @@ static void row_probs(const struct tile *t, const struct group *g, uint32_t r, f
         v_store(s + v * VL, x);
 #endif
         sum = v_add(sum, x);
-        if (!page_sums) continue;
-        const int64_t page = ((int64_t)g->slot0 + v * VL) >> t->page_shift;
-        if (!direct)
-            v_store(p + v * VL, x);
-        else if (page >= 0 && page < (int64_t)t->job->n_pages)
-            page_sums[page] += v_hsum(x);
+        if (page_sums) v_store(p + v * VL, x);
     }
     v_store(vsum, sum);
-    if (page_sums && !direct) add_page_sums(t, g, p, page_sums);
+    if (page_sums) add_page_sums(t, g, p, page_sums);
 }
 
 /* 2^(old - new) for a state whose maximum rose from old to new. */
@@ -145,7 +144,8 @@ static __attribute__((noinline)) void leaf_maxima(const struct tile *t)
             job->l[row] *= by;
             scale_floats(job->o + head * job->o_head_stride + (t->row0 + r) * job->o_stride,
                          job->layout->dim_v, by);
-            if (job->page_sum) scale_floats(job->page_sum + row * job->n_pages, job->n_pages, by);
+            if (job->page_sum && old != NEG_INF)
+                scale_floats(job->page_sum + row * job->n_pages, job->n_pages, by);
         }
 }
 

@@ -16,6 +16,8 @@
  *   v_select_lt(x, l, a, b)   x < l ? a : b
  *   v_keep_bits(a, bits, o)   lane i: bit i set ? a : o
  *   v_hsum, v_hmax            over all lanes, fixed order
+ *   v_add_hsum4               adds the sums of four vectors, one after another in memory, to four
+ *                             floats
  *   v_prefetch, v_prefetch_l2 sends for the line at an address: to the first or second cache
  *   v_dot_pair(acc, a, b)     acc + a.lo * b.lo + a.hi * b.hi in bf16 (PKVI_BFDOT rows only)
  *   v_store_prob(p, x)        v_store_bf16 for x in [0, 1], by the instruction (PKVI_BFDOT rows) */
@@ -63,6 +65,14 @@ VI void v_store_bf16_half(void *p, vf x)
 VI vpair v_load_pair_half(const void *p)
 {
     return v_load_pair(p);
+}
+#endif
+
+#ifndef PKVI_ADD_HSUM4
+VI void v_add_hsum4(float *to, const float *from)
+{
+    for (int i = 0; i < 4; i++)
+        to[i] += v_hsum(v_load(from + i * VL));
 }
 #endif
 

@@ -166,6 +166,20 @@ VI float v_hsum(vf a)
     y = _mm_add_ps(y, _mm_movehl_ps(y, y));
     return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
 }
+/* Sums of four vectors are added to four floats: three shuffles and adds for all, not for each. */
+#define PKVI_ADD_HSUM4
+VI void v_add_hsum4(float *to, const float *from)
+{
+    vf a = v_load(from), b = v_load(from + 16), c = v_load(from + 32), d = v_load(from + 48);
+    vf ab = v_add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    vf cd = v_add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    vf all = v_add(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi)); /* in each quarter */
+    __m256 x = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), y));
+}
 VI float v_hmax(vf a)
 {
     __m256 x = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
