@@ -14,23 +14,28 @@ static uint32_t ordered(float x)
 }
 
 #define DIGIT_BITS 8u
-#define DIGITS (1u << DIGIT_BITS)
 
-/* The k-th largest of n keys, 1 <= k <= n, by radix from the top; *above = how many are larger.
- * O(4 n). */
+/* The k-th largest of n keys, 1 <= k <= n, by radix from the first bit in which keys differ (bounds
+ * are close together); *above = how many are larger. O(5 n). */
 static uint32_t kth_largest(const uint32_t *keys, uint32_t n, uint32_t k, uint32_t *above)
 {
-    uint32_t prefix = 0, mask = 0, greater = 0;
-    for (uint32_t shift = 32 - DIGIT_BITS;; shift -= DIGIT_BITS) {
-        uint32_t histogram[DIGITS] = {0};
+    uint32_t any = 0, all = UINT32_MAX, greater = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        any |= keys[i];
+        all &= keys[i];
+    }
+    uint32_t left = any == all ? 0 : 32 - (uint32_t)__builtin_clz(any ^ all);
+    uint32_t mask = left == 32 ? 0 : UINT32_MAX << left, prefix = all & mask;
+    while (left > 0) {
+        const uint32_t bits = pkvi_min_u32(DIGIT_BITS, left), digits = 1u << bits;
+        uint32_t histogram[1u << DIGIT_BITS] = {0}, digit = digits - 1;
+        left -= bits;
         for (uint32_t i = 0; i < n; i++)
-            if ((keys[i] & mask) == prefix) histogram[keys[i] >> shift & (DIGITS - 1)]++;
-        uint32_t digit = DIGITS - 1;
+            if ((keys[i] & mask) == prefix) histogram[keys[i] >> left & (digits - 1)]++;
         while (greater + histogram[digit] < k)
             greater += histogram[digit--];
-        prefix |= digit << shift;
-        mask |= (DIGITS - 1) << shift;
-        if (shift == 0) break;
+        prefix |= digit << left;
+        mask |= (digits - 1) << left;
     }
     *above = greater;
     return prefix;
