@@ -26,8 +26,8 @@
  * Costs: a commit that evicts nothing is O(1) per sequence and group for WINDOW, SINK, RANDOM,
  * CALLBACK and TOPK; policies that read attention mass (MASS, OBS, LRU_MASS) touch the score of
  * every resident page at every step, because the signal does. Evicting one page is O(1) for WINDOW,
- * SINK and RANDOM, O(log n) for the others after that one pass; KEYDIFF refreshes as many page
- * scores as its error bound asks for (usually few). */
+ * SINK and RANDOM, O(log n) for the others after that one pass; KEYDIFF brings a few page scores up
+ * to date, of which the lowest goes: the exact minimum if those are all that could be it. */
 #ifndef PAGEDKV_EVICT_H
 #define PAGEDKV_EVICT_H
 
