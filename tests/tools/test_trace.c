@@ -27,7 +27,7 @@ static void fails(const char *text, trace_format format, const char *message)
     ck_assert_uint_eq(t.n_requests, 0);
 }
 
-/* Plain lines are read in place, all others as JSON. However a line is written, the result is the
+/* Plain lines have a faster reader than all others. However a line is written, the result is the
  * same, and so is what is said about a line that is wrong. */
 START_TEST(mooncake_lines_in_any_dress)
 {
@@ -65,6 +65,8 @@ START_TEST(mooncake_lines_in_any_dress)
     trace_free(&t);
     fails(LINE(":[1,-2]"), TRACE_AUTO, "f:1: field \"hash_ids\": item 1 is negative");
     fails(LINE(":[1.5]"), TRACE_AUTO, "f:1: field \"hash_ids\": item 0 is not an integer");
+    fails(LINE(":[[1,2]]"), TRACE_AUTO, "f:1: field \"hash_ids\": item 0 is not an integer");
+    fails("[1]", TRACE_MOONCAKE, "f:1: the line is not a JSON object");
     fails(LINE(":[1],\"hash_ids\":3"), TRACE_AUTO, "f:1: field \"hash_ids\" is not an array");
     fails("{\"timestamp\":0,\"input_length\":9,\"output_length\":1,\"x\":{\"hash_ids\":[1]}}",
           TRACE_AUTO, "f:1: field \"hash_ids\" is missing");

@@ -19,7 +19,7 @@ trace_format trace_csv_detect(const char *header, size_t length);
 /* Reads a line that is a flat JSON object of plain whole numbers and an array "hash_ids" of such,
  * if it is one and complete and within bounds; false says nothing about any other line. Fills the
  * request, but for `line`, and ids, which has room for half as many as the line has characters. */
-bool trace_read_plain(const char *text, trace_request *r, uint64_t *ids);
+bool trace_read_plain(const char *text, size_t length, trace_request *r, uint64_t *ids);
 
 /* Is the line empty but for white space? */
 bool trace_line_blank(const char *text, size_t length);

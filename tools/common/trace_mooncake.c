@@ -1,4 +1,4 @@
-/* Mooncake's JSON lines, one object a line: plain ones are read in place (trace_plain.c), all
+/* Mooncake's JSON lines, one object a line: plain ones by RapidJSON (trace_plain.cc), all
  * others by jansson, which also has the say on what is wrong. */
 #include <jansson.h>
 #include <math.h>
@@ -127,7 +127,7 @@ static int parse_line(record *at, const char *text, size_t length, trace *out, t
 {
     trace_request r = {.line = at->line};
     if (reserve_ids(at, length / 2 + 1, err) != 0) return -1; /* more than a line can hold */
-    if (!trace_read_plain(text, &r, at->ids) && parse_json(at, text, length, &r, err) != 0)
+    if (!trace_read_plain(text, length, &r, at->ids) && parse_json(at, text, length, &r, err) != 0)
         return -1;
     if (trace_append(out, &r, at->ids, r.n_blocks, err) != 0)
         return tool_fail_in(err, "%.200s:%llu", at->name, at->line);
