@@ -468,6 +468,43 @@ START_TEST(keydiff_drops_the_most_ordinary_page)
 }
 END_TEST
 
+/* Scores too large to bring all up to date: the choice is no longer exact, but far from blind. */
+START_TEST(keydiff_is_near_where_exact_is_dear)
+{
+    struct ec_shape shape = base_shape();
+    shape.n_layers = 6, shape.kv_heads = 8, shape.dim = 128; /* three scores per dropped page */
+    struct ec_case *c = ec_open(&shape, 0);
+    pkv_evict_config config = named("keydiff", 12 * 16);
+    pkv_seq seq = new_seq(c, &config);
+    c->seed = pkvt_seed("keydiff_near");
+    bool in[32] = {0};
+    double rank = 0, most = 0;
+    for (uint32_t full = 1; full <= 32; full++) {
+        ec_step(c, seq, 0, 16, NULL);
+        in[full - 1] = true;
+        uint32_t victim = UINT32_MAX;
+        for (uint32_t l = 0; l < full; l++) {
+            pkv_page page;
+            ck_assert_int_eq(pkv_seq_pages(seq, 0, l, 1, &page), PKV_OK);
+            if (!in[l] || page != PKV_PAGE_NONE) continue;
+            ck_assert_uint_eq(victim, UINT32_MAX);
+            victim = l;
+        }
+        ck_assert(full <= 12 ? victim == UINT32_MAX : victim >= 1 && victim < full - 3);
+        if (full <= 12) continue;
+        const double own = keydiff_score(c, in, full, victim);
+        for (uint32_t l = 1; l < full - 3; l++) {
+            if (!in[l] || l == victim) continue;
+            rank += keydiff_score(c, in, full, l) < own;
+            most++;
+        }
+        in[victim] = false;
+    }
+    ck_assert_msg(rank < 0.5 * most, "%g of %g pages were better to drop", rank, most);
+    ec_close(c);
+}
+END_TEST
+
 /* ---- TOPK -------------------------------------------------------------------------------------
  */
 
@@ -636,6 +673,7 @@ int main(void)
     tcase_add_test(tc, mass_sums_to_rows);
     tcase_add_test(tc, decisions_do_not_depend_on_threads);
     tcase_add_test(tc, keydiff_drops_the_most_ordinary_page);
+    tcase_add_test(tc, keydiff_is_near_where_exact_is_dear);
     tcase_add_test(tc, topk_reads_the_best_pages);
     tcase_add_test(tc, regret_is_noticed);
     suite_add_tcase(suite, tc);
