@@ -75,12 +75,12 @@ phase_static() {
 }
 # Assignments in front of `suite` hold for that call only. Emulation and sanitizers are slow, so
 # Check's own time limits are stretched there like meson's.
-phase_gcc() { CC=gcc suite gcc --buildtype=release -Dwerror=true; }
+phase_gcc() { CC=gcc CXX=g++ suite gcc --buildtype=release -Dwerror=true; }
 phase_clang() {
-    CC=clang suite clang --buildtype=release -Dwerror=true -- --suite kernel --suite unit
+    CC=clang CXX=clang++ suite clang --buildtype=release -Dwerror=true -- --suite kernel --suite unit
 }
 phase_asan() {
-    CC=clang CK_TIMEOUT_MULTIPLIER=10 \
+    CC=clang CXX=clang++ CK_TIMEOUT_MULTIPLIER=10 \
         ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1 \
         UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
         suite asan --buildtype=debugoptimized -Ddebug_checks=true -Dfuzzers=true \
@@ -93,7 +93,7 @@ phase_asan() {
     done
 }
 phase_tsan() {
-    CC=clang CK_TIMEOUT_MULTIPLIER=10 TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
+    CC=clang CXX=clang++ CK_TIMEOUT_MULTIPLIER=10 TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
         suite tsan --buildtype=debugoptimized -Ddebug_checks=true \
         -Db_sanitize=thread -Db_lundef=false -- --timeout-multiplier 6 --suite stress
 }
