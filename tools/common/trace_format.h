@@ -16,10 +16,11 @@ trace_format trace_csv_detect(const char *header, size_t length);
 /* Arrivals, in milliseconds. */
 #define TRACE_MAX_TIMESTAMP UINT64_C(1000000000000000)
 
-/* Reads a line that is a flat JSON object of plain whole numbers and an array "hash_ids" of such,
- * if it is one and complete and within bounds; false says nothing about any other line. Fills the
- * request, but for `line`, and ids, which has room for half as many as the line has characters. */
-bool trace_read_plain(const char *text, size_t length, trace_request *r, uint64_t *ids);
+/* Reads a line (length characters and a NUL, overwritten) that is a flat JSON object of plain whole
+ * numbers and an array "hash_ids" of such, if it is one and complete and within bounds; false says
+ * nothing about any other line. Fills the request, but for `line`, and ids, which has room for half
+ * as many as the line has characters. */
+bool trace_read_plain(char *text, size_t length, trace_request *r, uint64_t *ids);
 
 /* Is the line empty but for white space? */
 bool trace_line_blank(const char *text, size_t length);

@@ -3,13 +3,16 @@
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "trace_format.h"
 
 typedef struct record {
     const char *name; /* file and line for errors */
     unsigned long long line;
-    uint64_t *ids; /* scratch, reused from line to line */
+    /* Scratch, reused from line to line: for lines of up to `capacity` characters. */
+    uint64_t *ids;
+    char *copy;
     size_t capacity;
 } record;
 
@@ -58,14 +61,18 @@ static int arrival(const record *at, json_t *object, double *seconds, tool_error
     return 0;
 }
 
-static int reserve_ids(record *at, size_t count, tool_error *err)
+static int make_room(record *at, size_t length, tool_error *err)
 {
-    if (count <= at->capacity) return 0;
-    if (count < 2 * at->capacity) count = 2 * at->capacity;
-    uint64_t *grown = realloc(at->ids, count * sizeof *grown);
-    if (grown == NULL) return tool_fail(err, "%.200s:%llu: out of memory", at->name, at->line);
-    at->ids = grown;
-    at->capacity = count;
+    if (length <= at->capacity) return 0;
+    if (length < 2 * at->capacity) length = 2 * at->capacity;
+    uint64_t *ids =
+        realloc(at->ids, (length / 2 + 1) * sizeof *ids); /* more than a line can hold */
+    if (ids != NULL) at->ids = ids;
+    char *copy = realloc(at->copy, length + 1);
+    if (copy != NULL) at->copy = copy;
+    if (ids == NULL || copy == NULL)
+        return tool_fail(err, "%.200s:%llu: out of memory", at->name, at->line);
+    at->capacity = length;
     return 0;
 }
 
@@ -126,8 +133,10 @@ static int parse_json(record *at, const char *text, size_t length, trace_request
 static int parse_line(record *at, const char *text, size_t length, trace *out, tool_error *err)
 {
     trace_request r = {.line = at->line};
-    if (reserve_ids(at, length / 2 + 1, err) != 0) return -1; /* more than a line can hold */
-    if (!trace_read_plain(text, length, &r, at->ids) && parse_json(at, text, length, &r, err) != 0)
+    if (make_room(at, length, err) != 0) return -1;
+    memcpy(at->copy, text, length + 1);
+    if (!trace_read_plain(at->copy, length, &r, at->ids) &&
+        parse_json(at, text, length, &r, err) != 0)
         return -1;
     if (trace_append(out, &r, at->ids, r.n_blocks, err) != 0)
         return tool_fail_in(err, "%.200s:%llu", at->name, at->line);
@@ -145,5 +154,6 @@ int trace_parse_mooncake(lines *in, char *first, size_t length, trace *out, tool
         if (code == 0) got = lines_next(in, &text, &length, err);
     }
     free(at.ids);
+    free(at.copy);
     return code != 0 || got < 0 ? -1 : 0;
 }
