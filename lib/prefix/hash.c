@@ -16,9 +16,9 @@ uint64_t pkvi_hash_tokens(const struct pkvi_index *ix, uint64_t parent_hash, con
     return XXH3_64bits_withSeed(tokens, ix->key_bytes, seed);
 }
 
-uint64_t pkvi_hash_id(const struct pkvi_index *ix, uint64_t id)
+uint64_t pkvi_buckets_hash_id(const struct pkvi_index *ix, uint64_t id)
 {
-    if (ix->collide || ix->by_id) return 0;
+    if (ix->collide) return 0;
     return XXH3_64bits_withSeed(&id, sizeof id, ix->options.key[0] ^ ix->options.key[1]);
 }
 
@@ -155,9 +155,8 @@ uint32_t pkvi_index_find(const struct pkvi_index *ix, uint32_t space, uint32_t p
     return PKVI_NIL;
 }
 
-uint32_t pkvi_index_find_id(const struct pkvi_index *ix, uint64_t hash, uint64_t id)
+uint32_t pkvi_buckets_find_id(const struct pkvi_index *ix, uint64_t hash, uint64_t id)
 {
-    if (ix->by_id) return ix->by_id[id];
     uint32_t at = *bucket_at(ix, bucket_of(ix, hash));
     while (at != PKVI_NIL) {
         const struct pkvi_node *node = pkvi_node(ix, at);

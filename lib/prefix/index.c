@@ -115,10 +115,7 @@ uint32_t pkvi_index_add(struct pkvi_index *ix, uint32_t space, uint32_t parent, 
         above->children++;
     }
     ix->n_nodes++;
-    if (ix->by_id)
-        ix->by_id[id] = at;
-    else
-        pkvi_buckets_insert(ix, at);
+    pkvi_index_enter(ix, at);
     if (ix->key_bytes) pkvi_siblings_insert(ix, pkvi_siblings_root(ix, at), at);
     return at;
 }
@@ -129,10 +126,7 @@ void pkvi_index_collect(struct pkvi_index *ix, uint32_t id)
         struct pkvi_node *node = pkvi_node(ix, id);
         if (node->resident || node->children || node->holds || pkvi_node_pinned(ix, node)) return;
         uint32_t parent = node->parent;
-        if (ix->by_id)
-            ix->by_id[node->id] = PKVI_NIL;
-        else
-            pkvi_buckets_remove(ix, id);
+        pkvi_index_leave(ix, id);
         if (ix->key_bytes) pkvi_siblings_remove(ix, pkvi_siblings_root(ix, id), id);
         if (parent != PKVI_NIL) pkvi_node(ix, parent)->children--;
         if (ix->key_bytes) ++*pkvi_node_generation(ix, id);

@@ -152,14 +152,14 @@ void pkvi_index_destroy(struct pkvi_index *ix);
 /* Hash of a block below a parent's hash (token mode) or of an id (ids mode). O(page_tokens). */
 uint64_t pkvi_hash_tokens(const struct pkvi_index *ix, uint64_t parent_hash, const uint32_t *tokens,
                           uint64_t salt);
-uint64_t pkvi_hash_id(const struct pkvi_index *ix, uint64_t id); /* dense ids: 0, not needed */
+static inline uint64_t pkvi_hash_id(const struct pkvi_index *ix, uint64_t id);
 /* Where a namespace's chains start. */
 uint64_t pkvi_hash_space(const struct pkvi_index *ix, const void *name, size_t n);
 
 /* The node with this identity or PKVI_NIL. Expected O(1). */
 uint32_t pkvi_index_find(const struct pkvi_index *ix, uint32_t space, uint32_t parent,
                          uint64_t hash, const uint32_t *tokens, uint64_t salt);
-uint32_t pkvi_index_find_id(const struct pkvi_index *ix, uint64_t hash, uint64_t id);
+static inline uint32_t pkvi_index_find_id(const struct pkvi_index *ix, uint64_t hash, uint64_t id);
 /* Two stages of prefetching a later find. */
 void pkvi_index_prefetch_bucket(const struct pkvi_index *ix, uint64_t hash);
 void pkvi_index_prefetch_node(const struct pkvi_index *ix, uint64_t hash);
@@ -200,11 +200,40 @@ static inline uint32_t pkvi_index_clear_page(struct pkvi_index *ix, uint32_t id,
     return page;
 }
 
-/* hash.c. With dense ids init and destroy make the table of ids, and there are no buckets. */
+/* hash.c: where nodes are found, buckets of hashes. With dense ids init and destroy make a table of
+ * ids instead, and the four functions below are all that looks at it. */
 pkv_status pkvi_buckets_init(struct pkvi_index *ix);
 void pkvi_buckets_destroy(struct pkvi_index *ix);
 void pkvi_buckets_insert(struct pkvi_index *ix, uint32_t id);
 void pkvi_buckets_remove(struct pkvi_index *ix, uint32_t id);
+uint64_t pkvi_buckets_hash_id(const struct pkvi_index *ix, uint64_t id);
+uint32_t pkvi_buckets_find_id(const struct pkvi_index *ix, uint64_t hash, uint64_t id);
+
+static inline uint64_t pkvi_hash_id(const struct pkvi_index *ix, uint64_t id)
+{
+    return ix->by_id ? 0 : pkvi_buckets_hash_id(ix, id);
+}
+
+static inline uint32_t pkvi_index_find_id(const struct pkvi_index *ix, uint64_t hash, uint64_t id)
+{
+    return ix->by_id ? ix->by_id[id] : pkvi_buckets_find_id(ix, hash, id);
+}
+
+/* A node can be found from now on, and no more. */
+static inline void pkvi_index_enter(struct pkvi_index *ix, uint32_t at)
+{
+    if (ix->by_id)
+        ix->by_id[pkvi_node(ix, at)->id] = at;
+    else
+        pkvi_buckets_insert(ix, at);
+}
+static inline void pkvi_index_leave(struct pkvi_index *ix, uint32_t at)
+{
+    if (ix->by_id)
+        ix->by_id[pkvi_node(ix, at)->id] = PKVI_NIL;
+    else
+        pkvi_buckets_remove(ix, at);
+}
 
 /* Makes a namespace slot usable (its tree of first pages). False when memory is refused. */
 bool pkvi_index_ensure_root(struct pkvi_index *ix, uint32_t space);

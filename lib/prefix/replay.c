@@ -46,12 +46,12 @@ static uint32_t look_up(struct pkvi_index *ix, const uint64_t *ids, uint32_t n)
     return hits;
 }
 
-/* The same with dense ids. */
+/* The same with dense ids: nothing is hashed, nothing far ahead is worth sending for. */
 static uint32_t look_up_dense(struct pkvi_index *ix, const uint64_t *ids, uint32_t n)
 {
     uint32_t hits = 0;
     for (uint32_t i = 0; i < n; i++)
-        meet(ix, i, ix->by_id[ids[i]], &hits);
+        meet(ix, i, pkvi_index_find_id(ix, 0, ids[i]), &hits);
     return hits;
 }
 
@@ -81,10 +81,8 @@ static bool make_room(struct pkvi_index *ix, struct pkvi_policy *policy, const s
 static uint32_t node_for(struct pkvi_index *ix, uint64_t id, uint32_t i)
 {
     if (ix->path[i] != PKVI_NIL) return ix->path[i];
-    uint64_t hash = ix->by_id ? 0 : pkvi_hash_id(ix, id);
-    uint32_t at =
-        ix->by_id ? ix->by_id[id]
-                  : pkvi_index_find_id(ix, hash, id); /* a block that occurs twice in the request */
+    uint64_t hash = pkvi_hash_id(ix, id);
+    uint32_t at = pkvi_index_find_id(ix, hash, id); /* a block that occurs twice in the request */
     if (at == PKVI_NIL) at = pkvi_index_add(ix, 0, i ? ix->path[i - 1] : PKVI_NIL, hash, NULL, id);
     if (at == PKVI_NIL) return PKVI_NIL;
     pkvi_node(ix, at)->pins = ix->epoch + 1;
