@@ -111,11 +111,9 @@ static int parse(lines *in, trace_format format, trace *out, tool_error *err)
     out->format = format;
     out->has_blocks = format == TRACE_MOONCAKE;
     out->has_arrivals = format != TRACE_LENGTHS;
-    if (out->has_blocks) { /* a guess, for the sake of fewer copies; memory not used costs nothing
-                            */
-        uint64_t *blocks = widen(NULL, &out->block_capacity, lines_bytes(in) / 6, sizeof *blocks);
-        out->blocks = blocks;
-    }
+    /* A guess, for the sake of fewer copies; memory not used costs nothing. */
+    if (out->has_blocks)
+        out->blocks = widen(NULL, &out->block_capacity, lines_bytes(in) / 6, sizeof *out->blocks);
     int failed = format == TRACE_MOONCAKE ? trace_parse_mooncake(in, text, length, out, err)
                                           : trace_parse_csv(in, text, length, format, out, err);
     if (failed) return -1;
