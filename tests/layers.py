@@ -2,14 +2,14 @@
 """Checks the layer order of lib/: a module includes only its own headers, its own module header,
 and the module headers (lib/M/M.h) of lower layers.
 
-Order (docs/architecture.md): base, os, mem, stats, pool, table, store, kernels (lib/attn/kernels),
-attn, evict, prefix, cache."""
+Order (docs/architecture.md): base, os, mem, stats, index, pool, table, store, kernels
+(lib/attn/kernels), attn, evict, prefix, cache."""
 import pathlib
 import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "lib"
-ORDER = ["base", "os", "mem", "stats", "pool", "table", "store", "kernels", "attn", "evict", "prefix", "cache"]
+ORDER = ["base", "os", "mem", "stats", "index", "pool", "table", "store", "kernels", "attn", "evict", "prefix", "cache"]
 RANK = {name: i for i, name in enumerate(ORDER)}
 # A lower module may name a higher one only here, with the reason.
 ALLOWED = {}

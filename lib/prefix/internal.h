@@ -2,8 +2,7 @@
 #ifndef PKVI_PREFIX_INTERNAL_H
 #define PKVI_PREFIX_INTERNAL_H
 
-#include "index.h"
-#include "policy.h"
+#include "index/index.h"
 #include "prefix.h"
 
 #define PKVI_NO_SALTED UINT32_MAX

@@ -1,6 +1,6 @@
 /* prefix: the prefix index of a cache. Finished pages of sequences stay known in a tree of nodes
- * (index.h), are matched by later sequences, and are reclaimed in the order of a replacement policy
- * (policy.h), per layer group and quota domain.
+ * (lib/index), are matched by later sequences, and are reclaimed in the order of a replacement
+ * policy, per layer group and quota domain.
  *
  * The module sees pools and page tables, never a cache, a sequence or a batch: lib/cache/prefix.c
  * binds it. Every function takes the index's lock (rank PREFIX) itself and is MT-safe; a

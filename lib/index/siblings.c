@@ -1,7 +1,7 @@
 /* The children of one node as a search tree (a treap) ordered by their tokens, so that the child
  * sharing the longest run of leading tokens with a query is found in O(log fan-out): it is a
  * neighbour of the place where the query would stand. Heap ranks come from the node number. */
-#include "index.h"
+#include "nodes.h"
 
 static uint32_t rank(uint32_t id)
 {

@@ -9,10 +9,10 @@
  * it aside ("parks" it); the index reports when it is free again. In a replay blocked means pinned
  * by the running request, and members are skipped in place, so that the order is exactly the
  * textbook one. */
-#ifndef PKVI_PREFIX_POLICY_H
-#define PKVI_PREFIX_POLICY_H
+#ifndef PKVI_INDEX_POLICY_H
+#define PKVI_INDEX_POLICY_H
 
-#include "index.h"
+#include "nodes.h"
 
 /* Members from newest to oldest. */
 struct pkvi_queue {

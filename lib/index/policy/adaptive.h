@@ -4,10 +4,10 @@
  *   adaptive_lists.c  segments, the lists they stand in, and the leaves they offer
  *   adaptive_value.c  from counts to the value of keeping a page
  *   adaptive_guard.c  what LRU would have done, and how far the policy may stray from it */
-#ifndef PKVI_PREFIX_POLICY_ADAPTIVE_H
-#define PKVI_PREFIX_POLICY_ADAPTIVE_H
+#ifndef PKVI_INDEX_POLICY_ADAPTIVE_H
+#define PKVI_INDEX_POLICY_ADAPTIVE_H
 
-#include "prefix/policy.h"
+#include "index/policy.h"
 
 #define PKVI_ADAPTIVE_CLASSES 27u
 #define PKVI_ADAPTIVE_BUCKETS 36u

@@ -1,8 +1,8 @@
 /* 2Q, full version (Johnson and Shasha, VLDB 1994): a FIFO for new pages (Kin = a quarter), a ghost
  * FIFO of those that left it (Kout = a half), and an LRU for pages asked for while they were
  * ghosts. A use while in the first FIFO changes nothing. */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 enum { IN, MAIN };
 

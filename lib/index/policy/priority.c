@@ -5,8 +5,8 @@
  * One queue per priority and a bitmap of those that may have members; a heap by end of life over
  * the members that have one: O(log members). Priorities that nobody gives (replays) are all equal.
  */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 #include <pagedkv/prefix.h>
 

@@ -26,8 +26,8 @@
  *
  * The constants below were chosen once, for all traces: see docs/prefix.md. */
 #include "adaptive.h"
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 #include <string.h>
 

@@ -3,8 +3,8 @@
  *   lru       each page when the request comes to it, front to back;
  *   lru-leaf  all pages at the end of the request, from last to first, so that a page is always
  *             older than its parent and leaves go before what they hang on. */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 struct lru {
     struct pkvi_policy base;

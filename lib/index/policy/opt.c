@@ -9,8 +9,8 @@
  *
  *   opt         always inserts;
  *   opt-bypass  does not insert a block whose own next use is not nearer than the victim's. */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 #define LEVELS 4
 

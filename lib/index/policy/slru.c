@@ -1,7 +1,7 @@
 /* Segmented LRU: new pages are on probation (a fifth of the capacity), a used one is protected; a
  * full protected segment sends its oldest page back to probation. */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 enum { PROBATION, PROTECTED };
 

@@ -1,8 +1,8 @@
 /* SIEVE (Zhang et al., NSDI 2024): one queue in order of arrival, one bit per page, and a hand that
  * walks from the oldest to the newest: a page that was used since the hand last passed loses its
  * bit and stays where it is, the first other one goes. */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 struct sieve {
     struct pkvi_policy base;

@@ -1,8 +1,8 @@
 /* S3-FIFO (Yang et al., SOSP 2023): a small FIFO (a tenth) filters pages that are used once, the
  * main FIFO gives a used page another round per use (at most three), and a ghost FIFO sends pages
  * that return soon straight to the main one. */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 enum { SMALL, MAIN };
 

@@ -1,4 +1,4 @@
-/* The prefix index itself: nodes, their pages, and who may be evicted.
+/* Nodes, their pages, and who may be evicted: the data of an index.
  *
  * A node is one page of tokens below a parent node, so a node stands for a whole prefix. It lives
  * in a hash table keyed by a chained, keyed hash, and is only taken for a match when its own tokens
@@ -6,10 +6,11 @@
  * one page per layer group (a "member" per group). A node without pages stays while nodes below it
  * exist, so that a comparison never depends on a hash alone.
  *
- * Which page goes first is the replacement policy's business (policy.h): one instance per layer
- * group and quota domain. Nothing here takes a lock; the callers hold the index's. */
-#ifndef PKVI_PREFIX_INDEX_H
-#define PKVI_PREFIX_INDEX_H
+ * What a page is, is the caller's business: here it is a number. Which one goes first is the
+ * replacement policy's (policy.h): one instance per layer group and quota domain. Nothing here
+ * takes a lock; the callers hold the index's. */
+#ifndef PKVI_INDEX_NODES_H
+#define PKVI_INDEX_NODES_H
 
 #include "mem/mem.h"
 

@@ -1,6 +1,6 @@
 /* The policies, one per file in policy/. */
-#ifndef PKVI_PREFIX_POLICIES_H
-#define PKVI_PREFIX_POLICIES_H
+#ifndef PKVI_INDEX_POLICIES_H
+#define PKVI_INDEX_POLICIES_H
 
 struct pkvi_policy_ops;
 

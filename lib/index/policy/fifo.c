@@ -1,6 +1,6 @@
 /* FIFO: the page that came first goes first, however often it was used. */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 struct fifo {
     struct pkvi_policy base;

@@ -1,5 +1,5 @@
 /* Walks the index and checks what must always hold; for tests and pkv_cache_verify. */
-#include "index.h"
+#include "nodes.h"
 
 static const char *check_node(const struct pkvi_index *ix, uint32_t id)
 {

@@ -1,8 +1,8 @@
 /* ARC (Megiddo and Modha, FAST 2003): T1 holds pages seen once, T2 pages seen again, B1 and B2
  * their ghosts. A hit in a ghost list moves the target size p of T1, a real number, towards the
  * list that would have helped. */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 enum { ONCE, AGAIN };
 

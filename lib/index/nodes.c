@@ -1,5 +1,5 @@
 /* Nodes: where they live, how they are added, and when they go. */
-#include "index.h"
+#include "nodes.h"
 
 #include <string.h>
 

@@ -1,8 +1,8 @@
 /* LFU: the page used least often since it came goes first, among equals the one used longest ago.
  * One queue per number of uses (saturating at 65,535) and a bitmap of those that are not empty:
  * O(1), apart from the search in the bitmap (64 queues per step). */
-#include "prefix/policies.h"
-#include "prefix/policy.h"
+#include "index/policies.h"
+#include "index/policy.h"
 
 #define MOST_USES UINT16_MAX
 

@@ -1,6 +1,6 @@
 /* The hash table: chains through the nodes, buckets grown one at a time (linear hashing), so no
  * insertion ever pays for the whole table. Where ids are dense there is a plain table instead. */
-#include "index.h"
+#include "nodes.h"
 
 #include <string.h>
 
