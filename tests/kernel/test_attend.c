@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "suite.h"
 
 static const pkv_dtype dtypes[] = {PKV_DTYPE_F32, PKV_DTYPE_F16, PKV_DTYPE_BF16};
 static const uint32_t page_sizes[] = {8, 16, 32, 64, 128};
@@ -518,7 +519,7 @@ START_TEST(random_problems)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("kernel attend");
     TCase *tests = tcase_create("rows");
@@ -540,9 +541,5 @@ int main(void)
     tcase_add_loop_test(tests, bf16_queries, 0, n);
     tcase_add_loop_test(tests, random_problems, 0, n);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return suite;
 }

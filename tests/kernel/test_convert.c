@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "suite.h"
 
 static const pkvi_kernels *row_at(int i)
 {
@@ -218,7 +219,7 @@ START_TEST(rows_agree)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("kernel convert");
     TCase *tests = tcase_create("rows");
@@ -230,9 +231,5 @@ int main(void)
     tcase_add_loop_test(tests, exp2_within_two_ulp, 0, n);
     tcase_add_loop_test(tests, rows_agree, 0, n);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return suite;
 }

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "suite.h"
 
 static const pkv_dtype dtypes[] = {PKV_DTYPE_F32, PKV_DTYPE_F16, PKV_DTYPE_BF16};
 static const uint32_t page_sizes[] = {8, 16, 32, 64, 128};
@@ -350,7 +351,7 @@ START_TEST(table_lists_and_finds)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("kernel store");
     TCase *tests = tcase_create("rows");
@@ -365,9 +366,5 @@ int main(void)
     tcase_add_loop_test(tests, finishing, 0, n);
     tcase_add_loop_test(tests, normalised_states_merge, 0, n);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return suite;
 }

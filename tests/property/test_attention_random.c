@@ -11,6 +11,7 @@
 
 #include "attn_case.h"
 #include "random.h"
+#include "suite.h"
 
 enum { SEQS = 6, MOST_NEW = 300 };
 
@@ -281,16 +282,12 @@ START_TEST(shapes)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("attention_random");
     TCase *tc = tcase_create("attention_random");
     tcase_set_timeout(tc, 0);
     tcase_add_test(tc, shapes);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

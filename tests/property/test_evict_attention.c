@@ -7,6 +7,7 @@
 
 #include "evict_case.h"
 #include "random.h"
+#include "suite.h"
 
 #define COUNT(x) (sizeof(x) / sizeof *(x))
 #define BOTH (PKV_SIGNAL_BOUNDS | PKV_SIGNAL_KEYSUM)
@@ -658,7 +659,7 @@ START_TEST(regret_is_noticed)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("evict_attention");
     TCase *tc = tcase_create("attention");
@@ -677,9 +678,5 @@ int main(void)
     tcase_add_test(tc, topk_reads_the_best_pages);
     tcase_add_test(tc, regret_is_noticed);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite;
 }

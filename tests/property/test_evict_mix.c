@@ -10,6 +10,7 @@
 #include <pagedkv/pagedkv.h>
 
 #include "random.h"
+#include "suite.h"
 
 #define P 8u
 #define MAX_PAGES 400u
@@ -444,16 +445,12 @@ START_TEST(follows_the_model)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("evict_mix");
     TCase *tc = tcase_create("mix");
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, follows_the_model);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite;
 }

@@ -8,6 +8,7 @@
 
 #include "evict_case.h"
 #include "random.h"
+#include "suite.h"
 
 #define P 16u
 
@@ -189,7 +190,7 @@ START_TEST(everything_mixed)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("evict_sharing");
     TCase *tc = tcase_create("sharing");
@@ -197,9 +198,5 @@ int main(void)
     tcase_add_test(tc, salted_pages_match_the_same_policy_only);
     tcase_add_test(tc, everything_mixed);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite;
 }

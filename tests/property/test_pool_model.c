@@ -7,6 +7,7 @@
 
 #include "pools.h"
 #include "random.h"
+#include "suite.h"
 
 #define MIB (UINT64_C(1) << 20)
 
@@ -274,16 +275,12 @@ START_TEST(pool_agrees_with_model)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("pool model");
     TCase *tests = tcase_create("property");
     tcase_set_timeout(tests, 3600);
     tcase_add_loop_test(tests, pool_agrees_with_model, 0, 2);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

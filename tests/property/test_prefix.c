@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "random.h"
+#include "suite.h"
 
 enum {
     PAGE = 8,
@@ -432,7 +433,7 @@ START_TEST(every_policy)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("prefix");
     TCase *model = tcase_create("model");
@@ -440,9 +441,5 @@ int main(void)
     tcase_add_loop_test(model, against_model, 0, (int)(sizeof shapes / sizeof *shapes));
     tcase_add_loop_test(model, every_policy, 0, 16);
     suite_add_tcase(suite, model);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

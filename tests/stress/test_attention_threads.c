@@ -9,6 +9,7 @@
 
 #include "attn_case.h"
 #include "random.h"
+#include "suite.h"
 
 enum {
     HOSTS = 2,
@@ -170,16 +171,12 @@ START_TEST(hosts_beside_each_other)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("attention_threads");
     TCase *tc = tcase_create("attention_threads");
     tcase_set_timeout(tc, 300);
     tcase_add_test(tc, hosts_beside_each_other);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

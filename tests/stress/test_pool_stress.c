@@ -9,6 +9,7 @@
 
 #include "pools.h"
 #include "random.h"
+#include "suite.h"
 
 #define MIB (UINT64_C(1) << 20)
 
@@ -227,7 +228,7 @@ START_TEST(pools_survive_threads)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     const char *scale = getenv("PKV_STRESS");
     if (scale) n_steps *= strtoull(scale, NULL, 0);
@@ -236,9 +237,5 @@ int main(void)
     tcase_set_timeout(tests, 600);
     tcase_add_loop_test(tests, pools_survive_threads, 0, 2);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

@@ -9,6 +9,7 @@
 #include "plot_axis.h"
 #include "random.h"
 #include "synthetic.h"
+#include "suite.h"
 
 static tool_error err;
 
@@ -272,7 +273,7 @@ START_TEST(generator)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("tools common");
     TCase *c = tcase_create("common");
@@ -287,9 +288,5 @@ int main(void)
     tcase_add_test(c, axes);
     tcase_add_test(c, generator);
     suite_add_tcase(suite, c);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return suite;
 }

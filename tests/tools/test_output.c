@@ -12,6 +12,7 @@
 #include "roofline.h"
 #include "stats_summary.h"
 #include "table.h"
+#include "suite.h"
 
 static tool_error err;
 static char directory[] = "/tmp/pkv-test-XXXXXX";
@@ -187,7 +188,7 @@ START_TEST(plots)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("tools output");
     TCase *c = tcase_create("output");
@@ -199,9 +200,5 @@ int main(void)
     tcase_add_test(c, step_times);
     tcase_add_test(c, plots);
     suite_add_tcase(suite, c);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return suite;
 }

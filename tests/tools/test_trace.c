@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "trace.h"
+#include "suite.h"
 
 static trace t;
 static tool_error err;
@@ -291,7 +292,7 @@ START_TEST(format_names)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("trace");
     TCase *c = tcase_create("trace");
@@ -305,9 +306,5 @@ int main(void)
     tcase_add_test(c, long_lines);
     tcase_add_test(c, format_names);
     suite_add_tcase(suite, c);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return suite;
 }

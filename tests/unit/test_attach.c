@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include <pagedkv/pagedkv.h>
+#include "suite.h"
 
 enum { PAGE = 16, LENGTH = 96 };
 
@@ -153,7 +154,7 @@ START_TEST(pages_of_a_policy_need_the_policy)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("attach");
     TCase *tests = tcase_create("attach");
@@ -161,9 +162,5 @@ int main(void)
     tcase_add_test(tests, refused_attach_changes_nothing);
     tcase_add_test(tests, pages_of_a_policy_need_the_policy);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite;
 }

@@ -6,6 +6,7 @@
 
 #include "attn_case.h"
 #include "random.h"
+#include "suite.h"
 
 #define COUNT(x) (sizeof(x) / sizeof *(x))
 
@@ -572,7 +573,7 @@ START_TEST(merging_states)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("attention");
     TCase *tc = tcase_create("attention");
@@ -594,9 +595,5 @@ int main(void)
     tcase_add_test(tc, pack_and_unpack);
     tcase_add_test(tc, merging_states);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

@@ -6,6 +6,7 @@
 
 #include "attn_case.h"
 #include "random.h"
+#include "suite.h"
 
 enum { HEADS = 2, Q_HEADS = 4, DIM = 64, NEW = 3 };
 
@@ -488,7 +489,7 @@ START_TEST(no_memory_for_a_build)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("attention_errors");
     TCase *tc = tcase_create("attention_errors");
@@ -504,9 +505,5 @@ int main(void)
     tcase_add_test(tc, extreme_logits);
     tcase_add_test(tc, no_memory_for_a_build);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

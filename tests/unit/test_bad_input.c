@@ -6,6 +6,7 @@
 #include <pagedkv/pagedkv.h>
 
 #include "cache/cache_internal.h"
+#include "suite.h"
 
 static pkv_cache *cache, *other;
 static pkv_group_config groups[2];
@@ -413,7 +414,7 @@ START_TEST(admission)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("bad input");
     TCase *tests = tcase_create("bad input");
@@ -428,9 +429,5 @@ int main(void)
     tcase_add_test(tests, exports);
     tcase_add_test(tests, admission);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite;
 }

@@ -5,6 +5,7 @@
 
 #include "base/base.h"
 #include "random.h"
+#include "suite.h"
 
 START_TEST(checked_arithmetic)
 {
@@ -164,7 +165,7 @@ START_TEST(right_lock_order_is_fine)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("base");
     TCase *tests = tcase_create("base");
@@ -180,9 +181,5 @@ int main(void)
     tcase_add_test_raise_signal(tests, wrong_lock_order_is_caught, 6 /* SIGABRT */);
 #endif
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

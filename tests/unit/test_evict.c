@@ -10,6 +10,7 @@
 #include "evict/evict.h"
 #include "evict/heap.h"
 #include "random.h"
+#include "suite.h"
 
 #define P 16u
 
@@ -796,7 +797,7 @@ START_TEST(salts_tell_policies_apart)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("evict");
     TCase *tc = tcase_create("evict");
@@ -824,9 +825,5 @@ int main(void)
     tcase_add_test(tc, forks_copy_scores);
     tcase_add_test(tc, salts_tell_policies_apart);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite;
 }

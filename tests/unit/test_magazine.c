@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "pools.h"
+#include "suite.h"
 
 #define MIB (UINT64_C(1) << 20)
 #define PAGE (128 * UINT64_C(1024)) /* 16 pages in a region of 2 MiB */
@@ -149,7 +150,7 @@ START_TEST(refused_refill_changes_nothing)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("magazine");
     TCase *tests = tcase_create("magazine");
@@ -160,9 +161,5 @@ int main(void)
     tcase_add_test(tests, pages_cross_between_ways);
     tcase_add_test(tests, refused_refill_changes_nothing);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

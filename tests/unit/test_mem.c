@@ -9,6 +9,7 @@
 
 #if __has_include(<jemalloc/jemalloc.h>)
 #include <jemalloc/jemalloc.h>
+#include "suite.h"
 /* What lib/mem/jemalloc.c assumes of jemalloc's interface. */
 _Static_assert(MALLOCX_ARENA(5) == (int)((5 + 1u) << 20), "MALLOCX_ARENA changed");
 _Static_assert(MALLOCX_TCACHE_NONE == 1 << 8, "MALLOCX_TCACHE_NONE changed");
@@ -219,7 +220,7 @@ START_TEST(segvec_survives_refusal)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("mem");
     TCase *tests = tcase_create("mem");
@@ -233,9 +234,5 @@ int main(void)
     tcase_add_test(tests, segvec_elements_stay);
     tcase_add_test(tests, segvec_survives_refusal);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

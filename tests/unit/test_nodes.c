@@ -7,6 +7,7 @@
 
 #include "attn/nodes.h"
 #include "random.h"
+#include "suite.h"
 
 #define MOST 200
 
@@ -140,7 +141,7 @@ START_TEST(parts_are_small)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("nodes");
     TCase *tc = tcase_create("nodes");
@@ -148,9 +149,5 @@ int main(void)
     tcase_add_test(tc, cut_anywhere);
     tcase_add_test(tc, parts_are_small);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "os/os.h"
+#include "suite.h"
 
 START_TEST(mapping_is_aligned_zeroed_and_reusable)
 {
@@ -101,7 +102,7 @@ START_TEST(positional_io_is_whole)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("os");
     TCase *tests = tcase_create("os");
@@ -114,9 +115,5 @@ int main(void)
     tcase_add_test(tests, clock_and_random_move);
     tcase_add_test(tests, positional_io_is_whole);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "pools.h"
+#include "suite.h"
 
 #define MIB (UINT64_C(1) << 20)
 #define PAGE (128 * UINT64_C(1024)) /* 16 pages in a region of 2 MiB */
@@ -725,7 +726,7 @@ START_TEST(region_size_fits_the_pages)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("pool");
     TCase *tests = tcase_create("pool");
@@ -757,9 +758,5 @@ int main(void)
     tcase_add_loop_test(tests, every_refusal_is_survived, 0, 3);
     tcase_add_test(tests, region_size_fits_the_pages);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "random.h"
+#include "suite.h"
 
 enum { PAGE = 16 };
 
@@ -664,7 +665,7 @@ START_TEST(dense_ids_change_nothing)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     uint32_t n_policies = 0;
     while (pkv_policy_name(n_policies, NULL))
@@ -694,9 +695,5 @@ int main(void)
     tcase_add_test(all, index_alone);
     tcase_add_loop_test(all, dense_ids_change_nothing, 0, (int)n_policies);
     suite_add_tcase(suite, all);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include <pagedkv/pagedkv.h>
+#include "suite.h"
 
 enum { PAGE = 16, LENGTH = 640 };
 
@@ -152,7 +153,7 @@ START_TEST(one_hopeless_group_spares_the_others)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("pressure");
     TCase *tests = tcase_create("pressure");
@@ -162,9 +163,5 @@ int main(void)
     tcase_add_test(tests, hopeless_requests_reclaim_nothing);
     tcase_add_test(tests, one_hopeless_group_spares_the_others);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite;
 }

@@ -4,6 +4,7 @@
 
 #include "faults.h"
 #include "stats/stats.h"
+#include "suite.h"
 
 static struct pkvt_allocator allocator;
 static struct pkvi_mem mem;
@@ -111,7 +112,7 @@ START_TEST(ring_refused)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("stats");
     TCase *tests = tcase_create("stats");
@@ -121,9 +122,5 @@ int main(void)
     tcase_add_test(tests, no_ring_no_events);
     tcase_add_test(tests, ring_refused);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite;
 }

@@ -5,6 +5,7 @@
 #include "pools.h"
 #include "random.h"
 #include "table/table.h"
+#include "suite.h"
 
 enum { MAX = 600 };
 
@@ -185,7 +186,7 @@ START_TEST(sliding_is_bounded)
 }
 END_TEST
 
-int main(void)
+Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("table");
     TCase *tests = tcase_create("table");
@@ -195,9 +196,5 @@ int main(void)
     tcase_add_test(tests, attach_and_replace);
     tcase_add_test(tests, sliding_is_bounded);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite;
 }
