@@ -2,14 +2,14 @@
 """Checks the layer order of lib/: a module includes only its own headers, its own module header,
 and the module headers (lib/M/M.h) of lower layers.
 
-Order (docs/architecture.md): base, os, mem, stats, index, pool, table, store, kernels
-(lib/attn/kernels), attn, evict, prefix, cache."""
+Order (docs/architecture.md): base, os, mem, stats, index, pool, table, kernels, attn, evict,
+prefix, cache."""
 import pathlib
 import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "lib"
-ORDER = ["base", "os", "mem", "stats", "index", "pool", "table", "store", "kernels", "attn", "evict", "prefix", "cache"]
+ORDER = ["base", "os", "mem", "stats", "index", "pool", "table", "kernels", "attn", "evict", "prefix", "cache"]
 RANK = {name: i for i, name in enumerate(ORDER)}
 # A lower module may name a higher one only here, with the reason.
 ALLOWED = {}
@@ -17,12 +17,8 @@ ALLOWED = {}
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 
 
-HEADERS = {"kernels": ("kernel.h", "reference.h")}  # where it is not one named after the module
-
-
 def module_of(path):
-    parts = path.relative_to(ROOT).parts
-    return "kernels" if parts[:2] == ("attn", "kernels") else parts[0]
+    return path.relative_to(ROOT).parts[0]
 
 
 def resolve(source, name):
@@ -55,7 +51,7 @@ def problems():
                 continue
             if RANK[other] > RANK[own]:
                 yield f"{where}: {own} includes {other}, which is a higher layer"
-            elif target.name not in HEADERS.get(other, (f"{other}.h",)):
+            elif target.name != f"{other}.h":
                 yield f"{where}: {target.name} is private to module {other}"
 
 

@@ -23,10 +23,9 @@
 
 #include <pagedkv/attention.h>
 
-#include "attn/kernels/kernel.h"
+#include "kernels/kernels.h"
 #include "mem/mem.h"
 #include "pool/pool.h"
-#include "store/store.h"
 #include "table/table.h"
 
 /* ---- the model --------------------------------------------------------------------------------

@@ -6,8 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/reference.h"
-
 /* Memory for one entry. */
 struct work {
     struct pkvi_plan *plan;

@@ -34,11 +34,11 @@
 #include "base/base.h"
 #include "cache/hooks.h"
 #include "cache/slots.h"
+#include "kernels/kernels.h"
 #include "mem/mem.h"
 #include "os/os.h"
 #include "pool/pool.h"
 #include "stats/stats.h"
-#include "store/store.h"
 #include "table/table.h"
 
 #define PKVI_MAX_PINS 64u

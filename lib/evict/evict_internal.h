@@ -7,9 +7,9 @@
 #include "base/base.h"
 #include "evict/evict.h"
 #include "evict/heap.h"
+#include "kernels/kernels.h"
 #include "mem/mem.h"
 #include "pool/pool.h"
-#include "store/store.h"
 #include "table/table.h"
 
 /* ---- policies ---------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
  * those of the kept pages. */
 #include <string.h>
 
-#include "attn/kernels/kernel.h"
 #include "evict/evict_internal.h"
+#include "kernels/kernels.h"
 
 #define BLOCK_HEADER 64u /* so that no offset inside a block is 0, which means "absent" */
 #define CHUNK_PAGES 64u

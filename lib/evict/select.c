@@ -1,8 +1,8 @@
 /* evict: TOPK's choice of pages. */
 #include <string.h>
 
-#include "attn/kernels/kernel.h"
 #include "evict/evict_internal.h"
+#include "kernels/kernels.h"
 
 /* Order-preserving map of floats to unsigned integers (NaN lowest). */
 static uint32_t ordered(float x)

@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "attn/kernels/kernel.h"
+#include "kernels/kernels.h"
 #include "../../tools/common/probe.h"
 
 enum { MAX_THREADS = 64, MAX_REPS = 200 };

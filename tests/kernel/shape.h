@@ -6,8 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "attn/kernels/kernel.h"
-#include "attn/kernels/reference.h"
+#include "kernels/kernels.h"
 
 /* Small deterministic generator (xorshift64*). */
 struct rng {

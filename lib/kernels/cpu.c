@@ -1,5 +1,5 @@
 /* What the CPU and the OS support. */
-#include "kernel.h"
+#include "kernels.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

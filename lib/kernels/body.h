@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "kernel.h"
+#include "kernels.h"
 
 /* How tile elements are read. F32 also serves panels (keys converted to f32 in scratch). */
 enum { KIND_F32, KIND_F16, KIND_BF16, KIND_BFDOT };

@@ -1,5 +1,5 @@
 /* Attention in double precision, straight from the definition. */
-#include "reference.h"
+#include "kernels.h"
 
 #include <math.h>
 #include <string.h>

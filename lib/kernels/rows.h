@@ -2,7 +2,7 @@
 #ifndef PKVI_ROWS_H
 #define PKVI_ROWS_H
 
-#include "kernel.h"
+#include "kernels.h"
 
 extern const pkvi_kernels pkvi_row_generic;
 #if defined(__x86_64__)

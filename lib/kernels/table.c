@@ -1,5 +1,5 @@
 /* The table of kernel rows, best first, and what jobs need. */
-#include "kernel.h"
+#include "kernels.h"
 #include "rows.h"
 
 #include <string.h>

@@ -1,8 +1,8 @@
-/* attn/kernels: the inner loops of the store and of attention, one row of functions per ISA.
+/* kernels: the tile layout of pages and the inner loops over it, one row of functions per ISA.
  *
  * Everything here works on plain pointers and a pkvi_layout; nothing allocates, locks, waits or
  * keeps state, so every function may run in any number of threads on disjoint outputs. Arguments
- * are trusted: the callers (store, attn) have checked them.
+ * are trusted: the callers have checked them.
  *
  * Numbers. Scores are kept in base 2: s2 = log2(e) * logit. A partial attention state of a row is
  * (O, m, l): m = max s2, l = sum 2^(s2 - m), O = sum 2^(s2 - m) * v, not normalised. An empty state
@@ -12,14 +12,14 @@
  * and values and on the leaf boundaries only: not on the number of rows or heads in the call, on
  * their order, or on where pages lie. Attending over [a, c) in one call gives bitwise the state of
  * [a, b) followed by [b, c) with PKVI_JOB_ACCUMULATE if b is a leaf boundary. */
-#ifndef PKVI_KERNEL_H
-#define PKVI_KERNEL_H
+#ifndef PKVI_KERNELS_H
+#define PKVI_KERNELS_H
 
 #include <stddef.h>
 #include <stdint.h>
 
 #include <pagedkv/types.h>
-#include "store/store.h"
+#include "layout.h"
 
 /* Slots of a leaf: scores of a leaf are computed first, then one maximum, then P*V. Leaf boundaries
  * are the multiples of this, counted from parts[0]'s first slot minus leaf_phase. */
@@ -204,5 +204,21 @@ enum {
     PKVI_CPU_NEON_BF16 = 16u  /* BF16 (BFDOT) */
 };
 uint32_t pkvi_cpu_features(void);
+
+/* Reference: attention in double precision over stored tiles, for tests and checks. Slow. */
+
+/* Value of one stored element as a double. */
+double pkvi_reference_k(const pkvi_layout *layout, const void *part, uint32_t head, uint32_t slot,
+                        uint32_t dim);
+double pkvi_reference_v(const pkvi_layout *layout, const void *part, uint32_t head, uint32_t slot,
+                        uint32_t dim);
+
+/* One row (head h of the layout, row r) of a job: out[dim_v] normalised and its natural-log LSE.
+ * Uses the job's layout, parts, q, masks, scale, softcap and ALiBi; its state, flags and scratch
+ * are ignored. `sink` is a natural-log logit joining the denominator, -INFINITY for none. lse,
+ * weights and mass may be NULL: weights[dim_v] = sum p|v| (the scale of errors), mass[n_pages] =
+ * the probability given to each page. */
+void pkvi_reference_row(const pkvi_attend_job *job, uint32_t head, uint32_t row, double sink,
+                        double *out, double *lse, double *weights, double *mass);
 
 #endif

@@ -1,4 +1,4 @@
-/* store: what the bytes of a page mean.
+/* kernels/layout: what the bytes of a page mean.
  *
  * A page holds one "part" per layer of its group, one after the other. A part is
  *
@@ -14,8 +14,8 @@
  * products
  *
  * Every tile is a multiple of 128 bytes, so with 64-byte aligned parts every tile is aligned. */
-#ifndef PKVI_STORE_H
-#define PKVI_STORE_H
+#ifndef PKVI_LAYOUT_H
+#define PKVI_LAYOUT_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,5 +1,5 @@
-/* store: geometry of a layer's part of a page. */
-#include "store.h"
+/* kernels: geometry of a layer's part of a page. */
+#include "layout.h"
 
 /* Bump when the arrangement of bytes changes for any format. */
 #define LAYOUT_VERSION 1u
