@@ -16,7 +16,8 @@ extern "C" {
 #endif
 
 /* Rows of [token][head][dim], dim contiguous. Strides in bytes, multiples of the element size,
- * any sign. Rows are in batch order: all new tokens of entry 0, then of entry 1, … */
+ * any sign. Rows are in batch order: all new tokens of entry 0, then of entry 1, …
+ * Initialise the whole struct ({.data = …}): fields that you do not name must be zero. */
 typedef struct pkv_rows {
     const void *data;
     pkv_dtype dtype;
@@ -24,6 +25,7 @@ typedef struct pkv_rows {
     uint32_t dim;   /* must equal head_dim_k (q, k) or head_dim_v (v, out) */
     ptrdiff_t token_stride;
     ptrdiff_t head_stride;
+    uint64_t reserved[2]; /* zero */
 } pkv_rows;
 
 typedef struct pkv_rows_out {
@@ -33,6 +35,7 @@ typedef struct pkv_rows_out {
     uint32_t dim;
     ptrdiff_t token_stride;
     ptrdiff_t head_stride;
+    uint64_t reserved[2]; /* zero */
 } pkv_rows_out;
 
 /* Options of a plan. Pointers are read during pkv_plan_create only (copied). */

@@ -52,6 +52,7 @@ typedef struct pkv_copy {
     uint32_t group;
     uint32_t n_tokens; /* token slots in use: [0, n_tokens) need copying */
     pkv_page src, dst;
+    uint64_t reserved; /* 0: later versions may copy between slots other than the first */
 } pkv_copy;
 
 /* The copies of a reserved batch, in (entry, group) order, hence deterministic. Writes at most

@@ -1,11 +1,18 @@
 /* pagedkv: how a cache is described.
  *
+ *     const pkv_group_config group = {.n_layers = 32, .kv_heads = 8, .q_heads = 32,
+ *                                     .head_dim_k = 128};
  *     pkv_config config;
  *     pkv_config_init(&config, sizeof config);      // defaults
- *     config.groups[0] = (pkv_group_config){.n_layers = 32, .kv_heads = 8, .q_heads = 32, ...};
+ *     config.groups = &group;
  *     config.n_groups = 1;
  *     pkv_cache_create(&config, &cache);
- */
+ *
+ * Structs here grow in later versions, and programs compiled before go on working (docs/abi.md):
+ * pkv_config_init notes the sizes the caller was compiled with, those of the array elements
+ * included; fields that a program does not know are zero, which always means "as before". So start
+ * every element from zero, `= {0}` or an initializer, never field by field on uninitialised
+ * memory. */
 #ifndef PAGEDKV_CONFIG_H
 #define PAGEDKV_CONFIG_H
 
@@ -24,7 +31,7 @@ typedef struct pkv_group_config {
     uint32_t head_dim_v; /* elements of a value, same bounds; 0 = head_dim_k */
     uint32_t window;     /* sliding window in tokens (a query at p sees keys > p - window);
                           * 0 = full attention */
-    pkv_dtype dtype;     /* format of the pages; 0 = PKV_DTYPE_F16 */
+    pkv_dtype dtype;     /* format of keys and values: F32, F16 or BF16; 0 = PKV_DTYPE_F16 */
     uint32_t max_pages;  /* most pages this group may hold; 0 = bounded by memory_limit only */
     /* Model layer numbers of this group, n_layers entries, read during pkv_cache_create only.
      * NULL = the next n_layers numbers after those of the previous group. Over all groups every
@@ -34,7 +41,16 @@ typedef struct pkv_group_config {
      * cache is destroyed. A device address is fine: the library never dereferences it. */
     void *external_base;
     size_t external_bytes;
-    uint64_t reserved[4]; /* zero */
+    pkv_dtype dtype_k; /* format of keys alone; 0 = dtype. PKV_ENOTSUP unless keys and values have
+                        * the same format, one of those of dtype */
+    pkv_dtype dtype_v; /* format of values alone; 0 = dtype */
+    /* Not in this version: PKV_EINVAL with a text unless zero. */
+    pkv_storage storage;  /* storage of this group; 0 = as the cache */
+    uint32_t page_tokens; /* tokens per page of this group; 0 = as the cache */
+    uint32_t v_in_k;      /* 1 = a value is the leading head_dim_v elements of its key (MLA) */
+    uint32_t chunk;       /* chunked-local attention: a query at p sees keys from p - p % chunk on */
+    uint64_t state_bytes; /* a recurrent group: bytes of one layer's state instead of pages */
+    uint64_t reserved[8]; /* zero */
 } pkv_group_config;
 
 /* Where metadata comes from. All three are called with `user`; `size` in free is the size given to
@@ -60,6 +76,7 @@ typedef struct pkv_rope_config {
     double theta;             /* base; used when frequencies == NULL */
     double position_scale;    /* linear scaling: angle = position * position_scale * freq; 0 = 1 */
     const double *frequencies;/* rotary_dims/2 angular frequencies in rad/token, or NULL; copied */
+    uint64_t reserved[4];     /* zero */
 } pkv_rope_config;
 
 /* Signals about keys that each page carries, or-ed into pkv_config.signals; computed when a page is
@@ -78,9 +95,13 @@ enum {
 
 typedef struct pkv_config {
     size_t struct_size;       /* set by pkv_config_init */
-    uint32_t page_tokens;     /* tokens per page: 8, 16, 32, 64 or 128; default 16 */
+    size_t group_size;        /* bytes from one entry of groups to the next: sizeof of the caller's
+                               * pkv_group_config, set by pkv_config_init */
+    size_t rope_size;         /* the same of rope */
+    const pkv_group_config *groups; /* n_groups entries, the caller's array, read during create
+                                     * only */
     uint32_t n_groups;        /* 1..PKV_MAX_GROUPS */
-    pkv_group_config *groups; /* n_groups entries, the caller's array, read during create only */
+    uint32_t page_tokens;     /* tokens per page: 8, 16, 32, 64 or 128; default 16 */
     pkv_storage storage;      /* default PKV_STORAGE_HOST */
     uint32_t debug;           /* PKV_DEBUG_* */
     uint64_t memory_limit;    /* bytes of pages and metadata together; 0 = 1 GiB default */
@@ -109,8 +130,9 @@ typedef struct pkv_config {
     uint64_t reserved[8];     /* zero */
 } pkv_config;
 
-/* Fills defaults. `size` is sizeof(pkv_config) as the caller was compiled; PKV_EVERSION for a size
- * this library does not know. Not thread-relevant. O(1). */
+/* Fills defaults. `size` is sizeof(pkv_config) as the caller was compiled: it tells the version of
+ * the caller's headers, hence group_size and rope_size. PKV_EVERSION for a size this library does
+ * not know, PKV_EINVAL for NULL; nothing is written then. MT-safe, O(1). */
 PKV_API pkv_status pkv_config_init(pkv_config *config, size_t size);
 
 /* Bounds of a numeric parameter by field name ("page_tokens", "head_dim_k", ...): PKV_EINVAL for an
@@ -119,7 +141,8 @@ PKV_API pkv_status pkv_config_bounds(const char *field, uint64_t *min, uint64_t 
 
 /* Checks a whole config without creating anything; on failure writes a text naming the field and
  * the reason ("groups[1].kv_heads: 0 is not in 1..512") to text[0..capacity), truncated and
- * NUL-terminated; text may be NULL. MT-safe, O(groups + layers). */
+ * NUL-terminated; text may be NULL. PKV_EINVAL, PKV_EVERSION (a struct size), PKV_ENOTSUP (isa, or
+ * a page format of a later version). MT-safe, O(groups + layers). */
 PKV_API pkv_status pkv_config_check(const pkv_config *config, char *text, size_t capacity);
 
 #ifdef __cplusplus

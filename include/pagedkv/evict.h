@@ -157,7 +157,8 @@ PKV_API pkv_status pkv_cache_set_evict(pkv_cache *cache, uint32_t group,
  * inherit policy and scores. PKV_EBUSY while in a reserved batch. O(resident pages). */
 PKV_API pkv_status pkv_seq_set_evict(pkv_seq seq, uint32_t group, const pkv_evict_config *config);
 
-/* The policy of a sequence, with the library's choices filled in (window; the budget in pages). */
+/* The policy of a sequence, with the library's choices filled in (window; the budget in pages).
+ * config->struct_size is set by the caller: PKV_EVERSION for a size this library does not know. */
 PKV_API pkv_status pkv_seq_get_evict(pkv_seq seq, uint32_t group, pkv_evict_config *config);
 
 /* The position at which the host rotates the sequence's next query and key of this group's layers
@@ -172,6 +173,7 @@ typedef struct pkv_evict_run {
     uint64_t first; /* original position of its first token */
     uint64_t n_tokens;
     uint64_t shift; /* tokens dropped before it */
+    uint64_t reserved; /* 0 in this version */
 } pkv_evict_run;
 
 /* The runs of a sequence in ascending order, committed tokens only. Writes at most `capacity` and

@@ -46,7 +46,7 @@ typedef struct pkv_match {
     uint64_t n_tokens;       /* tokens that pkv_seq_attach would give; 0 = no hit */
     uint32_t n_pages;        /* full pages among them */
     uint32_t partial_tokens; /* tokens of one more, partly usable page */
-    uint64_t opaque[5];      /* the library's own */
+    uint64_t opaque[9];      /* the library's own */
 } pkv_match;
 
 /* Finds the longest known prefix of tokens[0..n) in a namespace (NULL = default). Changes nothing

@@ -70,7 +70,8 @@ typedef struct pkv_event {
     pkv_page page;
     uint64_t seq;    /* id of the sequence concerned, or 0 */
     uint32_t group;
-    int32_t kind;
+    int32_t kind;         /* PKV_EVENT_*; skip kinds you do not know */
+    uint64_t reserved[2]; /* 0 in this version */
 } pkv_event;
 
 /* Takes up to `capacity` events, oldest first; *n = how many. A full ring drops the newest and

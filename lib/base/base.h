@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <pagedkv/config.h>
 
@@ -124,6 +125,33 @@ static inline uint32_t pkvi_div(struct pkvi_divisor by, uint32_t n)
 {
     __extension__ typedef unsigned __int128 u128;
     return by.magic ? (uint32_t)(((u128)by.magic * n) >> 64) : n;
+}
+
+/* ---- public structs that carry their size -----------------------------------------------------
+ * A program compiled against older headers passes a shorter struct: what it lacks reads as zero,
+ * and outputs are cut to what it has. `least` is what a struct that the library reads had in its
+ * first version, without spare fields, and never grows; longer structs than ours are unknown. */
+
+static inline bool pkvi_size_known(size_t size, size_t least, size_t ours)
+{
+    return size >= least && size <= ours && size % 8 == 0;
+}
+
+/* Outputs may be cut anywhere behind their first field. */
+#define PKVI_LEAST_OUTPUT 16u
+
+/* Reads the caller's struct of `size` bytes into ours. */
+static inline void pkvi_struct_read(void *to, size_t ours, const void *from, size_t size)
+{
+    memcpy(to, from, size);
+    memset((char *)to + size, 0, ours - size);
+}
+
+/* Writes as much of ours as the caller's struct has; both start with their size. */
+static inline void pkvi_struct_write(void *to, size_t size, const void *from)
+{
+    memcpy(to, from, size);
+    memcpy(to, &size, sizeof size);
 }
 
 /* ---- intrusive doubly linked list: a ring with a head; not MT-safe ----------------------------

@@ -65,6 +65,14 @@ const char *pkv_dtype_name(pkv_dtype dtype)
         return "f16";
     case PKV_DTYPE_BF16:
         return "bf16";
+    case PKV_DTYPE_K8:
+        return "k8";
+    case PKV_DTYPE_K4:
+        return "k4";
+    case PKV_DTYPE_V8:
+        return "v8";
+    case PKV_DTYPE_V4:
+        return "v4";
     default:
         return "?";
     }

@@ -11,7 +11,7 @@ static size_t frequency_count(const pkv_config *config)
 {
     size_t n = 0;
     for (uint32_t g = 0; config->rope && g < config->n_groups; g++)
-        n += config->rope[g].rotary_dims / 2;
+        n += pkvi_config_rope(config, g).rotary_dims / 2;
     return n;
 }
 
@@ -51,9 +51,11 @@ pkv_status pkvi_attention_bind(struct pkv_cache *cache, const pkv_config *config
             .layer_bytes = from->layer_bytes,
             .scale = (float)(1 / sqrt((double)from->head_dim_k)),
         };
-        if (!config->rope || config->rope[g].rotary_dims == 0) continue;
-        set_rope(&config->rope[g], &groups[g].rope, frequencies);
-        frequencies += config->rope[g].rotary_dims / 2;
+        if (!config->rope) continue;
+        const pkv_rope_config rope = pkvi_config_rope(config, g);
+        if (rope.rotary_dims == 0) continue;
+        set_rope(&rope, &groups[g].rope, frequencies);
+        frequencies += rope.rotary_dims / 2;
     }
     attention->bytes = bytes;
     attention->model = (struct pkvi_attn_model){.mem = &cache->mem,
@@ -94,6 +96,8 @@ pkv_status pkvi_rows_check(struct pkv_cache *cache, const char *caller, const ch
 {
     size_t size = pkv_dtype_size(rows->dtype);
     if (!rows->data) return pkvi_fail(cache, PKV_EINVAL, "%s: %s has no data", caller, name);
+    if (!rows->plain)
+        return pkvi_fail(cache, PKV_EINVAL, "%s: %s.reserved is not zero", caller, name);
     if (size == 0)
         return pkvi_fail(cache, PKV_EINVAL, "%s: %s.dtype %d is unknown", caller, name,
                          rows->dtype);

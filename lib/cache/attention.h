@@ -19,18 +19,29 @@ struct pkvi_rows_shape {
     pkv_dtype dtype;
     uint32_t heads, dim;
     ptrdiff_t token_stride, head_stride;
+    bool plain; /* reserved fields are zero */
 };
 
 static inline struct pkvi_rows_shape pkvi_shape(const pkv_rows *r)
 {
-    return (struct pkvi_rows_shape){r->data, r->dtype,        r->heads,
-                                    r->dim,  r->token_stride, r->head_stride};
+    return (struct pkvi_rows_shape){.data = r->data,
+                                    .dtype = r->dtype,
+                                    .heads = r->heads,
+                                    .dim = r->dim,
+                                    .token_stride = r->token_stride,
+                                    .head_stride = r->head_stride,
+                                    .plain = (r->reserved[0] | r->reserved[1]) == 0};
 }
 
 static inline struct pkvi_rows_shape pkvi_shape_out(const pkv_rows_out *r)
 {
-    return (struct pkvi_rows_shape){r->data, r->dtype,        r->heads,
-                                    r->dim,  r->token_stride, r->head_stride};
+    return (struct pkvi_rows_shape){.data = r->data,
+                                    .dtype = r->dtype,
+                                    .heads = r->heads,
+                                    .dim = r->dim,
+                                    .token_stride = r->token_stride,
+                                    .head_stride = r->head_stride,
+                                    .plain = (r->reserved[0] | r->reserved[1]) == 0};
 }
 
 static inline pkvi_tensor pkvi_tensor_in(const pkv_rows *r)

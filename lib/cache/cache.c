@@ -102,14 +102,15 @@ static pkv_status init_pools(struct pkv_cache *cache, const pkv_config *config)
         return PKV_ENOMEM;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         struct pkvi_group *group = &cache->groups[g];
+        const pkv_group_config given = pkvi_config_group(config, g);
         const struct pkvi_pool_config pool = {
             .group = g,
             .page_bytes = group->page_bytes,
             .layer_bytes = group->layer_bytes,
-            .max_pages = config->groups[g].max_pages,
+            .max_pages = given.max_pages,
             .storage = config->storage,
-            .external_base = config->groups[g].external_base,
-            .external_bytes = config->groups[g].external_bytes,
+            .external_base = given.external_base,
+            .external_bytes = given.external_bytes,
             .debug = config->debug,
         };
         const pkv_status status = pkvi_pool_init(&group->pool, &pool, &cache->regions, &cache->mem,
@@ -179,11 +180,14 @@ no_stats:
     return status;
 }
 
-pkv_status pkvi_cache_create(const pkv_config *config, const struct pkvi_os *os, pkv_cache **out)
+pkv_status pkvi_cache_create(const pkv_config *given, const struct pkvi_os *os, pkv_cache **out)
 {
     if (out == NULL) return PKV_EINVAL;
-    pkv_status status = pkv_config_check(config, NULL, 0);
+    pkv_status status = pkv_config_check(given, NULL, 0);
     if (status != PKV_OK) return status;
+    pkv_config ours;
+    const pkv_config *config = &ours;
+    pkvi_config_read(given, &ours);
     const uint64_t limit =
         config->memory_limit != 0 ? config->memory_limit : PKVI_DEFAULT_MEMORY_LIMIT;
     struct pkv_cache *cache;

@@ -288,6 +288,21 @@ bool pkvi_cache_retry(struct pkv_cache *cache, pkv_status status, int attempt, u
 /* cache.c: pkv_cache_create with other OS hooks (tests). */
 pkv_status pkvi_cache_create(const pkv_config *config, const struct pkvi_os *os, pkv_cache **cache);
 
+/* config_sizes.c: the caller's config and its array elements as this library has them: fields that
+ * the caller's headers did not know are zero. config.groups and .rope stay the caller's arrays: go
+ * through the functions, which take the config that pkvi_config_read filled. */
+bool pkvi_config_known(size_t size);
+void pkvi_config_read(const pkv_config *from, pkv_config *config);
+pkv_group_config pkvi_config_group(const pkv_config *config, uint32_t group);
+pkv_rope_config pkvi_config_rope(const pkv_config *config, uint32_t group);
+/* Sizes of the array elements in the headers that had a pkv_config of `size` bytes. */
+void pkvi_config_sizes(size_t size, size_t *group_size, size_t *rope_size);
+bool pkvi_group_size_known(size_t size);
+bool pkvi_rope_size_known(size_t size);
+/* Formats of keys and of values that a group asks for. */
+pkv_dtype pkvi_dtype_k(const pkv_group_config *group);
+pkv_dtype pkvi_dtype_v(const pkv_group_config *group);
+
 /* geometry.c: sizes of one group as the config describes it; the pool is not touched. */
 void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_group *group);
 /* Region size for a config (0 = none fits the limit); needs no cache. */

@@ -21,7 +21,7 @@ struct bounds {
 static const struct bounds bounds_table[] = {
     {"page_tokens", 8, 128},
     {"n_groups", 1, PKV_MAX_GROUPS},
-    {"storage", PKV_STORAGE_NONE, PKV_STORAGE_EXTERNAL},
+    {"storage", PKV_STORAGE_DEFAULT, PKV_STORAGE_NONE},
     {"debug", 0, PKV_DEBUG_POISON | PKV_DEBUG_CHECKSUM},
     {"memory_limit", 1, PKVI_MAX_MEMORY},
     {"region_bytes", PKVI_REGION_UNIT, PKVI_MAX_REGION},
@@ -41,6 +41,8 @@ static const struct bounds bounds_table[] = {
     {"head_dim_v", 8, PKV_MAX_HEAD_DIM},
     {"window", 0, PKVI_MAX_LENGTH},
     {"dtype", PKV_DTYPE_F32, PKV_DTYPE_BF16},
+    {"dtype_k", PKV_DTYPE_F32, PKV_DTYPE_V4},
+    {"dtype_v", PKV_DTYPE_F32, PKV_DTYPE_V4},
     {"max_pages", 0, PKVI_MAX_PAGES},
     {"rotary_dims", 0, PKV_MAX_HEAD_DIM},
 };
@@ -55,17 +57,19 @@ static const struct bounds *find_bounds(const char *field)
 pkv_status pkv_config_init(pkv_config *config, size_t size)
 {
     if (config == NULL) return PKV_EINVAL;
-    if (size != sizeof(pkv_config)) return PKV_EVERSION;
-    memset(config, 0, sizeof *config);
-    config->struct_size = sizeof *config;
-    config->page_tokens = 16;
-    config->storage = PKV_STORAGE_HOST;
-    config->memory_limit = PKVI_DEFAULT_MEMORY_LIMIT;
-    config->max_sequences = 65536;
-    config->max_batches = 64;
-    config->prefix = 1;
-    config->huge_pages = 1;
-    config->numa_node = -1;
+    if (!pkvi_config_known(size)) return PKV_EVERSION;
+    pkv_config defaults = {
+        .page_tokens = 16,
+        .storage = PKV_STORAGE_HOST,
+        .memory_limit = PKVI_DEFAULT_MEMORY_LIMIT,
+        .max_sequences = 65536,
+        .max_batches = 64,
+        .prefix = 1,
+        .huge_pages = 1,
+        .numa_node = -1,
+    };
+    pkvi_config_sizes(size, &defaults.group_size, &defaults.rope_size);
+    pkvi_struct_write(config, size, &defaults);
     return PKV_OK;
 }
 
@@ -156,6 +160,50 @@ static pkv_status check_external(struct check *check, const pkv_config *config,
     return PKV_OK;
 }
 
+/* Formats of keys and values. */
+static pkv_status check_formats(struct check *check, const pkv_group_config *group)
+{
+    pkv_status status = PKV_OK;
+    if (group->dtype != 0) status = check_enum(check, "dtype", group->dtype);
+    if (status == PKV_OK && group->dtype_k != 0)
+        status = check_enum(check, "dtype_k", group->dtype_k);
+    if (status == PKV_OK && group->dtype_v != 0)
+        status = check_enum(check, "dtype_v", group->dtype_v);
+    if (status != PKV_OK) return status;
+    const pkv_dtype k = pkvi_dtype_k(group), v = pkvi_dtype_v(group);
+    if (k == PKV_DTYPE_V8 || k == PKV_DTYPE_V4)
+        return complain(check, PKV_EINVAL, "dtype_k: %s is a format of values", pkv_dtype_name(k));
+    if (v == PKV_DTYPE_K8 || v == PKV_DTYPE_K4)
+        return complain(check, PKV_EINVAL, "dtype_v: %s is a format of keys", pkv_dtype_name(v));
+    if (pkv_dtype_size(k) == 0)
+        return complain(check, PKV_ENOTSUP, "dtype_k: no %s pages in this version",
+                        pkv_dtype_name(k));
+    if (pkv_dtype_size(v) == 0)
+        return complain(check, PKV_ENOTSUP, "dtype_v: no %s pages in this version",
+                        pkv_dtype_name(v));
+    if (k != v)
+        return complain(check, PKV_ENOTSUP,
+                        "dtype_v: %s values beside %s keys are not in this version",
+                        pkv_dtype_name(v), pkv_dtype_name(k));
+    return PKV_OK;
+}
+
+/* Fields that later versions give a meaning. */
+static pkv_status check_unused(struct check *check, const pkv_group_config *group)
+{
+    const char *field = group->storage != 0       ? "storage"
+                        : group->page_tokens != 0 ? "page_tokens"
+                        : group->v_in_k != 0      ? "v_in_k"
+                        : group->chunk != 0       ? "chunk"
+                        : group->state_bytes != 0 ? "state_bytes"
+                                                  : NULL;
+    if (field != NULL)
+        return complain(check, PKV_EINVAL, "%s: not in this version, must be 0", field);
+    if (!all_zero(group->reserved, sizeof group->reserved / sizeof group->reserved[0]))
+        return complain(check, PKV_EINVAL, "reserved: not zero");
+    return PKV_OK;
+}
+
 static pkv_status check_group(struct check *check, const pkv_config *config,
                               const pkv_group_config *group)
 {
@@ -167,15 +215,15 @@ static pkv_status check_group(struct check *check, const pkv_config *config,
     if (status == PKV_OK && group->head_dim_v != 0)
         status = check_dim(check, "head_dim_v", group->head_dim_v);
     if (status == PKV_OK) status = check_range(check, "window", group->window);
-    if (status == PKV_OK && group->dtype != 0) status = check_enum(check, "dtype", group->dtype);
+    if (status == PKV_OK) status = check_formats(check, group);
     if (status == PKV_OK) status = check_range(check, "max_pages", group->max_pages);
     if (status != PKV_OK) return status;
     if (group->q_heads % group->kv_heads != 0)
         return complain(check, PKV_EINVAL,
                         "q_heads: %" PRIu32 " is not a multiple of kv_heads %" PRIu32,
                         group->q_heads, group->kv_heads);
-    if (!all_zero(group->reserved, sizeof group->reserved / sizeof group->reserved[0]))
-        return complain(check, PKV_EINVAL, "reserved: not zero");
+    status = check_unused(check, group);
+    if (status != PKV_OK) return status;
     return check_external(check, config, group);
 }
 
@@ -185,15 +233,15 @@ static pkv_status check_layers(struct check *check, const pkv_config *config)
     uint64_t seen[PKV_MAX_LAYERS / 64] = {0};
     uint32_t total = 0;
     for (uint32_t g = 0; g < config->n_groups; g++)
-        total += config->groups[g].n_layers;
+        total += pkvi_config_group(config, g).n_layers;
     if (total > PKV_MAX_LAYERS)
         return complain(check, PKV_EINVAL, "groups: %" PRIu32 " layers in all, at most %d", total,
                         PKV_MAX_LAYERS);
     uint32_t next = 0;
     for (uint32_t g = 0; g < config->n_groups; g++) {
-        const pkv_group_config *group = &config->groups[g];
-        for (uint32_t i = 0; i < group->n_layers; i++) {
-            const uint32_t layer = group->layers != NULL ? group->layers[i] : next;
+        const pkv_group_config group = pkvi_config_group(config, g);
+        for (uint32_t i = 0; i < group.n_layers; i++) {
+            const uint32_t layer = group.layers != NULL ? group.layers[i] : next;
             if (layer >= total)
                 return complain(check, PKV_EINVAL,
                                 "groups[%" PRIu32 "].layers[%" PRIu32 "]: %" PRIu32
@@ -215,19 +263,22 @@ static pkv_status check_rope(struct check *check, const pkv_config *config)
 {
     if (config->rope == NULL) return PKV_OK;
     for (uint32_t g = 0; g < config->n_groups; g++) {
-        const pkv_rope_config *rope = &config->rope[g];
-        if (rope->rotary_dims == 0) continue;
+        const pkv_rope_config rope = pkvi_config_rope(config, g);
         snprintf(check->prefix, sizeof check->prefix, "rope[%" PRIu32 "].", g);
-        if (rope->rotary_dims % 2 != 0 || rope->rotary_dims > config->groups[g].head_dim_k)
+        if (!all_zero(rope.reserved, sizeof rope.reserved / sizeof rope.reserved[0]))
+            return complain(check, PKV_EINVAL, "reserved: not zero");
+        if (rope.rotary_dims == 0) continue;
+        const uint32_t dim = pkvi_config_group(config, g).head_dim_k;
+        if (rope.rotary_dims % 2 != 0 || rope.rotary_dims > dim)
             return complain(check, PKV_EINVAL,
                             "rotary_dims: %" PRIu32 " is odd or exceeds head_dim_k %" PRIu32,
-                            rope->rotary_dims, config->groups[g].head_dim_k);
-        if (rope->interleaved > 1)
+                            rope.rotary_dims, dim);
+        if (rope.interleaved > 1)
             return complain(check, PKV_EINVAL, "interleaved: %" PRIu32 " is not 0 or 1",
-                            rope->interleaved);
-        if (rope->frequencies == NULL && !(rope->theta > 0.0))
+                            rope.interleaved);
+        if (rope.frequencies == NULL && !(rope.theta > 0.0))
             return complain(check, PKV_EINVAL, "theta: not positive");
-        if (!(rope->position_scale >= 0.0))
+        if (!(rope.position_scale >= 0.0))
             return complain(check, PKV_EINVAL, "position_scale: negative");
     }
     check->prefix[0] = '\0';
@@ -255,13 +306,14 @@ static pkv_status check_sizes(struct check *check, const pkv_config *config)
     for (uint32_t g = 0; g < config->n_groups; g++) {
         struct pkvi_group group = {0};
         pkvi_geometry_group(config, g, &group);
-        const uint64_t bytes = config->groups[g].external_bytes;
+        const pkv_group_config given = pkvi_config_group(config, g);
+        const uint64_t bytes = given.external_bytes;
         if (config->storage == PKV_STORAGE_EXTERNAL && bytes < group.page_bytes)
             return complain(check, PKV_EINVAL,
                             "groups[%" PRIu32 "].external_bytes: %" PRIu64
                             " hold no page of %" PRIu64 " bytes",
                             g, bytes, group.page_bytes);
-        if (config->storage == PKV_STORAGE_EXTERNAL && config->groups[g].max_pages == 0 &&
+        if (config->storage == PKV_STORAGE_EXTERNAL && given.max_pages == 0 &&
             bytes / group.page_bytes > PKVI_MAX_PAGES)
             return complain(check, PKV_EINVAL,
                             "groups[%" PRIu32 "].external_bytes: more than %" PRId32 " pages", g,
@@ -308,21 +360,39 @@ static pkv_status check_numbers(struct check *check, const pkv_config *config)
     return status;
 }
 
-pkv_status pkv_config_check(const pkv_config *config, char *text, size_t capacity)
+/* The sizes of the structs, hence whether the rest can be read at all. */
+static pkv_status check_struct_sizes(struct check *check, const pkv_config *config)
+{
+    if (!pkvi_config_known(config->struct_size))
+        return complain(check, PKV_EVERSION, "struct_size: %zu is unknown, this library has %zu",
+                        config->struct_size, sizeof(pkv_config));
+    if (!pkvi_group_size_known(config->group_size))
+        return complain(check, PKV_EVERSION, "group_size: %zu is unknown, this library has %zu",
+                        config->group_size, sizeof(pkv_group_config));
+    if (!pkvi_rope_size_known(config->rope_size))
+        return complain(check, PKV_EVERSION, "rope_size: %zu is unknown, this library has %zu",
+                        config->rope_size, sizeof(pkv_rope_config));
+    return PKV_OK;
+}
+
+pkv_status pkv_config_check(const pkv_config *given, char *text, size_t capacity)
 {
     struct check check = {.text = text, .capacity = capacity};
     if (text != NULL && capacity != 0) text[0] = '\0';
-    if (config == NULL) return complain(&check, PKV_EINVAL, "config: NULL");
-    if (config->struct_size != sizeof(pkv_config))
-        return complain(&check, PKV_EVERSION, "struct_size: %zu is unknown, this library has %zu",
-                        config->struct_size, sizeof(pkv_config));
-    pkv_status status = check_numbers(&check, config);
+    if (given == NULL) return complain(&check, PKV_EINVAL, "config: NULL");
+    pkv_status status = check_struct_sizes(&check, given);
+    if (status != PKV_OK) return status;
+    pkv_config ours;
+    const pkv_config *config = &ours;
+    pkvi_config_read(given, &ours);
+    status = check_numbers(&check, config);
     if (status == PKV_OK) status = check_range(&check, "n_groups", config->n_groups);
     if (status != PKV_OK) return status;
     if (config->groups == NULL) return complain(&check, PKV_EINVAL, "groups: NULL");
     for (uint32_t g = 0; g < config->n_groups; g++) {
+        const pkv_group_config group = pkvi_config_group(config, g);
         snprintf(check.prefix, sizeof check.prefix, "groups[%" PRIu32 "].", g);
-        status = check_group(&check, config, &config->groups[g]);
+        status = check_group(&check, config, &group);
         if (status != PKV_OK) return status;
     }
     check.prefix[0] = '\0';

@@ -262,7 +262,7 @@ pkv_status pkvi_evict_bind(struct pkv_cache *cache, const pkv_config *config)
             .kv_heads = group->kv_heads,
             .window = group->window,
             .bytes = cache->storage != PKV_STORAGE_NONE,
-            .rope = config->rope != NULL && config->rope[g].rotary_dims != 0,
+            .rope = config->rope != NULL && pkvi_config_rope(config, g).rotary_dims != 0,
         };
     }
     if (status == PKV_OK)

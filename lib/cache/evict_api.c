@@ -114,12 +114,14 @@ pkv_status pkv_seq_get_evict(pkv_seq handle, uint32_t group, pkv_evict_config *c
     struct pkvi_seq *seq;
     const pkv_status status = look_up(handle, group, config, "seq_get_evict", &seq);
     if (status != PKV_OK) return status;
+    if (!pkvi_evict_config_known(config->struct_size))
+        return pkvi_fail(handle.cache, PKV_EVERSION, "seq_get_evict: struct_size %zu is unknown",
+                         config->struct_size);
     const struct pkvi_evict_policy *policy = pkvi_evict_seq_policy(pkvi_seq_evict(seq), group);
-    if (policy != NULL) {
-        *config = *pkvi_evict_policy_config(policy);
-        return PKV_OK;
-    }
-    return pkv_evict_config_init(config, sizeof *config, PKV_EVICT_NONE, 0);
+    if (policy == NULL)
+        return pkv_evict_config_init(config, config->struct_size, PKV_EVICT_NONE, 0);
+    pkvi_struct_write(config, config->struct_size, pkvi_evict_policy_config(policy));
+    return PKV_OK;
 }
 
 pkv_status pkv_seq_position(pkv_seq handle, uint32_t group, uint64_t *position)
@@ -165,11 +167,13 @@ pkv_status pkv_seq_evict_info(pkv_seq handle, uint32_t group, pkv_evict_info *in
     struct pkvi_seq *seq;
     const pkv_status status = look_up(handle, group, info, "seq_evict_info", &seq);
     if (status != PKV_OK) return status;
-    if (info->struct_size != sizeof *info)
+    if (!pkvi_size_known(info->struct_size, PKVI_LEAST_OUTPUT, sizeof *info))
         return pkvi_fail(handle.cache, PKV_EVERSION, "seq_evict_info: struct_size %zu is unknown",
                          info->struct_size);
     const struct pkvi_evict_target target = pkvi_evict_target_of(seq, group);
-    pkvi_evict_seq_info(pkvi_seq_evict(seq), group, &target, info);
+    pkv_evict_info ours;
+    pkvi_evict_seq_info(pkvi_seq_evict(seq), group, &target, &ours);
+    pkvi_struct_write(info, info->struct_size, &ours);
     return PKV_OK;
 }
 

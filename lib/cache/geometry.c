@@ -14,7 +14,8 @@ static uint32_t digests_of(const pkv_config *config)
 
 void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_group *group)
 {
-    const pkv_group_config *from = &config->groups[index];
+    const pkv_group_config given = pkvi_config_group(config, index);
+    const pkv_group_config *from = &given;
     group->index = index;
     group->n_layers = from->n_layers;
     group->kv_heads = from->kv_heads;
@@ -22,7 +23,7 @@ void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_g
     group->head_dim_k = from->head_dim_k;
     group->head_dim_v = from->head_dim_v != 0 ? from->head_dim_v : from->head_dim_k;
     group->window = from->window;
-    group->dtype = from->dtype != 0 ? from->dtype : PKV_DTYPE_F16;
+    group->dtype = pkvi_dtype_k(from); /* the check saw to it that it is dtype_v as well */
     group->token_bytes = (uint64_t)group->n_layers * group->kv_heads *
                          (group->head_dim_k + group->head_dim_v) * pkv_dtype_size(group->dtype);
     /* The config was checked, so the layout accepts it. */
@@ -57,9 +58,9 @@ static void map_layers(struct pkv_cache *cache, const pkv_config *config)
 {
     uint32_t next = 0;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
-        const pkv_group_config *group = &config->groups[g];
-        for (uint32_t i = 0; i < group->n_layers; i++) {
-            const uint32_t layer = group->layers != NULL ? group->layers[i] : next;
+        const pkv_group_config group = pkvi_config_group(config, g);
+        for (uint32_t i = 0; i < group.n_layers; i++) {
+            const uint32_t layer = group.layers != NULL ? group.layers[i] : next;
             cache->layers[layer] = (struct pkvi_layer){(uint16_t)g, (uint16_t)i};
             next = layer + 1;
         }
@@ -72,7 +73,7 @@ pkv_status pkvi_geometry_init(struct pkv_cache *cache, const pkv_config *config)
     cache->page_shift = pkvi_log2_u32(config->page_tokens);
     cache->n_groups = config->n_groups;
     for (uint32_t g = 0; g < config->n_groups; g++)
-        cache->n_layers += config->groups[g].n_layers;
+        cache->n_layers += pkvi_config_group(config, g).n_layers;
     cache->groups = pkvi_mem_array(&cache->mem, cache->n_groups, sizeof *cache->groups);
     cache->layers = pkvi_mem_array(&cache->mem, cache->n_layers, sizeof *cache->layers);
     if (cache->groups == NULL || cache->layers == NULL) {
@@ -100,15 +101,14 @@ pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info
 {
     if (cache == NULL) return PKV_EINVAL;
     if (info == NULL) return pkvi_fail(cache, PKV_EINVAL, "cache_group_info: info is NULL");
-    if (info->struct_size != sizeof *info)
+    if (!pkvi_size_known(info->struct_size, PKVI_LEAST_OUTPUT, sizeof *info))
         return pkvi_fail(cache, PKV_EVERSION, "cache_group_info: struct_size %zu is unknown",
                          info->struct_size);
     if (group >= cache->n_groups)
         return pkvi_fail(cache, PKV_EINVAL, "cache_group_info: group %u of %u", group,
                          cache->n_groups);
     const struct pkvi_group *from = &cache->groups[group];
-    *info = (pkv_group_info){
-        .struct_size = sizeof *info,
+    const pkv_group_info out = {
         .n_layers = from->n_layers,
         .kv_heads = from->kv_heads,
         .q_heads = from->q_heads,
@@ -120,7 +120,12 @@ pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info
         .page_bytes = from->page_bytes,
         .layer_bytes = from->layer_bytes,
         .token_bytes = from->token_bytes,
+        .dtype_k = from->dtype,
+        .dtype_v = from->dtype,
+        .storage = cache->storage,
+        .page_tokens = cache->page_tokens,
     };
+    pkvi_struct_write(info, info->struct_size, &out);
     return PKV_OK;
 }
 

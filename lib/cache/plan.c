@@ -19,14 +19,14 @@ struct pkv_plan {
 /* ---- options -----------------------------------------------------------------------------------
  */
 
+#define LEAST_OPTIONS 56u /* up to max_threads */
+
 pkv_status pkv_plan_options_init(pkv_plan_options *options, size_t size)
 {
     if (!options) return PKV_EINVAL;
-    if (size != sizeof *options) return PKV_EVERSION;
-    memset(options, 0, sizeof *options);
-    options->struct_size = sizeof *options;
-    options->concurrent_layers = 1;
-    options->cascade = 1;
+    if (!pkvi_size_known(size, LEAST_OPTIONS, sizeof *options)) return PKV_EVERSION;
+    const pkv_plan_options defaults = {.concurrent_layers = 1, .cascade = 1};
+    pkvi_struct_write(options, size, &defaults);
     return PKV_OK;
 }
 
@@ -62,9 +62,6 @@ static pkv_status check_sinks(struct pkv_cache *cache, const pkv_plan_options *o
 
 static pkv_status check_options(struct pkv_cache *cache, const pkv_plan_options *o)
 {
-    if (o->struct_size != sizeof *o)
-        return pkvi_fail(cache, PKV_EVERSION, "plan_create: struct_size %zu is unknown",
-                         o->struct_size);
     if (!isfinite(o->scale))
         return pkvi_fail(cache, PKV_EINVAL, "plan_create: scale is not finite");
     if (!isfinite(o->softcap) || o->softcap < 0)
@@ -100,20 +97,24 @@ pkv_status pkv_plan_create(pkv_cache *cache, const pkv_plan_options *options, pk
     if (!out) return pkvi_fail(cache, PKV_EINVAL, "plan_create: plan is NULL");
     if (cache->storage == PKV_STORAGE_NONE)
         return pkvi_fail(cache, PKV_ENOTSUP, "plan_create: pages have no bytes (PKV_STORAGE_NONE)");
-    pkv_plan_options defaults;
+    pkv_plan_options ours;
     if (!options) {
-        pkv_plan_options_init(&defaults, sizeof defaults);
-        options = &defaults;
+        pkv_plan_options_init(&ours, sizeof ours);
+    } else {
+        if (!pkvi_size_known(options->struct_size, LEAST_OPTIONS, sizeof ours))
+            return pkvi_fail(cache, PKV_EVERSION, "plan_create: struct_size %zu is unknown",
+                             options->struct_size);
+        pkvi_struct_read(&ours, sizeof ours, options, options->struct_size);
     }
-    pkv_status status = check_options(cache, options);
+    pkv_status status = check_options(cache, &ours);
     if (status != PKV_OK) return status;
     pkv_plan *plan = pkvi_mem_zalloc(&cache->mem, sizeof *plan);
     if (!plan) return pkvi_fail(cache, PKV_ENOMEM, "plan_create: no memory");
     struct pkvi_attn_hooks hooks = {0};
     pkvi_evict_attn_hooks(cache, &hooks);
     plan->cache = cache;
-    status = pkvi_plan_make(&cache->attention->model, options, cache->n_layers, max_q_heads(cache),
-                            choose_workers(options->max_threads), &hooks, &plan->plan);
+    status = pkvi_plan_make(&cache->attention->model, &ours, cache->n_layers, max_q_heads(cache),
+                            choose_workers(ours.max_threads), &hooks, &plan->plan);
     if (status != PKV_OK) {
         pkvi_mem_free(&cache->mem, plan, sizeof *plan);
         return pkvi_fail(cache, status, "plan_create: no memory");

@@ -193,13 +193,16 @@ static pkv_status report(pkv_cache *cache, const char *caller, pkv_status status
     return pkvi_fail(cache, status, "%s: %s", caller, pkv_status_text(status));
 }
 
+#define LEAST_MATCH 104u /* all of it: the library's own words end it */
+#define LEAST_QUOTA 24u  /* up to max */
+
 /* What a match function is given. */
 static pkv_status check_match(pkv_cache *cache, const char *caller, const int32_t *tokens,
                               uint64_t n, const pkv_match *match)
 {
     if (match == NULL || (tokens == NULL && n != 0))
         return pkvi_fail(cache, PKV_EINVAL, "%s: a NULL argument", caller);
-    if (match->struct_size != sizeof *match)
+    if (!pkvi_size_known(match->struct_size, LEAST_MATCH, sizeof *match))
         return pkvi_fail(cache, PKV_EVERSION, "%s: struct_size %zu of the match is unknown", caller,
                          match->struct_size);
     return PKV_OK;
@@ -345,12 +348,14 @@ pkv_status pkv_prefix_set_quota(pkv_cache *cache, const pkv_namespace *space,
     const pkv_status status = module_of(cache, "prefix_set_quota", &prefix);
     if (status != PKV_OK) return status;
     if (quota == NULL) return pkvi_fail(cache, PKV_EINVAL, "prefix_set_quota: quota is NULL");
-    if (quota->struct_size != sizeof *quota)
+    pkv_prefix_quota ours;
+    if (!pkvi_size_known(quota->struct_size, LEAST_QUOTA, sizeof ours))
         return pkvi_fail(cache, PKV_EVERSION, "prefix_set_quota: struct_size %zu is unknown",
                          quota->struct_size);
-    if (quota->reserved[0] != 0 || quota->reserved[1] != 0)
+    pkvi_struct_read(&ours, sizeof ours, quota, quota->struct_size);
+    if (ours.reserved[0] != 0 || ours.reserved[1] != 0)
         return pkvi_fail(cache, PKV_EINVAL, "prefix_set_quota: reserved is not zero");
-    return report(cache, "prefix_set_quota", pkvi_prefix_set_quota(prefix, space, quota));
+    return report(cache, "prefix_set_quota", pkvi_prefix_set_quota(prefix, space, &ours));
 }
 
 pkv_status pkv_prefix_get_stats(pkv_cache *cache, const pkv_namespace *space,
@@ -360,10 +365,13 @@ pkv_status pkv_prefix_get_stats(pkv_cache *cache, const pkv_namespace *space,
     const pkv_status status = module_of(cache, "prefix_get_stats", &prefix);
     if (status != PKV_OK) return status;
     if (stats == NULL) return pkvi_fail(cache, PKV_EINVAL, "prefix_get_stats: stats is NULL");
-    if (stats->struct_size != sizeof *stats)
+    if (!pkvi_size_known(stats->struct_size, PKVI_LEAST_OUTPUT, sizeof *stats))
         return pkvi_fail(cache, PKV_EVERSION, "prefix_get_stats: struct_size %zu is unknown",
                          stats->struct_size);
-    return report(cache, "prefix_get_stats", pkvi_prefix_get_stats(prefix, space, stats));
+    pkv_prefix_stats ours;
+    const pkv_status found = pkvi_prefix_get_stats(prefix, space, &ours);
+    if (found == PKV_OK) pkvi_struct_write(stats, stats->struct_size, &ours);
+    return report(cache, "prefix_get_stats", found);
 }
 
 pkv_status pkv_prefix_reclaim(pkv_cache *cache, uint32_t group, uint64_t n, uint64_t *freed)

@@ -391,7 +391,7 @@ pkv_status pkv_seq_get_info(pkv_seq handle, uint32_t group, pkv_seq_info *info)
     if (status != PKV_OK) return status;
     struct pkv_cache *cache = handle.cache;
     if (info == NULL) return pkvi_fail(cache, PKV_EINVAL, "seq_get_info: info is NULL");
-    if (info->struct_size != sizeof *info)
+    if (!pkvi_size_known(info->struct_size, PKVI_LEAST_OUTPUT, sizeof *info))
         return pkvi_fail(cache, PKV_EVERSION, "seq_get_info: struct_size %zu is unknown",
                          info->struct_size);
     if (group >= cache->n_groups)
@@ -402,8 +402,7 @@ pkv_status pkv_seq_get_info(pkv_seq handle, uint32_t group, pkv_seq_info *info)
     struct pkvi_resident r;
     while (pkvi_table_next(table, &cursor, &r))
         shared += pkvi_pool_refs(&cache->groups[group].pool, r.page) > 1;
-    *info = (pkv_seq_info){
-        .struct_size = sizeof *info,
+    const pkv_seq_info out = {
         .length = seq->length,
         .resident_tokens = pkvi_resident_tokens(seq, group),
         .resident_pages = table->resident,
@@ -411,6 +410,7 @@ pkv_status pkv_seq_get_info(pkv_seq handle, uint32_t group, pkv_seq_info *info)
         .dropped_pages = table->next - table->resident,
         .in_batch = atomic_load_explicit(&seq->batch, memory_order_acquire) != 0,
     };
+    pkvi_struct_write(info, info->struct_size, &out);
     return PKV_OK;
 }
 

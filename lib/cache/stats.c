@@ -7,10 +7,10 @@ pkv_status pkv_cache_stats(pkv_cache *cache, pkv_stats *stats)
 {
     if (cache == NULL) return PKV_EINVAL;
     if (stats == NULL) return pkvi_fail(cache, PKV_EINVAL, "cache_stats: stats is NULL");
-    if (stats->struct_size != sizeof *stats)
+    if (!pkvi_size_known(stats->struct_size, PKVI_LEAST_OUTPUT, sizeof *stats))
         return pkvi_fail(cache, PKV_EVERSION, "cache_stats: struct_size %zu is unknown",
                          stats->struct_size);
-    pkv_stats out = {.struct_size = sizeof out};
+    pkv_stats out = {0};
     struct pkvi_budget *budget = &cache->budget;
     out.memory_limit = atomic_load_explicit(&budget->limit, memory_order_relaxed);
     out.region_bytes = atomic_load_explicit(&budget->regions, memory_order_relaxed);
@@ -31,7 +31,7 @@ pkv_status pkv_cache_stats(pkv_cache *cache, pkv_stats *stats)
         out.page_allocs += counts.allocs;
         out.page_frees += counts.frees;
     }
-    *stats = out;
+    pkvi_struct_write(stats, stats->struct_size, &out);
     return PKV_OK;
 }
 
@@ -39,7 +39,7 @@ pkv_status pkv_cache_group_stats(pkv_cache *cache, uint32_t group, pkv_group_sta
 {
     if (cache == NULL) return PKV_EINVAL;
     if (stats == NULL) return pkvi_fail(cache, PKV_EINVAL, "cache_group_stats: stats is NULL");
-    if (stats->struct_size != sizeof *stats)
+    if (!pkvi_size_known(stats->struct_size, PKVI_LEAST_OUTPUT, sizeof *stats))
         return pkvi_fail(cache, PKV_EVERSION, "cache_group_stats: struct_size %zu is unknown",
                          stats->struct_size);
     if (group >= cache->n_groups)
@@ -47,8 +47,7 @@ pkv_status pkv_cache_group_stats(pkv_cache *cache, uint32_t group, pkv_group_sta
                          cache->n_groups);
     struct pkvi_pool_counts counts;
     pkvi_pool_counts(&cache->groups[group].pool, &counts);
-    *stats = (pkv_group_stats){
-        .struct_size = sizeof *stats,
+    const pkv_group_stats out = {
         .pages_total = counts.total,
         .pages_used = counts.used,
         .pages_cached = counts.cached,
@@ -56,6 +55,7 @@ pkv_status pkv_cache_group_stats(pkv_cache *cache, uint32_t group, pkv_group_sta
         .page_bytes = cache->groups[group].page_bytes,
         .regions = counts.regions,
     };
+    pkvi_struct_write(stats, stats->struct_size, &out);
     return PKV_OK;
 }
 

@@ -6,6 +6,7 @@
 
 #define MAX_JOURNAL_STEPS 65536u
 #define MAX_REGRET_PAGES 65536u
+#define LEAST_CONFIG 104u /* pkv_evict_config up to mass_every */
 
 static const struct pkvi_evict_ops *const all_ops[] = {
     &pkvi_evict_window, &pkvi_evict_sink,     &pkvi_evict_mass,
@@ -28,14 +29,18 @@ const char *pkv_evict_kind_name(pkv_evict_kind kind)
     return ops != NULL ? ops->name : "?";
 }
 
+bool pkvi_evict_config_known(size_t size)
+{
+    return pkvi_size_known(size, LEAST_CONFIG, sizeof(pkv_evict_config));
+}
+
 pkv_status pkv_evict_config_init(pkv_evict_config *config, size_t size, pkv_evict_kind kind,
                                  uint64_t budget_tokens)
 {
     if (config == NULL) return PKV_EINVAL;
-    if (size != sizeof *config) return PKV_EVERSION;
+    if (!pkvi_evict_config_known(size)) return PKV_EVERSION;
     if (kind != PKV_EVICT_NONE && pkvi_evict_ops_of(kind) == NULL) return PKV_EINVAL;
-    *config = (pkv_evict_config){
-        .struct_size = sizeof *config,
+    const pkv_evict_config defaults = {
         .kind = kind,
         .budget_unit = PKV_BUDGET_TOKENS,
         .budget = budget_tokens,
@@ -51,6 +56,7 @@ pkv_status pkv_evict_config_init(pkv_evict_config *config, size_t size, pkv_evic
         .regret_rank = 8,
         .mass_every = 2,
     };
+    pkvi_struct_write(config, size, &defaults);
     return PKV_OK;
 }
 
@@ -217,7 +223,7 @@ pkv_status pkvi_evict_policy_create(struct pkvi_evict *evict, uint32_t group,
     struct check to = {text, capacity};
     if (group >= evict->n_groups)
         return REFUSE(&to, PKV_EINVAL, "group: %u of %u", group, evict->n_groups);
-    if (config->struct_size != sizeof *config)
+    if (!pkvi_evict_config_known(config->struct_size))
         return REFUSE(&to, PKV_EVERSION, "struct_size: %zu is unknown", config->struct_size);
     if (config->kind == PKV_EVICT_NONE) {
         *policy = NULL;
@@ -231,7 +237,7 @@ pkv_status pkvi_evict_policy_create(struct pkvi_evict *evict, uint32_t group,
     atomic_init(&p->refs, 1);
     p->evict = evict;
     p->ops = ops;
-    p->config = *config;
+    pkvi_struct_read(&p->config, sizeof p->config, config, config->struct_size);
     const pkv_status status = resolve(p, group, &to);
     if (status != PKV_OK) {
         pkvi_mem_free(evict->mem, p, sizeof *p);

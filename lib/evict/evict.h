@@ -67,6 +67,9 @@ void pkvi_evict_policy_unref(struct pkvi_evict_policy *policy);
 /* The config it came from, with the choices filled in (AUTO window, budget in pages). */
 const pkv_evict_config *pkvi_evict_policy_config(const struct pkvi_evict_policy *policy);
 
+/* Is this a struct_size of pkv_evict_config that the library takes? */
+bool pkvi_evict_config_known(size_t size);
+
 /* The defaults for sequences to come. The references pass to the module. MT-safe. */
 void pkvi_evict_set_default(struct pkvi_evict *evict, uint32_t group,
                             struct pkvi_evict_policy *policy);

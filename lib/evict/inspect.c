@@ -7,7 +7,7 @@ void pkvi_evict_seq_info(const struct pkvi_evict_seq *es, uint32_t group,
                          const struct pkvi_evict_target *target, pkv_evict_info *info)
 {
     const struct pkvi_table *table = target->table;
-    *info = (pkv_evict_info){.struct_size = info->struct_size, .resident_pages = table->resident};
+    *info = (pkv_evict_info){.resident_pages = table->resident};
     if (es == NULL) return;
     const struct pkvi_evict_state *state = &es->groups[group];
     const struct pkvi_evict_policy *policy = state->policy;

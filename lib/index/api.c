@@ -7,6 +7,7 @@
 
 /* Far above what there is, and sums with it do not overflow. */
 #define NO_LIMIT (UINT64_C(1) << 60)
+#define LEAST_CONFIG 64u /* pkv_index_config up to dense_ids */
 
 struct pkv_index {
     struct pkvi_budget budget;
@@ -18,8 +19,9 @@ struct pkv_index {
 pkv_status pkv_index_config_init(pkv_index_config *config, size_t size)
 {
     if (!config) return PKV_EINVAL;
-    if (size != sizeof *config) return PKV_EVERSION;
-    *config = (pkv_index_config){.struct_size = size, .pages = PKV_INDEX_UNLIMITED};
+    if (!pkvi_size_known(size, LEAST_CONFIG, sizeof *config)) return PKV_EVERSION;
+    const pkv_index_config defaults = {.pages = PKV_INDEX_UNLIMITED};
+    pkvi_struct_write(config, size, &defaults);
     return PKV_OK;
 }
 
@@ -81,10 +83,15 @@ static void free_object(pkv_index *index)
     pkvi_mem_destroy(&mem);
 }
 
-pkv_status pkv_index_create(const pkv_index_config *config, pkv_index **out)
+pkv_status pkv_index_create(const pkv_index_config *given, pkv_index **out)
 {
-    if (!config || !out) return PKV_EINVAL;
-    if (config->struct_size != sizeof *config) return PKV_EVERSION;
+    if (!given || !out) return PKV_EINVAL;
+    pkv_index_config ours;
+    const pkv_index_config *config = &ours;
+    if (!pkvi_size_known(given->struct_size, LEAST_CONFIG, sizeof ours)) return PKV_EVERSION;
+    pkvi_struct_read(&ours, sizeof ours, given, given->struct_size);
+    for (size_t i = 0; i < sizeof ours.reserved / sizeof *ours.reserved; i++)
+        if (ours.reserved[i]) return PKV_EINVAL;
     const struct pkvi_policy_ops *ops =
         pkvi_policy_find(config->policy ? config->policy : "lru-leaf");
     if (!ops || config->pages == 0) return PKV_EINVAL;
@@ -143,12 +150,12 @@ pkv_status pkv_index_match(const pkv_index *index, const uint64_t *ids, uint32_t
 pkv_status pkv_index_get_stats(const pkv_index *index, pkv_index_stats *stats)
 {
     if (!index || !stats) return PKV_EINVAL;
-    if (stats->struct_size != sizeof *stats) return PKV_EVERSION;
-    *stats = (pkv_index_stats){.struct_size = sizeof *stats,
-                               .pages = index->core.n_resident[0],
-                               .nodes = index->core.n_nodes,
-                               .metadata_bytes = atomic_load(&index->budget.metadata),
-                               .requests = index->core.epoch};
+    if (!pkvi_size_known(stats->struct_size, PKVI_LEAST_OUTPUT, sizeof *stats)) return PKV_EVERSION;
+    const pkv_index_stats ours = {.pages = index->core.n_resident[0],
+                                  .nodes = index->core.n_nodes,
+                                  .metadata_bytes = atomic_load(&index->budget.metadata),
+                                  .requests = index->core.epoch};
+    pkvi_struct_write(stats, stats->struct_size, &ours);
     return PKV_OK;
 }
 

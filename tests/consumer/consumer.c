@@ -19,9 +19,24 @@ int main(void)
     for (int t = 0; t < TOKENS; t++)
         for (int h = 0; h < HEADS; h++)
             for (int d = 0; d < DIM; d++) v[t][h][d] = (float)t; /* keys 0: uniform attention */
-    const pkv_rows rows_k = {k, PKV_DTYPE_F32, HEADS, DIM, sizeof k[0], sizeof k[0][0]};
-    const pkv_rows rows_v = {v, PKV_DTYPE_F32, HEADS, DIM, sizeof v[0], sizeof v[0][0]};
-    const pkv_rows_out rows_out = {out, PKV_DTYPE_F32, HEADS, DIM, sizeof out[0], sizeof out[0][0]};
+    const pkv_rows rows_k = {.data = k,
+                             .dtype = PKV_DTYPE_F32,
+                             .heads = HEADS,
+                             .dim = DIM,
+                             .token_stride = sizeof k[0],
+                             .head_stride = sizeof k[0][0]};
+    const pkv_rows rows_v = {.data = v,
+                             .dtype = PKV_DTYPE_F32,
+                             .heads = HEADS,
+                             .dim = DIM,
+                             .token_stride = sizeof v[0],
+                             .head_stride = sizeof v[0][0]};
+    const pkv_rows_out rows_out = {.data = out,
+                                   .dtype = PKV_DTYPE_F32,
+                                   .heads = HEADS,
+                                   .dim = DIM,
+                                   .token_stride = sizeof out[0],
+                                   .head_stride = sizeof out[0][0]};
 
     pkv_config_init(&config, sizeof config);
     config.groups = &group;

@@ -110,8 +110,18 @@ static void step(pkv_plan *plan, uint32_t s)
     TRY(pkv_batch_reserve(batch));
     TRY(pkv_plan_build(plan, batch));
     const ptrdiff_t head = DIM * sizeof(float);
-    const pkv_rows in = {rows, PKV_DTYPE_F32, HEADS, DIM, head * HEADS, head};
-    const pkv_rows_out to = {out, PKV_DTYPE_F32, HEADS, DIM, head * HEADS, head};
+    const pkv_rows in = {.data = rows,
+                         .dtype = PKV_DTYPE_F32,
+                         .heads = HEADS,
+                         .dim = DIM,
+                         .token_stride = head * HEADS,
+                         .head_stride = head};
+    const pkv_rows_out to = {.data = out,
+                             .dtype = PKV_DTYPE_F32,
+                             .heads = HEADS,
+                             .dim = DIM,
+                             .token_stride = head * HEADS,
+                             .head_stride = head};
     for (uint32_t l = 0; l < 2; l++) {
         CHECK(pkv_write(plan, l, &in, &in, 0, 1) == PKV_OK);
         CHECK(pkv_attend(plan, l, &in, &to, NULL, 0, 1) == PKV_OK);

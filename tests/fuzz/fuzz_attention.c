@@ -86,20 +86,24 @@ static int make_cache(struct run *r)
 
 static pkv_rows rows(const float *x, uint32_t heads, uint32_t dim)
 {
-    return (pkv_rows){
-        x, PKV_DTYPE_F32, heads, dim, (ptrdiff_t)(heads * dim * 4), (ptrdiff_t)(dim * 4)};
+    return (pkv_rows){.data = x,
+                      .dtype = PKV_DTYPE_F32,
+                      .heads = heads,
+                      .dim = dim,
+                      .token_stride = (ptrdiff_t)(heads * dim * 4),
+                      .head_stride = (ptrdiff_t)(dim * 4)};
 }
 
 static void attend(struct run *r, uint64_t n_rows)
 {
     pkv_rows k = rows(r->k, r->kv_heads, r->dim_k), v = rows(r->v, r->kv_heads, r->dim_v);
     pkv_rows q = rows(r->q, r->q_heads, r->dim_k);
-    pkv_rows_out out = {r->a,
-                        PKV_DTYPE_F32,
-                        r->q_heads,
-                        r->dim_v,
-                        (ptrdiff_t)(r->q_heads * r->dim_v * 4),
-                        (ptrdiff_t)(r->dim_v * 4)};
+    pkv_rows_out out = {.data = r->a,
+                        .dtype = PKV_DTYPE_F32,
+                        .heads = r->q_heads,
+                        .dim = r->dim_v,
+                        .token_stride = (ptrdiff_t)(r->q_heads * r->dim_v * 4),
+                        .head_stride = (ptrdiff_t)(r->dim_v * 4)};
     uint32_t nth = 1 + take(&r->in, 20);
     for (uint32_t i = 0; i < nth; i++)
         require(pkv_write(r->plan, 0, &k, &v, i, nth) == PKV_OK);

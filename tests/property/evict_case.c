@@ -143,10 +143,25 @@ void ec_step(struct ec_case *c, pkv_seq seq, uint64_t base, uint32_t n, pkv_batc
         fill(c, 0, base + position, position, l, n, q_heads, c->q + qo);
         fill(c, 1, base + position, position, l, n, s->kv_heads, c->k + kv);
         fill(c, 2, base + position, position, l, n, s->kv_heads, c->v + kv);
-        pkv_rows k = {c->k + kv, PKV_DTYPE_F32, s->kv_heads, s->dim, row * s->kv_heads, row};
-        pkv_rows v = k, q = {c->q + qo, PKV_DTYPE_F32, q_heads, s->dim, row * q_heads, row};
+        pkv_rows k = {.data = c->k + kv,
+                      .dtype = PKV_DTYPE_F32,
+                      .heads = s->kv_heads,
+                      .dim = s->dim,
+                      .token_stride = row * s->kv_heads,
+                      .head_stride = row};
+        pkv_rows v = k, q = {.data = c->q + qo,
+                             .dtype = PKV_DTYPE_F32,
+                             .heads = q_heads,
+                             .dim = s->dim,
+                             .token_stride = row * q_heads,
+                             .head_stride = row};
         v.data = c->v + kv;
-        pkv_rows_out out = {c->out + qo, PKV_DTYPE_F32, q_heads, s->dim, row * q_heads, row};
+        pkv_rows_out out = {.data = c->out + qo,
+                            .dtype = PKV_DTYPE_F32,
+                            .heads = q_heads,
+                            .dim = s->dim,
+                            .token_stride = row * q_heads,
+                            .head_stride = row};
         for (uint32_t i = 0; i < c->nth; i++)
             ck_assert_int_eq(pkv_write(c->plan, l, &k, &v, i, c->nth), PKV_OK);
         for (uint32_t i = 0; i < c->nth; i++)

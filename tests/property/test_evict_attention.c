@@ -624,10 +624,21 @@ START_TEST(regret_is_noticed)
             }
             if (t == 40) k[3] = 5;
             pkv_batch batch;
-            pkv_rows rows = {k, PKV_DTYPE_F32, 1, 16, 64, 64}, values = rows, queries = rows;
+            pkv_rows rows = {.data = k,
+                             .dtype = PKV_DTYPE_F32,
+                             .heads = 1,
+                             .dim = 16,
+                             .token_stride = 64,
+                             .head_stride = 64},
+                     values = rows, queries = rows;
             values.data = v;
             queries.data = q;
-            pkv_rows_out to = {out, PKV_DTYPE_F32, 1, 16, 64, 64};
+            pkv_rows_out to = {.data = out,
+                               .dtype = PKV_DTYPE_F32,
+                               .heads = 1,
+                               .dim = 16,
+                               .token_stride = 64,
+                               .head_stride = 64};
             ck_assert_int_eq(pkv_batch_begin(c->cache, &batch), PKV_OK);
             ck_assert_int_eq(pkv_batch_add(batch, seq, NULL, 1), PKV_OK);
             ck_assert_int_eq(pkv_batch_reserve(batch), PKV_OK);

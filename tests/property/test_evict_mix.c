@@ -242,6 +242,7 @@ static void choose_policy(struct model *m)
     c.seed = pkvt_random(&rng);
     c.score = score_pages;
     ck_assert_int_eq(pkv_seq_set_evict(m->seq, 0, &c), PKV_OK);
+    m->config.struct_size = sizeof m->config;
     ck_assert_int_eq(pkv_seq_get_evict(m->seq, 0, &m->config), PKV_OK);
     m->n_journal = 0;
     m->steps = m->mass_steps = 0;

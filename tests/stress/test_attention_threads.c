@@ -42,12 +42,22 @@ struct thread {
 
 static pkv_rows rows(const float *x, uint32_t heads)
 {
-    return (pkv_rows){x, PKV_DTYPE_F32, heads, DIM, (ptrdiff_t)(heads * DIM * 4), DIM * 4};
+    return (pkv_rows){.data = x,
+                      .dtype = PKV_DTYPE_F32,
+                      .heads = heads,
+                      .dim = DIM,
+                      .token_stride = (ptrdiff_t)(heads * DIM * 4),
+                      .head_stride = DIM * 4};
 }
 
 static pkv_rows_out rows_out(float *x)
 {
-    return (pkv_rows_out){x, PKV_DTYPE_F32, Q_HEADS, DIM, Q_HEADS * DIM * 4, DIM * 4};
+    return (pkv_rows_out){.data = x,
+                          .dtype = PKV_DTYPE_F32,
+                          .heads = Q_HEADS,
+                          .dim = DIM,
+                          .token_stride = Q_HEADS * DIM * 4,
+                          .head_stride = DIM * 4};
 }
 
 /* One thread's part of a step: all layers written, then attended two at a time. */
@@ -116,7 +126,12 @@ static void *reader_main(void *context)
 {
     ac_case *c = context;
     static float k[600 * HEADS * DIM];
-    pkv_rows_out out = {k, PKV_DTYPE_F32, HEADS, DIM, HEADS * DIM * 4, DIM * 4};
+    pkv_rows_out out = {.data = k,
+                        .dtype = PKV_DTYPE_F32,
+                        .heads = HEADS,
+                        .dim = DIM,
+                        .token_stride = HEADS * DIM * 4,
+                        .head_stride = DIM * 4};
     for (int i = 0; i < 30; i++)
         if (pkv_read(c->seqs[50].handle, (uint32_t)i % LAYERS, 0, 600, &out, NULL) != PKV_OK)
             return c;

@@ -79,8 +79,18 @@ static void check(struct worker *w, const struct sequence *s, uint32_t layer, ui
 {
     uint32_t n = (uint32_t)(s->length - first);
     if (!n) return;
-    pkv_rows_out k = {w->k_read, PKV_DTYPE_F32, HEADS, DIM, WIDTH * 4, DIM * 4};
-    pkv_rows_out v = {w->v_read, PKV_DTYPE_F32, HEADS, DIM, WIDTH * 4, DIM * 4};
+    pkv_rows_out k = {.data = w->k_read,
+                      .dtype = PKV_DTYPE_F32,
+                      .heads = HEADS,
+                      .dim = DIM,
+                      .token_stride = WIDTH * 4,
+                      .head_stride = DIM * 4};
+    pkv_rows_out v = {.data = w->v_read,
+                      .dtype = PKV_DTYPE_F32,
+                      .heads = HEADS,
+                      .dim = DIM,
+                      .token_stride = WIDTH * 4,
+                      .head_stride = DIM * 4};
     pkv_status status = pkv_read(s->seq, layer, first, n, &k, &v);
     if (status != PKV_OK) {
         surprise("read", status);
@@ -218,8 +228,18 @@ static void add_entries(struct worker *w, struct step *step)
 /* False if the limit leaves no room for the plan. */
 static bool write_all(struct worker *w, const struct step *step)
 {
-    pkv_rows k = {w->k, PKV_DTYPE_F32, HEADS, DIM, WIDTH * 4, DIM * 4};
-    pkv_rows v = {w->v, PKV_DTYPE_F32, HEADS, DIM, WIDTH * 4, DIM * 4};
+    pkv_rows k = {.data = w->k,
+                  .dtype = PKV_DTYPE_F32,
+                  .heads = HEADS,
+                  .dim = DIM,
+                  .token_stride = WIDTH * 4,
+                  .head_stride = DIM * 4};
+    pkv_rows v = {.data = w->v,
+                  .dtype = PKV_DTYPE_F32,
+                  .heads = HEADS,
+                  .dim = DIM,
+                  .token_stride = WIDTH * 4,
+                  .head_stride = DIM * 4};
     pkv_status status = pkv_plan_build(w->plan, step->batch);
     if (status == PKV_ENOMEM) return false;
     expect_ok(status, "plan_build");

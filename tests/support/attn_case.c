@@ -271,7 +271,12 @@ static tensor fill_tensor(const ac_case *c, const ac_entry *entries, uint32_t n,
 
 static pkv_rows rows_of(const tensor *t, pkv_dtype dtype, uint32_t heads, uint32_t dim)
 {
-    return (pkv_rows){t->data, dtype, heads, dim, t->token_stride, t->head_stride};
+    return (pkv_rows){.data = t->data,
+                      .dtype = dtype,
+                      .heads = heads,
+                      .dim = dim,
+                      .token_stride = t->token_stride,
+                      .head_stride = t->head_stride};
 }
 
 /* ---- steps ------------------------------------------------------------------------------------
@@ -374,7 +379,12 @@ static void one_layer(ac_case *c, pkv_plan *plan, const ac_entry *entries, uint3
     pkv_rows kr = rows_of(&k, in, s->kv_heads, s->dim_k),
              vr = rows_of(&v, in, s->kv_heads, s->dim_v),
              qr = rows_of(&q, in, s->q_heads, s->dim_k);
-    pkv_rows_out outr = {o.data, out, s->q_heads, s->dim_v, o.token_stride, o.head_stride};
+    pkv_rows_out outr = {.data = o.data,
+                         .dtype = out,
+                         .heads = s->q_heads,
+                         .dim = s->dim_v,
+                         .token_stride = o.token_stride,
+                         .head_stride = o.head_stride};
     struct call call = {.c = c, .plan = plan, .layer = layer, .k = &kr, .v = &vr};
     all_calls(&call, run);
     if (result->out) {

@@ -265,7 +265,12 @@ START_TEST(reference)
                     for (uint32_t h = 0; h < heads; h++)
                         for (uint32_t d = 0; d < 64; d++)
                             *at++ = ac_value(content[t], kinds[kind], layer, h, d);
-                pkv_rows r = {rows, PKV_DTYPE_F32, heads, 64, (ptrdiff_t)(heads * 64 * 4), 64 * 4};
+                pkv_rows r = {.data = rows,
+                              .dtype = PKV_DTYPE_F32,
+                              .heads = heads,
+                              .dim = 64,
+                              .token_stride = (ptrdiff_t)(heads * 64 * 4),
+                              .head_stride = 64 * 4};
                 static float keys[3 * 2 * 64];
                 if (kind == 0) memcpy(keys, rows, sizeof keys);
                 if (kind == 1) {
@@ -418,9 +423,24 @@ START_TEST(mass)
             k[i] = ac_value(i, 'k', 0, 0, 0);
         for (size_t i = 0; i < qn; i++)
             q[i] = 3 * ac_value(i, 'q', 0, 0, 0);
-        pkv_rows kr = {k, PKV_DTYPE_F32, 2, 64, 2 * 64 * 4, 64 * 4};
-        pkv_rows qr = {q, PKV_DTYPE_F32, 8, 64, 8 * 64 * 4, 64 * 4};
-        pkv_rows_out outr = {out, PKV_DTYPE_F32, 8, 64, 8 * 64 * 4, 64 * 4};
+        pkv_rows kr = {.data = k,
+                       .dtype = PKV_DTYPE_F32,
+                       .heads = 2,
+                       .dim = 64,
+                       .token_stride = 2 * 64 * 4,
+                       .head_stride = 64 * 4};
+        pkv_rows qr = {.data = q,
+                       .dtype = PKV_DTYPE_F32,
+                       .heads = 8,
+                       .dim = 64,
+                       .token_stride = 8 * 64 * 4,
+                       .head_stride = 64 * 4};
+        pkv_rows_out outr = {.data = out,
+                             .dtype = PKV_DTYPE_F32,
+                             .heads = 8,
+                             .dim = 64,
+                             .token_stride = 8 * 64 * 4,
+                             .head_stride = 64 * 4};
         for (uint32_t nth = 1; nth < 6; nth += 2) {
             for (uint32_t i = 0; i < nth; i++)
                 ck_assert_int_eq(pkv_write(plan, 1, &kr, &kr, i, nth), PKV_OK);
@@ -477,8 +497,18 @@ START_TEST(read_back)
         ac_create(c, 0);
         ac_fill(c, 0, 333, 50, &random);
         static float k[333 * 2 * 64], v[333 * 2 * 40];
-        pkv_rows_out kr = {k, PKV_DTYPE_F32, 2, 64, 2 * 64 * 4, 64 * 4};
-        pkv_rows_out vr = {v, PKV_DTYPE_F32, 2, 40, 2 * 40 * 4, 40 * 4};
+        pkv_rows_out kr = {.data = k,
+                           .dtype = PKV_DTYPE_F32,
+                           .heads = 2,
+                           .dim = 64,
+                           .token_stride = 2 * 64 * 4,
+                           .head_stride = 64 * 4};
+        pkv_rows_out vr = {.data = v,
+                           .dtype = PKV_DTYPE_F32,
+                           .heads = 2,
+                           .dim = 40,
+                           .token_stride = 2 * 40 * 4,
+                           .head_stride = 40 * 4};
         for (uint32_t first = 0; first < 333; first += 83) {
             uint32_t n = 333 - first;
             ck_assert_int_eq(pkv_read(c->seqs[0].handle, 1, first, n, &kr, &vr), PKV_OK);
@@ -520,7 +550,12 @@ START_TEST(pack_and_unpack)
     ck_assert_int_eq(pkv_page_unpack(c->cache, 0, part, PKV_LAYOUT_NHD, nhd, sizeof nhd), PKV_OK);
     ck_assert_int_eq(pkv_page_unpack(c->cache, 0, part, PKV_LAYOUT_HND, hnd, sizeof hnd), PKV_OK);
     static float k[TOKENS * HEADS * DIM];
-    pkv_rows_out kr = {k, PKV_DTYPE_F32, HEADS, DIM, HEADS * DIM * 4, DIM * 4};
+    pkv_rows_out kr = {.data = k,
+                       .dtype = PKV_DTYPE_F32,
+                       .heads = HEADS,
+                       .dim = DIM,
+                       .token_stride = HEADS * DIM * 4,
+                       .head_stride = DIM * 4};
     ck_assert_int_eq(pkv_read(c->seqs[0].handle, 1, 0, TOKENS, &kr, NULL), PKV_OK);
     for (int kv = 0; kv < 2; kv++)
         for (int t = 0; t < TOKENS; t++)

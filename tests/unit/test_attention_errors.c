@@ -47,9 +47,24 @@ static struct fixture *setup(const ac_shape *shape, uint32_t length)
         f->k[i] = ac_value((uint64_t)i, 'k', 0, 0, 0);
     for (int i = 0; i < NEW * Q_HEADS * DIM; i++)
         f->q[i] = ac_value((uint64_t)i, 'q', 0, 0, 0);
-    f->kr = (pkv_rows){f->k, PKV_DTYPE_F32, HEADS, DIM, HEADS * DIM * 4, DIM * 4};
-    f->qr = (pkv_rows){f->q, PKV_DTYPE_F32, Q_HEADS, DIM, Q_HEADS * DIM * 4, DIM * 4};
-    f->outr = (pkv_rows_out){f->out, PKV_DTYPE_F32, Q_HEADS, DIM, Q_HEADS * DIM * 4, DIM * 4};
+    f->kr = (pkv_rows){.data = f->k,
+                       .dtype = PKV_DTYPE_F32,
+                       .heads = HEADS,
+                       .dim = DIM,
+                       .token_stride = HEADS * DIM * 4,
+                       .head_stride = DIM * 4};
+    f->qr = (pkv_rows){.data = f->q,
+                       .dtype = PKV_DTYPE_F32,
+                       .heads = Q_HEADS,
+                       .dim = DIM,
+                       .token_stride = Q_HEADS * DIM * 4,
+                       .head_stride = DIM * 4};
+    f->outr = (pkv_rows_out){.data = f->out,
+                             .dtype = PKV_DTYPE_F32,
+                             .heads = Q_HEADS,
+                             .dim = DIM,
+                             .token_stride = Q_HEADS * DIM * 4,
+                             .head_stride = DIM * 4};
     for (uint32_t layer = 0; layer < 2; layer++)
         ck_assert_int_eq(pkv_write(f->plan, layer, &f->kr, &f->kr, 0, 1), PKV_OK);
     memset(f->out, 0x5a, sizeof f->out);
@@ -259,7 +274,12 @@ START_TEST(storage_without_bytes)
     pkv_plan *plan;
     pkv_seq seq;
     float x[64];
-    pkv_rows_out rows = {x, PKV_DTYPE_F32, 1, 64, 256, 256};
+    pkv_rows_out rows = {.data = x,
+                         .dtype = PKV_DTYPE_F32,
+                         .heads = 1,
+                         .dim = 64,
+                         .token_stride = 256,
+                         .head_stride = 256};
     ck_assert_int_eq(pkv_plan_create(cache, NULL, &plan), PKV_ENOTSUP);
     ck_assert_int_eq(pkv_seq_create(cache, &seq), PKV_OK);
     ck_assert_int_eq(pkv_read(seq, 0, 0, 0, &rows, &rows), PKV_ENOTSUP);
@@ -391,10 +411,26 @@ START_TEST(extreme_logits)
     for (int t = 0; t < N; t++)
         for (int h = 0; h < Q_HEADS; h++)
             q[(t * Q_HEADS + h) * DIM] = 1;
-    pkv_rows kr = {k, PKV_DTYPE_F32, HEADS, DIM, HEADS * DIM * 4, DIM * 4}, vr = kr;
+    pkv_rows kr = {.data = k,
+                   .dtype = PKV_DTYPE_F32,
+                   .heads = HEADS,
+                   .dim = DIM,
+                   .token_stride = HEADS * DIM * 4,
+                   .head_stride = DIM * 4},
+             vr = kr;
     vr.data = v;
-    pkv_rows qr = {q, PKV_DTYPE_F32, Q_HEADS, DIM, Q_HEADS * DIM * 4, DIM * 4};
-    pkv_rows_out outr = {out, PKV_DTYPE_F32, Q_HEADS, DIM, Q_HEADS * DIM * 4, DIM * 4};
+    pkv_rows qr = {.data = q,
+                   .dtype = PKV_DTYPE_F32,
+                   .heads = Q_HEADS,
+                   .dim = DIM,
+                   .token_stride = Q_HEADS * DIM * 4,
+                   .head_stride = DIM * 4};
+    pkv_rows_out outr = {.data = out,
+                         .dtype = PKV_DTYPE_F32,
+                         .heads = Q_HEADS,
+                         .dim = DIM,
+                         .token_stride = Q_HEADS * DIM * 4,
+                         .head_stride = DIM * 4};
     ck_assert_int_eq(pkv_write(plan, 1, &kr, &vr, 0, 1), PKV_OK);
     for (uint32_t i = 0; i < 4; i++)
         ck_assert_int_eq(pkv_attend(plan, 1, &qr, &outr, NULL, i, 4), PKV_OK);

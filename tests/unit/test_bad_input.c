@@ -82,7 +82,8 @@ START_TEST(configs)
 {
     uint64_t min = 7, max = 7;
     ck_assert_int_eq(pkv_config_init(NULL, sizeof config), PKV_EINVAL);
-    ck_assert_int_eq(pkv_config_init(&config, sizeof config - 8), PKV_EVERSION);
+    ck_assert_int_eq(pkv_config_init(&config, sizeof config + 8), PKV_EVERSION);
+    ck_assert_int_eq(pkv_config_init(&config, 232), PKV_EVERSION); /* that of 0.1 */
     ck_assert_int_eq(pkv_config_bounds(NULL, &min, &max), PKV_EINVAL);
     ck_assert_int_eq(pkv_config_bounds("nonsense", &min, &max), PKV_EINVAL);
     ck_assert_int_eq(pkv_config_bounds("kv_heads", NULL, &max), PKV_EINVAL);
@@ -91,13 +92,16 @@ START_TEST(configs)
     ck_assert_int_eq(pkv_cache_create(NULL, &cache), PKV_EINVAL);
     ck_assert_int_eq(pkv_cache_create(&config, NULL), PKV_EINVAL);
     REFUSED(config.struct_size, 3, "struct_size");
+    REFUSED(config.group_size, 0, "group_size");
+    REFUSED(config.group_size, sizeof groups[0] + 8, "group_size");
+    REFUSED(config.rope_size, 0, "rope_size");
     REFUSED(config.page_tokens, 0, "page_tokens");
     REFUSED(config.page_tokens, 24, "page_tokens");
     REFUSED(config.page_tokens, 256, "page_tokens");
     REFUSED(config.n_groups, 0, "n_groups");
     REFUSED(config.n_groups, PKV_MAX_GROUPS + 1, "n_groups");
     REFUSED(config.groups, NULL, "groups");
-    REFUSED(config.storage, 3, "storage");
+    REFUSED(config.storage, 4, "storage");
     REFUSED(config.storage, -1, "storage");
     REFUSED(config.debug, 8, "debug");
     REFUSED(config.debug, PKV_DEBUG_POISON, "debug"); /* NONE has no bytes */
@@ -117,7 +121,17 @@ START_TEST(configs)
     REFUSED(groups[0].q_heads, 3, "groups[0].q_heads");
     REFUSED(groups[0].head_dim_k, 12, "groups[0].head_dim_k");
     REFUSED(groups[0].head_dim_v, 584, "groups[0].head_dim_v");
-    REFUSED(groups[0].dtype, 9, "groups[0].dtype");
+    REFUSED(groups[0].dtype, 9, "groups[0].dtype:");
+    REFUSED(groups[0].dtype, PKV_DTYPE_K8, "groups[0].dtype: 4 is not in 1..3");
+    REFUSED(groups[0].dtype_k, 8, "groups[0].dtype_k: 8 is not in 1..7");
+    REFUSED(groups[0].dtype_k, PKV_DTYPE_V8, "groups[0].dtype_k: v8 is a format of values");
+    REFUSED(groups[0].dtype_v, PKV_DTYPE_K4, "groups[0].dtype_v: k4 is a format of keys");
+    REFUSED(groups[0].dtype_v, -1, "groups[0].dtype_v: -1");
+    REFUSED(groups[1].storage, PKV_STORAGE_HOST, "groups[1].storage: not in this version");
+    REFUSED(groups[1].page_tokens, 16, "groups[1].page_tokens: not in this version");
+    REFUSED(groups[1].v_in_k, 1, "groups[1].v_in_k: not in this version");
+    REFUSED(groups[1].chunk, 8192, "groups[1].chunk: not in this version");
+    REFUSED(groups[1].state_bytes, 4096, "groups[1].state_bytes: not in this version");
     REFUSED(groups[0].external_bytes, 4096, "groups[0].external_base");
     REFUSED(groups[0].reserved[0], 1, "groups[0].reserved");
     const uint32_t twice[2] = {0, 0}, far[2] = {0, 3};
@@ -127,6 +141,8 @@ START_TEST(configs)
     REFUSED(config.allocator, &half, "allocator");
     const pkv_rope_config rope[2] = {{.rotary_dims = 3, .theta = 1e4}, {0}};
     REFUSED(config.rope, rope, "rope[0].rotary_dims");
+    const pkv_rope_config later[2] = {{.reserved = {0, 0, 0, 1}}, {0}};
+    REFUSED(config.rope, later, "rope[0].reserved");
     REFUSED(config.isa, "abacus", "isa");
     REFUSED(config.memory_limit, (uint64_t)2 << 20, "memory_limit"); /* not one region */
     groups[1].kv_heads = groups[1].q_heads = 512;

@@ -194,7 +194,7 @@ END_TEST
 START_TEST(config_resolution)
 {
     open_cache(0);
-    pkv_evict_config c = named("mass", 1024), got;
+    pkv_evict_config c = named("mass", 1024), got = {.struct_size = sizeof got};
     pkv_seq seq = new_seq(&c);
     ck_assert_int_eq(pkv_seq_get_evict(seq, 0, &got), PKV_OK);
     ck_assert_int_eq(got.budget_unit, PKV_BUDGET_PAGES);

@@ -228,12 +228,24 @@ static pkv_status make_rows(attn_work *w, tool_random *random)
     noise(w->kv, dtype, kv, random);
     memset(w->out, 0, n * size);
     ptrdiff_t head = (ptrdiff_t)(s->head_dim * size);
-    w->q_rows =
-        (pkv_rows){w->q, dtype, s->heads_q, s->head_dim, head * (ptrdiff_t)s->heads_q, head};
-    w->out_rows =
-        (pkv_rows_out){w->out, dtype, s->heads_q, s->head_dim, head * (ptrdiff_t)s->heads_q, head};
-    w->kv_rows =
-        (pkv_rows){w->kv, dtype, s->heads_kv, s->head_dim, head * (ptrdiff_t)s->heads_kv, head};
+    w->q_rows = (pkv_rows){.data = w->q,
+                           .dtype = dtype,
+                           .heads = s->heads_q,
+                           .dim = s->head_dim,
+                           .token_stride = head * (ptrdiff_t)s->heads_q,
+                           .head_stride = head};
+    w->out_rows = (pkv_rows_out){.data = w->out,
+                                 .dtype = dtype,
+                                 .heads = s->heads_q,
+                                 .dim = s->head_dim,
+                                 .token_stride = head * (ptrdiff_t)s->heads_q,
+                                 .head_stride = head};
+    w->kv_rows = (pkv_rows){.data = w->kv,
+                            .dtype = dtype,
+                            .heads = s->heads_kv,
+                            .dim = s->head_dim,
+                            .token_stride = head * (ptrdiff_t)s->heads_kv,
+                            .head_stride = head};
     for (uint32_t layer = 0; layer < s->n_layers; layer++) {
         pkv_status status = pkv_write(w->plan, layer, &w->kv_rows, &w->kv_rows, 0, 1);
         if (status != PKV_OK) return status;

@@ -158,9 +158,25 @@ static void layer_free(layer *l)
 static int paged_step(layer *l, pkv_seq seq, const float *q, const float *k, const float *v,
                       uint32_t n, float *out)
 {
-    pkv_rows qr = {q, PKV_DTYPE_F32, HEADS_Q, DIM, HIDDEN * 4, DIM * 4};
-    pkv_rows kr = {k, PKV_DTYPE_F32, HEADS_KV, DIM, KV * 4, DIM * 4}, vr = kr;
-    pkv_rows_out outr = {out, PKV_DTYPE_F32, HEADS_Q, DIM, HIDDEN * 4, DIM * 4};
+    pkv_rows qr = {.data = q,
+                   .dtype = PKV_DTYPE_F32,
+                   .heads = HEADS_Q,
+                   .dim = DIM,
+                   .token_stride = HIDDEN * 4,
+                   .head_stride = DIM * 4};
+    pkv_rows kr = {.data = k,
+                   .dtype = PKV_DTYPE_F32,
+                   .heads = HEADS_KV,
+                   .dim = DIM,
+                   .token_stride = KV * 4,
+                   .head_stride = DIM * 4},
+             vr = kr;
+    pkv_rows_out outr = {.data = out,
+                         .dtype = PKV_DTYPE_F32,
+                         .heads = HEADS_Q,
+                         .dim = DIM,
+                         .token_stride = HIDDEN * 4,
+                         .head_stride = DIM * 4};
     vr.data = v;
     pkv_batch batch;
     if (pkv_batch_begin(l->cache, &batch) != PKV_OK) return -1;

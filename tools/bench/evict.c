@@ -103,8 +103,18 @@ static pkv_status write_layer(work *w, pkv_plan *plan, uint32_t layer)
     const ptrdiff_t head = (ptrdiff_t)(w->dim * sizeof(float));
     w->slide = (w->slide + 1) % w->rows;
     const size_t skip = (size_t)w->slide * w->kv_heads * w->dim;
-    const pkv_rows k = {w->k + skip, PKV_DTYPE_F32, w->kv_heads, w->dim, head * w->kv_heads, head};
-    const pkv_rows v = {w->v + skip, PKV_DTYPE_F32, w->kv_heads, w->dim, head * w->kv_heads, head};
+    const pkv_rows k = {.data = w->k + skip,
+                        .dtype = PKV_DTYPE_F32,
+                        .heads = w->kv_heads,
+                        .dim = w->dim,
+                        .token_stride = head * w->kv_heads,
+                        .head_stride = head};
+    const pkv_rows v = {.data = w->v + skip,
+                        .dtype = PKV_DTYPE_F32,
+                        .heads = w->kv_heads,
+                        .dim = w->dim,
+                        .token_stride = head * w->kv_heads,
+                        .head_stride = head};
     return pkv_write(plan, layer, &k, &v, 0, 1);
 }
 
@@ -112,8 +122,18 @@ static pkv_status attend_layer(const work *w, pkv_plan *plan, uint32_t layer)
 {
     const ptrdiff_t head = (ptrdiff_t)(w->dim * sizeof(float));
     const uint32_t heads = w->kv_heads * w->group;
-    const pkv_rows q = {w->q, PKV_DTYPE_F32, heads, w->dim, head * heads, head};
-    const pkv_rows_out out = {w->out, PKV_DTYPE_F32, heads, w->dim, head * heads, head};
+    const pkv_rows q = {.data = w->q,
+                        .dtype = PKV_DTYPE_F32,
+                        .heads = heads,
+                        .dim = w->dim,
+                        .token_stride = head * heads,
+                        .head_stride = head};
+    const pkv_rows_out out = {.data = w->out,
+                              .dtype = PKV_DTYPE_F32,
+                              .heads = heads,
+                              .dim = w->dim,
+                              .token_stride = head * heads,
+                              .head_stride = head};
     return pkv_attend(plan, layer, &q, &out, NULL, 0, 1);
 }
 

@@ -211,10 +211,30 @@ static pkv_status attend_layer(run *r, pkv_plan *plan, uint32_t layer, double *u
     const longseq_source *s = r->s;
     const uint32_t q_heads = s->kv_heads * s->group_size;
     const ptrdiff_t head = (ptrdiff_t)(s->dim * sizeof(float));
-    const pkv_rows k = {r->k, PKV_DTYPE_F32, s->kv_heads, s->dim, head * s->kv_heads, head};
-    const pkv_rows v = {r->v, PKV_DTYPE_F32, s->kv_heads, s->dim, head * s->kv_heads, head};
-    const pkv_rows q = {r->q, PKV_DTYPE_F32, q_heads, s->dim, head * q_heads, head};
-    const pkv_rows_out out = {r->out, PKV_DTYPE_F32, q_heads, s->dim, head * q_heads, head};
+    const pkv_rows k = {.data = r->k,
+                        .dtype = PKV_DTYPE_F32,
+                        .heads = s->kv_heads,
+                        .dim = s->dim,
+                        .token_stride = head * s->kv_heads,
+                        .head_stride = head};
+    const pkv_rows v = {.data = r->v,
+                        .dtype = PKV_DTYPE_F32,
+                        .heads = s->kv_heads,
+                        .dim = s->dim,
+                        .token_stride = head * s->kv_heads,
+                        .head_stride = head};
+    const pkv_rows q = {.data = r->q,
+                        .dtype = PKV_DTYPE_F32,
+                        .heads = q_heads,
+                        .dim = s->dim,
+                        .token_stride = head * q_heads,
+                        .head_stride = head};
+    const pkv_rows_out out = {.data = r->out,
+                              .dtype = PKV_DTYPE_F32,
+                              .heads = q_heads,
+                              .dim = s->dim,
+                              .token_stride = head * q_heads,
+                              .head_stride = head};
     const double start = now_us();
     pkv_status status = pkv_write(plan, layer, &k, &v, 0, 1);
     if (status == PKV_OK) status = pkv_attend(plan, layer, &q, &out, NULL, 0, 1);

@@ -55,7 +55,7 @@ from .plan import Plan, merge_states
 from .prefix import BlockIndex, Match, PrefixIndex, digest_tokens, prefix_policies
 from .sequence import Sequence
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def library_version() -> str:

@@ -39,7 +39,7 @@ from ._structs import (
 )
 
 #: Version of the C API that this binding speaks (major, minor).
-API_VERSION = (0, 1)
+API_VERSION = (0, 2)
 
 _P = C.POINTER
 _BUF = ptr  # arrays are passed by address: numpy's is an int, and no object is built for it
@@ -191,7 +191,7 @@ def _candidates() -> Iterator[str]:
         yield str(Path(answer.stdout.strip()) / "libpagedkv.so")
     except (OSError, subprocess.SubprocessError):
         pass
-    yield "libpagedkv.so.0"
+    yield "libpagedkv.so.1"
     yield "libpagedkv.so"
 
 

@@ -35,9 +35,14 @@ CONSTANTS: dict[str, int] = {
     "DTYPE_F32": 1,
     "DTYPE_F16": 2,
     "DTYPE_BF16": 3,
-    "STORAGE_NONE": 0,
+    "DTYPE_K8": 4,
+    "DTYPE_K4": 5,
+    "DTYPE_V8": 6,
+    "DTYPE_V4": 7,
+    "STORAGE_DEFAULT": 0,
     "STORAGE_HOST": 1,
     "STORAGE_EXTERNAL": 2,
+    "STORAGE_NONE": 3,
     "SIGNAL_BOUNDS": 1,
     "SIGNAL_KEYSUM": 2,
     "DEBUG_POISON": 1,
@@ -124,7 +129,14 @@ class GroupConfigStruct(Struct):
         ("layers", C.POINTER(u32)),
         ("external_base", ptr),
         ("external_bytes", size),
-        ("reserved", u64 * 4),
+        ("dtype_k", i32),
+        ("dtype_v", i32),
+        ("storage", i32),
+        ("page_tokens", u32),
+        ("v_in_k", u32),
+        ("chunk", u32),
+        ("state_bytes", u64),
+        ("reserved", u64 * 8),
     ]
 
 
@@ -136,6 +148,7 @@ class RopeConfigStruct(Struct):
         ("theta", f64),
         ("position_scale", f64),
         ("frequencies", C.POINTER(f64)),
+        ("reserved", u64 * 4),
     ]
 
 
@@ -143,9 +156,11 @@ class ConfigStruct(Struct):
     c_name = "pkv_config"
     _fields_ = [
         ("struct_size", size),
-        ("page_tokens", u32),
-        ("n_groups", u32),
+        ("group_size", size),
+        ("rope_size", size),
         ("groups", C.POINTER(GroupConfigStruct)),
+        ("n_groups", u32),
+        ("page_tokens", u32),
         ("storage", i32),
         ("debug", u32),
         ("memory_limit", u64),
@@ -189,6 +204,10 @@ class GroupInfo(Struct):
         ("page_bytes", u64),
         ("layer_bytes", u64),
         ("token_bytes", u64),
+        ("dtype_k", i32),
+        ("dtype_v", i32),
+        ("storage", i32),
+        ("page_tokens", u32),
     ]
 
 
@@ -211,7 +230,7 @@ class CopyStruct(Struct):
     """A page to copy before the step (``pkv_copy``)."""
 
     c_name = "pkv_copy"
-    _fields_ = [("group", u32), ("n_tokens", u32), ("src", u64), ("dst", u64)]
+    _fields_ = [("group", u32), ("n_tokens", u32), ("src", u64), ("dst", u64), ("reserved", u64)]
 
 
 class RowsStruct(Struct):
@@ -223,6 +242,7 @@ class RowsStruct(Struct):
         ("dim", u32),
         ("token_stride", diff),
         ("head_stride", diff),
+        ("reserved", u64 * 2),
     ]
 
 
@@ -323,6 +343,7 @@ class Event(Struct):
         ("seq", u64),
         ("group", u32),
         ("kind", i32),
+        ("reserved", u64 * 2),
     ]
 
 
@@ -362,7 +383,7 @@ class EvictRun(Struct):
     """Consecutive resident tokens with the same shift (``pkv_evict_run``)."""
 
     c_name = "pkv_evict_run"
-    _fields_ = [("first", u64), ("n_tokens", u64), ("shift", u64)]
+    _fields_ = [("first", u64), ("n_tokens", u64), ("shift", u64), ("reserved", u64)]
 
 
 class EvictInfo(Struct):
@@ -407,7 +428,7 @@ class MatchStruct(Struct):
         ("n_tokens", u64),
         ("n_pages", u32),
         ("partial_tokens", u32),
-        ("opaque", u64 * 5),
+        ("opaque", u64 * 9),
     ]
 
 

@@ -156,6 +156,8 @@ class Cache:
         _fill_ropes(config, self.groups, temporary)
         known = {name for name, *_ in ConfigStruct._fields_} - {
             "struct_size",
+            "group_size",
+            "rope_size",
             "groups",
             "n_groups",
             "rope",
