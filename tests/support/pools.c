@@ -16,7 +16,8 @@ static pkv_status create_pools(struct pkvt_pools *pools, const struct pkvt_pools
                                         .page_bytes = config->page_bytes[i],
                                         .layer_bytes = config->page_bytes[i] / 2,
                                         .max_pages = config->max_pages,
-                                        .storage = config->storage,
+                                        .storage = config->storage ? config->storage
+                                                                   : PKV_STORAGE_NONE,
                                         .external_base = config->external_base,
                                         .external_bytes = config->external_bytes,
                                         .debug = config->debug};

@@ -25,7 +25,7 @@ struct pkvt_pools_config {
     uint32_t max_pages;
     uint32_t event_capacity;
     uint32_t debug;
-    pkv_storage storage;
+    pkv_storage storage; /* 0 = NONE */
     size_t region_bytes; /* 0 = 2 MiB */
     void *external_base;
     size_t external_bytes;

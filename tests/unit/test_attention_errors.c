@@ -122,12 +122,14 @@ START_TEST(arguments_of_attend)
     BAD(qr.head_stride, 254);
     BAD(qr.token_stride, PTRDIFF_MAX - 3);
     BAD(qr.head_stride, PTRDIFF_MIN);
+    BAD(qr.reserved[1], 1);
     BAD(outr.data, NULL);
     BAD(outr.dtype, -1);
     BAD(outr.heads, HEADS);
     BAD(outr.dim, 8);
     BAD(outr.token_stride, 0); /* rows on top of each other */
     BAD(outr.head_stride, 0);
+    BAD(outr.reserved[0], 1);
     BAD(outr.head_stride, DIM * 4 - 4);
     BAD(outr.token_stride, DIM * 4); /* as far apart as heads are */
     BAD(outr.token_stride, -(ptrdiff_t)(Q_HEADS * DIM * 4 - 4));
