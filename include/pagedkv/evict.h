@@ -219,12 +219,14 @@ PKV_API pkv_status pkv_seq_page_scores(pkv_seq seq, uint32_t group, uint32_t *lo
 
 /* Feeds attention mass of one entry's new tokens for hosts with their own kernels; pkv_attend does
  * it by itself when a policy asks. Call between reserve and commit, once per layer and KV head or
- * with sums over them: only the proportions between pages matter, they are normalised per commit.
+ * with sums over them: only the proportions between pages matter, whatever the unit (calls that are
+ * less than a millionth of another call of the commit count for nothing), normalised per commit.
  * mass[i] = probability given by the new tokens to the i-th resident page (logical order, the
  * step's new pages included), n = their number (PKV_EINVAL if different), values finite and >= 0.
  * With OBS give the last pkv_evict_config.obs_rows rows only. PKV_ESTATE if the sequence is in no
- * reserved batch; ignored (PKV_OK) if the policy needs no mass. Several threads may feed the same
- * sequence at once; the sum does not depend on their order. O(n). */
+ * reserved batch, PKV_ENOMEM with nothing added; ignored (PKV_OK) if the policy needs no mass.
+ * Several threads may feed the same sequence at once; the sum does not depend on their order. O(n).
+ */
 PKV_API pkv_status pkv_seq_feed_mass(pkv_seq seq, uint32_t group, const float *mass, uint32_t n);
 
 /* 1 if the policy of this sequence and group wants mass for the next commit. O(1). */

@@ -117,6 +117,7 @@ struct pkvi_seq {
     _Atomic uint64_t batch;  /* id of the open batch it is in, or 0 */
     struct pkvi_range *pins; /* [pin_capacity], unordered, may overlap */
     uint32_t n_pins, pin_capacity;
+    uint32_t unpins;              /* pins taken away so far */
     uint64_t claim;               /* admission: most tokens it will hold; 0 = no ticket */
     uint32_t claim_index;         /* admission: place in the list of claims */
     void *state[PKVI_HOOK_SLOTS]; /* the modules' own, see hooks.h */

@@ -45,6 +45,7 @@ struct pkvi_evict_target pkvi_evict_target_of(struct pkvi_seq *seq, uint32_t gro
         .handle = pkvi_seq_handle(seq),
         .owner = seq,
         .pinned = seq->n_pins != 0 ? target_pinned : NULL,
+        .unpins = seq->unpins,
         .drop = target_drop,
         .restore = target_restore,
     };
@@ -85,6 +86,20 @@ static bool on_restorable(void *context, const struct pkvi_seq *seq, uint32_t gr
 {
     (void)context;
     return pkvi_evict_restorable(pkvi_seq_evict(seq), group, logical, n_tokens);
+}
+
+static pkv_status on_prepare_truncate(void *context, struct pkvi_seq *seq, uint64_t n_tokens)
+{
+    (void)context;
+    const struct pkvi_evict_seq *es = pkvi_seq_evict(seq);
+    struct pkv_cache *cache = seq->cache;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        const uint32_t n = pkvi_evict_undone_pages(es, g, n_tokens);
+        if (n == 0) continue;
+        const pkv_status status = pkvi_table_reserve(&seq->tables[g], &cache->mem, n);
+        if (status != PKV_OK) return status;
+    }
+    return PKV_OK;
 }
 
 static void on_truncate(void *context, struct pkvi_seq *seq, uint64_t n_tokens)
@@ -232,6 +247,7 @@ static const struct pkvi_hooks evict_hooks = {
     .seq_create = on_create,
     .seq_fork = on_fork,
     .seq_destroy = on_destroy,
+    .prepare_truncate = on_prepare_truncate,
     .seq_truncate = on_truncate,
     .seq_attach = on_attach,
     .reserve = on_reserve,

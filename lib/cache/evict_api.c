@@ -1,4 +1,6 @@
 /* The public eviction functions. */
+#include <math.h>
+
 #include "cache/evict.h"
 
 static struct pkvi_evict *module_of(const struct pkv_cache *cache)
@@ -218,10 +220,11 @@ pkv_status pkv_seq_feed_mass(pkv_seq handle, uint32_t group, const float *mass, 
         return pkvi_fail(handle.cache, PKV_EINVAL, "seq_feed_mass: %u values for %u pages", n,
                          seq->tables[group].resident);
     for (uint32_t i = 0; i < n; i++)
-        if (!(mass[i] >= 0) || mass[i] > 3.4e38f)
+        if (!(mass[i] >= 0) || isinf(mass[i]))
             return pkvi_fail(handle.cache, PKV_EINVAL, "seq_feed_mass: value %u is %g", i,
                              (double)mass[i]);
-    pkvi_evict_feed(pkvi_seq_evict(seq), group, mass, 1, n);
+    if (pkvi_evict_feed_any(pkvi_seq_evict(seq), group, mass, n) != PKV_OK)
+        return pkvi_fail(handle.cache, PKV_ENOMEM, "seq_feed_mass: no memory for the sums");
     return PKV_OK;
 }
 

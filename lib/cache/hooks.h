@@ -40,6 +40,10 @@ struct pkvi_hooks {
     bool (*restorable)(void *context, const struct pkvi_seq *seq, uint32_t group, uint32_t logical,
                        uint64_t n_tokens);
 
+    /* `seq` is about to be shortened from seq->length to n_tokens: makes room for everything that
+     * seq_truncate will put back. May refuse; what room was made may stay. */
+    pkv_status (*prepare_truncate)(void *context, struct pkvi_seq *seq, uint64_t n_tokens);
+
     /* `seq` is being shortened from seq->length to n_tokens; length and tables are still the old
      * ones. May put pages back into the tables. */
     void (*seq_truncate)(void *context, struct pkvi_seq *seq, uint64_t n_tokens);

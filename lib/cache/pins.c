@@ -54,6 +54,7 @@ pkv_status pkv_seq_unpin(pkv_seq handle, uint64_t begin, uint64_t end)
         return pkvi_fail(cache, PKV_EINVAL, "seq_unpin: [%llu, %llu) is not pinned",
                          (unsigned long long)begin, (unsigned long long)end);
     seq->pins[at] = seq->pins[--seq->n_pins];
+    seq->unpins++;
     if (cache->n_windows != 0)
         pkvi_seq_release_unpinned(seq, begin >> cache->page_shift, pkvi_pages_for(cache, end));
     return PKV_OK;

@@ -163,6 +163,7 @@ static pkv_status fork_seq(const struct pkvi_seq *parent, pkv_seq *out)
     struct pkvi_seq *child = new_seq(cache);
     if (child == NULL) return pkvi_fail(cache, PKV_ENOMEM, "seq_fork: no memory for a sequence");
     child->length = parent->length;
+    child->unpins = parent->unpins;
     pkv_status status = copy_pins(child, parent);
     for (uint32_t g = 0; g < cache->n_groups && status == PKV_OK; g++)
         status = pkvi_table_fork(&child->tables[g], &parent->tables[g], &cache->mem,
@@ -235,6 +236,20 @@ static bool can_continue_at(const struct pkvi_seq *seq, uint32_t g, uint64_t n_t
     return true;
 }
 
+/* Room for everything that the modules will put back. */
+static pkv_status prepare_truncate(struct pkvi_seq *seq, uint64_t n_tokens)
+{
+    struct pkv_cache *cache = seq->cache;
+    for (int slot = PKVI_HOOK_SLOTS - 1; slot >= 0; slot--) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks == NULL || hooks->prepare_truncate == NULL) continue;
+        const pkv_status status = hooks->prepare_truncate(cache->hook_context[slot], seq, n_tokens);
+        if (status != PKV_OK)
+            return pkvi_fail(cache, status, "seq_truncate: no memory to undo evictions");
+    }
+    return PKV_OK;
+}
+
 pkv_status pkv_seq_truncate(pkv_seq handle, uint64_t n_tokens)
 {
     struct pkvi_seq *seq;
@@ -250,6 +265,12 @@ pkv_status pkv_seq_truncate(pkv_seq handle, uint64_t n_tokens)
             return pkvi_fail(cache, PKV_EDROPPED,
                              "seq_truncate: group %u no longer holds what position %llu needs", g,
                              (unsigned long long)n_tokens);
+    int attempt = 0;
+    pkv_status prepared;
+    do
+        prepared = prepare_truncate(seq, n_tokens);
+    while (pkvi_cache_retry(cache, prepared, attempt++, 0));
+    if (prepared != PKV_OK) return prepared;
     for (int slot = PKVI_HOOK_SLOTS - 1; slot >= 0; slot--) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
         if (hooks != NULL && hooks->seq_truncate != NULL)

@@ -175,6 +175,30 @@ bool pkvi_evict_restorable(const struct pkvi_evict_seq *es, uint32_t group, uint
     return false;
 }
 
+/* Is the entry's page wanted again at n_tokens? Not past the new end, nor out of the group's own
+ * window. */
+static bool comes_back(const struct pkvi_evict_seq *es, uint32_t group,
+                       const struct pkvi_journal_entry *entry, uint64_t n_tokens)
+{
+    const uint32_t shift = es->evict->page_shift;
+    const uint32_t window = es->evict->groups[group].window;
+    const uint64_t seen = window != 0 && n_tokens >= window ? n_tokens - window + 1 : 0;
+    return (uint64_t)entry->logical << shift < n_tokens && entry->logical >= seen >> shift;
+}
+
+uint32_t pkvi_evict_undone_pages(const struct pkvi_evict_seq *es, uint32_t group, uint64_t n_tokens)
+{
+    if (es == NULL) return 0;
+    const struct pkvi_journal *journal = &es->groups[group].journal;
+    uint32_t n = 0;
+    for (uint32_t i = journal->count; i-- > 0;) {
+        const struct pkvi_journal_entry *entry = pkvi_journal_at(journal, i);
+        if (entry->length <= n_tokens) break;
+        n += comes_back(es, group, entry, n_tokens);
+    }
+    return n;
+}
+
 /* Undoes the newest journal entry. */
 static void undo(const struct pkvi_evict_call *call, uint64_t n_tokens)
 {
@@ -182,18 +206,17 @@ static void undo(const struct pkvi_evict_call *call, uint64_t n_tokens)
     struct pkvi_journal *journal = &state->journal;
     const struct pkvi_journal_entry entry = *pkvi_journal_at(journal, journal->count - 1);
     journal->count--;
-    const uint64_t begin = (uint64_t)entry.logical << call->page_shift;
-    const uint32_t window = call->info->window;
-    const uint64_t seen = window != 0 && n_tokens >= window ? n_tokens - window + 1 : 0;
-    /* Past the new end, or out of the group's own window: nothing to bring back. */
-    if (begin >= n_tokens || entry.logical < (uint32_t)(seen >> call->page_shift)) {
+    if (!comes_back(call->es, call->group, &entry, n_tokens)) {
         pkvi_pool_unref(call->info->pool, 1, &entry.page);
         state->gone--;
         return;
     }
-    if (!call->target->restore(call->target->owner, call->group, entry.logical, entry.page)) {
+    const bool restored =
+        call->target->restore(call->target->owner, call->group, entry.logical, entry.page);
+    PKVI_ASSERT(restored);
+    if (!restored) { /* the owner made no room */
         pkvi_pool_unref(call->info->pool, 1, &entry.page);
-        return; /* stays dropped */
+        return;
     }
     const uint32_t slot = pkvi_table_find(call->table, entry.logical);
     if (call->table->score != NULL) call->table->score[slot] = entry.score;

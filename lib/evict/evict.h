@@ -91,6 +91,7 @@ struct pkvi_evict_target {
     void *owner;     /* given to the functions below */
     /* Does a pin touch the page? NULL = nothing is pinned. */
     bool (*pinned)(const void *owner, uint32_t logical);
+    uint32_t unpins; /* pins taken away so far */
     /* Takes the page out of the table, gives the table's reference back, counts and reports it.
      * False if refused. */
     bool (*drop)(void *owner, uint32_t group, uint32_t logical);
@@ -135,12 +136,15 @@ uint32_t pkvi_evict_commit(struct pkvi_evict_seq *es, uint32_t group,
 void pkvi_evict_attached(struct pkvi_evict_seq *es, uint32_t group,
                          const struct pkvi_evict_target *target);
 
-/* Truncation. `holds`: would the page that holds position n_tokens - 1 … be back in the table after
- * the undo? (True too if it never left.) `truncate`: undoes the evictions decided at lengths above
- * n_tokens that the journal still has, forgets what lies past the end; the table still has its old
- * pages. target->length is the old length. */
+/* Truncation. `restorable`: will the undo put the page, which is not held, back into the table?
+ * `undone_pages`: how many pages it will put back; the owner makes room for them first, so that
+ * target->restore succeeds. `truncate`: undoes the evictions decided at lengths above n_tokens that
+ * the journal still has, forgets what lies past the end; the table still has its old pages.
+ * target->length is the old length. */
 bool pkvi_evict_restorable(const struct pkvi_evict_seq *es, uint32_t group, uint32_t logical,
                            uint64_t n_tokens);
+uint32_t pkvi_evict_undone_pages(const struct pkvi_evict_seq *es, uint32_t group,
+                                 uint64_t n_tokens);
 void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
                          const struct pkvi_evict_target *target, uint64_t n_tokens);
 
@@ -180,6 +184,11 @@ uint32_t pkvi_evict_mass_rows(const struct pkvi_evict_seq *es, uint32_t group);
  * reserve is ignored. O(n). */
 void pkvi_evict_feed(struct pkvi_evict_seq *es, uint32_t group, const float *mass, uint32_t n_heads,
                      uint32_t n);
+
+/* The same for values in any unit, n of them, finite and not negative: sums that differ by more
+ * than 2^20 in one commit lose the smaller. PKV_ENOMEM: nothing was added. O(n). */
+pkv_status pkvi_evict_feed_any(struct pkvi_evict_seq *es, uint32_t group, const float *mass,
+                               uint32_t n);
 
 /* TOPK: attention of an entry reads the first `first` pages, the last `recent` full pages, every
  * page that is not full or that the step writes, and of the other pages the best by bound, so that

@@ -118,13 +118,22 @@ struct pkvi_regret {
 
 struct pkvi_keydiff; /* policy/keydiff.c */
 
+/* What the host fed in this step, see feed.c. Allocated when it first does. */
+struct pkvi_mass_feed {
+    uint64_t *sum;     /* [2][capacity]: of the highest band and of the one below */
+    uint32_t capacity; /* pages */
+    int32_t band;      /* the highest so far */
+    bool any;
+};
+
 struct pkvi_evict_state {
     struct pkvi_evict_policy *policy; /* NULL = none; then nothing below is in use */
     uint64_t steps;                   /* commits since the policy was set */
     uint64_t mass_steps;
     uint64_t evicted, restored; /* over the sequence's life */
     uint64_t gone;              /* evictions that were not undone, of any policy */
-    uint32_t cursor;            /* WINDOW, SINK: nothing evictable below this logical page */
+    uint32_t cursor;            /* WINDOW, SINK: nothing evictable below this logical page … */
+    uint32_t unpins;            /* … as long as no pin is taken away: the target's count */
 
     /* Mass of the step, fixed point; [acc_n] while reserved. */
     uint64_t *acc; /* __atomic adds while the step runs, plain access at commit */
@@ -136,6 +145,7 @@ struct pkvi_evict_state {
     uint32_t reserved_full; /* … full pages resident before it */
     uint32_t acc_n;         /* resident pages at reserve; 0 = not reserved */
     atomic_uint fed;
+    struct pkvi_mass_feed feed; /* under es->feeding while the step runs */
 
     struct pkvi_candidate *candidates; /* [candidate_capacity] scratch */
     uint32_t candidate_capacity;
@@ -150,6 +160,7 @@ struct pkvi_evict_seq {
     uint64_t depend_from; /* tokens from here on depend on evictions; UINT64_MAX = none */
     uint64_t taint_from;  /* … on evictions that depend on data; UINT64_MAX = none */
     uint64_t salt;        /* of tokens from depend_from on */
+    struct pkvi_mutex feeding;
     struct pkvi_evict_state groups[];
 };
 
@@ -220,6 +231,10 @@ bool pkvi_evict_mass_take(struct pkvi_evict_state *state, uint32_t resident);
 /* A page's share becomes the largest of its own and its resident neighbours'. */
 void pkvi_evict_mass_pool(const struct pkvi_table *table, float *share, uint32_t n);
 void pkvi_evict_mass_free(struct pkvi_evict_state *state, struct pkvi_mem *mem);
+
+/* feed.c: the sum of what the host fed for resident page i, in the host's unit. */
+double pkvi_evict_feed_sum(const struct pkvi_mass_feed *feed, uint32_t i);
+void pkvi_evict_feed_free(struct pkvi_mass_feed *feed, struct pkvi_mem *mem);
 
 /* Shared by MASS and OBS (policy/mass.c): exponential mean with a memory of gamma per row; `age`
  * rows were observed before. */

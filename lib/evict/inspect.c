@@ -88,8 +88,9 @@ const char *pkvi_evict_seq_check(const struct pkvi_evict_seq *es, uint32_t group
         last = entry->length;
     }
     if (state->acc_n > state->acc_capacity) return "evict: accumulators are too small";
-    if ((state->policy->ops->needs & PKVI_NEEDS_MASS) && target->table->resident > 0 &&
-        target->table->score == NULL && state->mass_steps > 0)
+    /* Outside of a step a table may lack scores: they all are 0 then. */
+    if ((state->policy->ops->needs & PKVI_NEEDS_MASS) && state->acc_n > 0 &&
+        target->table->score == NULL)
         return "evict: scores are missing";
     return NULL;
 }

@@ -79,6 +79,12 @@ void pkvi_evict_feed(struct pkvi_evict_seq *es, uint32_t group, const float *mas
         atomic_store_explicit(&state->fed, 1, memory_order_relaxed);
 }
 
+/* What resident page i was given, by attention and by the host. */
+static double sum_of(const struct pkvi_evict_state *state, uint32_t i)
+{
+    return (double)state->acc[i] / (double)MASS_ONE + pkvi_evict_feed_sum(&state->feed, i);
+}
+
 bool pkvi_evict_mass_take(struct pkvi_evict_state *state, uint32_t resident)
 {
     const uint32_t n = state->acc_n;
@@ -86,14 +92,14 @@ bool pkvi_evict_mass_take(struct pkvi_evict_state *state, uint32_t resident)
     if (!atomic_load_explicit(&state->fed, memory_order_relaxed)) return false;
     atomic_store_explicit(&state->fed, 0, memory_order_relaxed);
     /* A partial commit may have taken surplus pages away at the end. */
-    uint64_t *acc = state->acc;
     double total = 0;
     for (uint32_t i = 0; i < resident && i < n; i++)
-        total += (double)acc[i];
+        total += sum_of(state, i);
     const double scale = total > 0 ? 1 / total : 0;
     for (uint32_t i = 0; i < resident; i++)
-        state->share[i] = i < n ? (float)((double)acc[i] * scale) : 0;
-    memset(acc, 0, n * sizeof *acc);
+        state->share[i] = i < n ? (float)(sum_of(state, i) * scale) : 0;
+    memset(state->acc, 0, n * sizeof *state->acc);
+    state->feed.any = false;
     return total > 0;
 }
 

@@ -16,6 +16,7 @@ static void state_clear(struct pkvi_evict *evict, uint32_t group, struct pkvi_ev
     if (state->policy == NULL) return;
     atomic_fetch_sub_explicit(&evict->n_meters, state->policy->config.regret, memory_order_relaxed);
     pkvi_evict_mass_free(state, mem);
+    pkvi_evict_feed_free(&state->feed, mem);
     if (state->candidate_capacity != 0)
         pkvi_mem_free_array(mem, state->candidates, state->candidate_capacity,
                             sizeof *state->candidates);
@@ -51,6 +52,10 @@ pkv_status pkvi_evict_seq_create(struct pkvi_evict *evict, bool defaults,
 {
     struct pkvi_evict_seq *s = pkvi_mem_zalloc(evict->mem, seq_bytes(evict));
     if (s == NULL) return PKV_ENOMEM;
+    if (!pkvi_mutex_init(&s->feeding, PKVI_RANK_EVICT, NULL)) {
+        pkvi_mem_free(evict->mem, s, seq_bytes(evict));
+        return PKV_ENOMEM;
+    }
     s->evict = evict;
     s->depend_from = s->taint_from = UINT64_MAX;
     for (uint32_t g = 0; defaults && g < evict->n_groups; g++) {
@@ -77,6 +82,7 @@ void pkvi_evict_seq_destroy(struct pkvi_evict_seq *es)
     struct pkvi_evict *evict = es->evict;
     for (uint32_t g = 0; g < evict->n_groups; g++)
         state_clear(evict, g, &es->groups[g]);
+    pkvi_mutex_destroy(&es->feeding);
     pkvi_mem_free(evict->mem, es, seq_bytes(evict));
 }
 
@@ -93,6 +99,7 @@ static pkv_status state_copy(struct pkvi_evict *evict, uint32_t group, struct pk
     to->steps = from->steps;
     to->mass_steps = from->mass_steps;
     to->cursor = from->cursor;
+    to->unpins = from->unpins;
     pkv_status status = PKV_OK;
     if (from->keydiff != NULL) status = pkvi_keydiff_copy(&to->keydiff, from->keydiff, evict->mem);
     if (status == PKV_OK)
@@ -245,6 +252,7 @@ void pkvi_evict_cancel(struct pkvi_evict_seq *es, uint32_t group)
     struct pkvi_evict_state *state = &es->groups[group];
     if (state->acc_n != 0) memset(state->acc, 0, state->acc_n * sizeof *state->acc);
     state->acc_n = 0;
+    state->feed.any = false;
     state->reserved = false;
     state->skips_mass = false;
     atomic_store_explicit(&state->fed, 0, memory_order_relaxed);

@@ -32,6 +32,7 @@ struct pkvi_keydiff {
     float *anchor;      /* a, zero where A is */
     uint32_t refreshes; /* most scores brought up to date per dropped page */
     bool moved;         /* A changed: a is not its direction yet */
+    bool incomplete;    /* the heap lacks evictable pages */
     double drift;       /* total so far */
     struct pkvi_candidate *heap;
     struct pkvi_candidate *parked; /* scratch of victim() */
@@ -170,8 +171,27 @@ static void enter(const struct pkvi_evict_call *call, uint32_t logical)
     const uint32_t page = pkvi_table_page(call->table, logical);
     if (page == PKVI_NO_PAGE) return;
     const struct pkvi_candidate entry = {fresh_key(call, page), logical};
-    if (logical >= call->first && k->n < k->capacity) pkvi_heap_push(k->heap, &k->n, entry);
+    if (logical >= call->first && k->n < k->capacity)
+        pkvi_heap_push(k->heap, &k->n, entry);
+    else if (logical >= call->first)
+        k->incomplete = true;
     add_page(call, page, 1);
+}
+
+/* Pages that came by an attach or an undo found no room in the heap; a reserve has made it since.
+ */
+static void complete(const struct pkvi_evict_call *call)
+{
+    struct pkvi_keydiff *k = call->state->keydiff;
+    const uint32_t full = pkvi_evict_full_pages(call);
+    struct pkvi_resident page;
+    uint32_t cursor = 0;
+    k->n = 0;
+    k->incomplete = false;
+    while (pkvi_table_next(call->table, &cursor, &page) && page.logical < full)
+        if (page.logical >= call->first)
+            k->heap[k->n++] = (struct pkvi_candidate){fresh_key(call, page.page), page.logical};
+    pkvi_heap_build(k->heap, k->n);
 }
 
 /* Refreshes tops until none can be lower: then the lowest refreshed one is the exact minimum. If
@@ -200,6 +220,7 @@ static uint32_t victim(const struct pkvi_evict_call *call)
     struct pkvi_keydiff *k = call->state->keydiff;
     uint32_t n_parked = 0;
     settle_anchor(k);
+    if (k->incomplete) complete(call);
     const uint32_t found = settle(call, &n_parked);
     while (n_parked > 0)
         pkvi_heap_push(k->heap, &k->n, k->parked[--n_parked]);
@@ -211,8 +232,12 @@ static uint32_t victim(const struct pkvi_evict_call *call)
 
 static void sealed(const struct pkvi_evict_call *call, uint32_t first, uint32_t end)
 {
-    for (uint32_t logical = first; logical < end; logical++)
+    for (uint32_t logical = first;; logical++) { /* of a long sequence most may be gone */
+        const uint32_t slot = pkvi_table_seek(call->table, logical);
+        if (slot == PKVI_NO_SLOT || call->table->logical[slot] >= end) break;
+        logical = call->table->logical[slot];
         enter(call, logical);
+    }
 }
 
 /* The heap entry goes at once: a restored page gets a new one. */
