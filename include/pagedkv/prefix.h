@@ -94,7 +94,8 @@ PKV_API pkv_status pkv_prefix_unpin(pkv_cache *cache, pkv_pin pin);
 
 /* Forgets everything published in a namespace: nothing of it matches any more, its pins are gone,
  * and pages that no sequence holds are freed. Live sequences keep their pages and publish nothing
- * further. *pages (may be NULL) = pages freed. O(pages of the namespace, log fan-out each). */
+ * further until they are empty (pkv_seq_truncate to 0); empty ones go on as if nothing had happened.
+ * *pages (may be NULL) = pages freed. O(pages of the namespace, log fan-out each). */
 PKV_API pkv_status pkv_prefix_drop(pkv_cache *cache, const pkv_namespace *space, uint64_t *pages);
 
 /* Quota of a namespace, in published pages of each layer group. */
@@ -109,7 +110,9 @@ typedef struct pkv_prefix_quota {
 } pkv_prefix_quota;
 
 /* Gives a namespace a quota of its own, or changes it. Only before the first page is published in
- * it, or if it has a quota already: PKV_ESTATE. PKV_ENOMEM. O(1). */
+ * it, or if it has a quota already: PKV_ESTATE. PKV_ENOMEM. What is beyond a smaller max and may go
+ * is freed at once, the rest when the namespace next publishes. O(1) and O(1) or O(log) a page freed.
+ */
 PKV_API pkv_status pkv_prefix_set_quota(pkv_cache *cache, const pkv_namespace *space,
                                         const pkv_prefix_quota *quota);
 

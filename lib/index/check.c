@@ -4,7 +4,7 @@
 static const char *check_node(const struct pkvi_index *ix, uint32_t id)
 {
     const struct pkvi_node *node = pkvi_node(ix, id);
-    if (!node->resident && !node->children && !pkvi_node_pinned(ix, node) && !node->holds)
+    if (!pkvi_node_needed(ix, node))
         return "index: a node that nothing needs is still there";
     if (node->parent != PKVI_NIL) {
         const struct pkvi_node *parent = pkvi_node(ix, node->parent);
@@ -21,10 +21,21 @@ static const char *check_node(const struct pkvi_index *ix, uint32_t id)
             return "index: a member without page remembers one";
         if (m->kids > node->children) return "index: more resident children than children";
     }
+    if (ix->key_bytes && pkvi_siblings_check(ix, node->space, id) != node->children)
+        return "index: a node's children do not stand where they must";
     uint32_t found = ix->key_bytes ? pkvi_index_find(ix, node->space, node->parent, node->hash,
                                                      pkvi_node_tokens(ix, id), node->id)
                                    : pkvi_index_find_id(ix, node->hash, node->id);
     return found == id ? NULL : "index: a node is not found under its own identity";
+}
+
+/* First pages of all namespaces, or UINT32_MAX. */
+static uint64_t count_tops(const struct pkvi_index *ix)
+{
+    uint64_t n = 0;
+    for (uint32_t space = 0; space < ix->n_roots; space++)
+        n += pkvi_siblings_check(ix, space, PKVI_NIL);
+    return n;
 }
 
 /* Sums over all nodes against the counters kept on the way. */
@@ -42,6 +53,8 @@ const char *pkvi_index_check(const struct pkvi_index *ix)
     }
     if (nodes != ix->n_nodes) return "index: node count is wrong";
     if (children != with_parent) return "index: child counts do not add up";
+    if (ix->key_bytes && count_tops(ix) != nodes - with_parent)
+        return "index: first pages do not stand where they must";
     for (uint32_t g = 0; g < ix->options.n_groups; g++) {
         uint64_t resident = 0, kids = 0, resident_below = 0;
         for (uint32_t id = 0; id < ix->fresh_node; id++) {

@@ -3,22 +3,17 @@
 
 #include <string.h>
 
-uint32_t *pkvi_siblings_root(struct pkvi_index *ix, uint32_t id)
-{
-    const struct pkvi_node *node = pkvi_node(ix, id);
-    return node->parent != PKVI_NIL ? &pkvi_node(ix, node->parent)->first : &ix->roots[node->space];
-}
-
 bool pkvi_index_ensure_root(struct pkvi_index *ix, uint32_t space)
 {
     if (space < ix->n_roots) return true;
     uint32_t wider = ix->n_roots ? 2 * ix->n_roots : 8;
     while (wider <= space)
         wider *= 2;
-    uint32_t *roots = pkvi_mem_grow_array(ix->mem, ix->roots, ix->n_roots, wider, sizeof *roots);
+    struct pkvi_heads *roots =
+        pkvi_mem_grow_array(ix->mem, ix->roots, ix->n_roots, wider, sizeof *roots);
     if (!roots) return false;
     for (uint32_t i = ix->n_roots; i < wider; i++)
-        roots[i] = PKVI_NIL;
+        roots[i] = (struct pkvi_heads){PKVI_NIL, PKVI_NIL};
     ix->roots = roots;
     ix->n_roots = wider;
     return true;
@@ -30,9 +25,9 @@ static void lay_out_chunk(struct pkvi_index *ix)
     size_t members = PKVI_NODE_CHUNK * sizeof(struct pkvi_member) * ix->options.n_groups;
     ix->member_offset = nodes;
     ix->key_offset = nodes + members;
-    ix->generation_offset = ix->key_offset + PKVI_NODE_CHUNK * ix->key_bytes;
-    ix->chunk_bytes = ix->generation_offset;
-    if (ix->key_bytes) ix->chunk_bytes += PKVI_NODE_CHUNK * sizeof(uint32_t);
+    ix->side_offset = ix->key_offset + PKVI_NODE_CHUNK * ix->key_bytes;
+    ix->chunk_bytes = ix->side_offset;
+    if (ix->key_bytes) ix->chunk_bytes += PKVI_NODE_CHUNK * sizeof(struct pkvi_side);
 }
 
 pkv_status pkvi_index_init(struct pkvi_index *ix, struct pkvi_mem *mem,
@@ -40,6 +35,7 @@ pkv_status pkvi_index_init(struct pkvi_index *ix, struct pkvi_mem *mem,
 {
     *ix = (struct pkvi_index){.mem = mem, .options = *options, .free_node = PKVI_NIL};
     ix->key_bytes = options->page_tokens * sizeof(uint32_t);
+    ix->all_groups = UINT64_MAX >> (64 - options->n_groups);
     ix->collide = options->key[0] == UINT64_MAX && options->key[1] == UINT64_MAX;
     lay_out_chunk(ix);
     ix->n_resident = pkvi_mem_array(mem, options->n_groups, sizeof *ix->n_resident);
@@ -75,7 +71,7 @@ static bool add_chunk(struct pkvi_index *ix)
     char *memory = pkvi_mem_alloc_aligned(ix->mem, ix->chunk_bytes, PKVI_CACHE_LINE);
     if (!memory) return false;
     if (ix->key_bytes)
-        memset(memory + ix->generation_offset, 0, PKVI_NODE_CHUNK * sizeof(uint32_t));
+        memset(memory + ix->side_offset, 0, PKVI_NODE_CHUNK * sizeof(struct pkvi_side));
     ix->chunk[ix->n_chunks++] = memory;
     return true;
 }
@@ -108,7 +104,12 @@ uint32_t pkvi_index_add(struct pkvi_index *ix, uint32_t space, uint32_t parent, 
     for (uint32_t g = 0; g < ix->options.n_groups; g++)
         *pkvi_member(ix, g, at) =
             (struct pkvi_member){.page = PKVI_NIL, .newer = PKVI_NIL, .older = PKVI_NIL};
-    if (ix->key_bytes) memcpy(pkvi_node_tokens(ix, at), tokens, ix->key_bytes);
+    if (ix->key_bytes) {
+        memcpy(pkvi_node_tokens(ix, at), tokens, ix->key_bytes);
+        pkvi_side(ix, at)->others = PKVI_NIL;
+        pkvi_side(ix, at)->salted = false;
+        if (id && parent != PKVI_NIL) pkvi_side(ix, parent)->salted = true;
+    }
     if (parent != PKVI_NIL) {
         struct pkvi_node *above = pkvi_node(ix, parent);
         node->depth = above->depth + 1;
@@ -116,7 +117,6 @@ uint32_t pkvi_index_add(struct pkvi_index *ix, uint32_t space, uint32_t parent, 
     }
     ix->n_nodes++;
     pkvi_index_enter(ix, at);
-    if (ix->key_bytes) pkvi_siblings_insert(ix, pkvi_siblings_root(ix, at), at);
     return at;
 }
 
@@ -124,12 +124,14 @@ void pkvi_index_collect(struct pkvi_index *ix, uint32_t id)
 {
     while (id != PKVI_NIL) {
         struct pkvi_node *node = pkvi_node(ix, id);
-        if (node->resident || node->children || node->holds || pkvi_node_pinned(ix, node)) return;
+        if (pkvi_node_needed(ix, node)) return;
         uint32_t parent = node->parent;
         pkvi_index_leave(ix, id);
-        if (ix->key_bytes) pkvi_siblings_remove(ix, pkvi_siblings_root(ix, id), id);
+        if (ix->key_bytes) {
+            pkvi_siblings_leave(ix, id);
+            pkvi_side(ix, id)->generation++;
+        }
         if (parent != PKVI_NIL) pkvi_node(ix, parent)->children--;
-        if (ix->key_bytes) ++*pkvi_node_generation(ix, id);
         node->space = PKVI_NIL;
         node->next = ix->free_node;
         ix->free_node = id;

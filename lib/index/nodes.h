@@ -30,7 +30,20 @@ struct pkvi_node {
                              the last request that used it, and that keeps it while it runs */
     uint32_t holds;       /* reasons to keep the node, not its pages: ghosts, sequences */
     uint32_t first;       /* root of the search tree of children (siblings.c) */
-    uint32_t left, right; /* place in the parent's search tree */
+    uint32_t left, right; /* place among the parent's children */
+};
+
+/* What of a node is needed only when it comes, goes or changes. Token mode. */
+struct pkvi_side {
+    uint32_t generation; /* how often the slot was given up: tells a stale reference to it */
+    uint32_t others;     /* list of children that are not in the search tree */
+    uint8_t place;       /* siblings.c: where it stands among its siblings */
+    bool salted;         /* it has no salt, and had children with one */
+};
+
+/* The first pages of a namespace: heads of their tree and list. */
+struct pkvi_heads {
+    uint32_t first, others;
 };
 
 enum {
@@ -82,8 +95,9 @@ struct pkvi_index_options {
 struct pkvi_index {
     struct pkvi_mem *mem;
     struct pkvi_index_options options;
-    size_t key_bytes; /* bytes of tokens per node, 0 in ids mode */
-    size_t member_offset, key_offset, generation_offset, chunk_bytes; /* layout of a chunk */
+    size_t key_bytes;    /* bytes of tokens per node, 0 in ids mode */
+    uint64_t all_groups; /* bit g */
+    size_t member_offset, key_offset, side_offset, chunk_bytes; /* layout of a chunk */
     bool collide;
 
     char **chunk; /* directory of node chunks */
@@ -96,8 +110,8 @@ struct pkvi_index {
     uint32_t bucket_capacity, n_buckets, bucket_mask;
     uint32_t *by_id; /* dense ids, instead of buckets: the node of each id or PKVI_NIL */
 
-    uint64_t *n_resident; /* per group */
-    uint32_t *roots;      /* per namespace slot: search tree of its first pages (token mode) */
+    uint64_t *n_resident;     /* per group */
+    struct pkvi_heads *roots; /* per namespace slot (token mode) */
     uint32_t n_roots;
     uint32_t epoch; /* replay: number of the running request; queues' cursors depend on it */
 
@@ -126,17 +140,22 @@ static inline uint32_t *pkvi_node_tokens(const struct pkvi_index *ix, uint32_t i
     return (uint32_t *)(void *)(chunk + (id & (PKVI_NODE_CHUNK - 1)) * ix->key_bytes);
 }
 
-/* Counts how often the node's slot was given up: tells a stale reference to it. Token mode only. */
-static inline uint32_t *pkvi_node_generation(const struct pkvi_index *ix, uint32_t id)
+static inline struct pkvi_side *pkvi_side(const struct pkvi_index *ix, uint32_t id)
 {
-    char *chunk = ix->chunk[id >> PKVI_NODE_CHUNK_SHIFT] + ix->generation_offset;
-    return (uint32_t *)(void *)chunk + (id & (PKVI_NODE_CHUNK - 1));
+    char *chunk = ix->chunk[id >> PKVI_NODE_CHUNK_SHIFT] + ix->side_offset;
+    return (struct pkvi_side *)(void *)chunk + (id & (PKVI_NODE_CHUNK - 1));
 }
 
 /* Must the node keep its pages? */
 static inline bool pkvi_node_pinned(const struct pkvi_index *ix, const struct pkvi_node *node)
 {
     return ix->options.replay ? node->pins == ix->epoch + 1 : node->pins != 0;
+}
+
+/* Must the node itself stay? */
+static inline bool pkvi_node_needed(const struct pkvi_index *ix, const struct pkvi_node *node)
+{
+    return node->resident || node->children || node->holds || pkvi_node_pinned(ix, node);
 }
 
 static inline bool pkvi_node_has(const struct pkvi_node *node, uint32_t group)
@@ -169,15 +188,17 @@ void pkvi_index_prefetch_node(const struct pkvi_index *ix, uint64_t hash);
 void pkvi_index_prefetch_removal(const struct pkvi_index *ix, uint32_t id);
 
 /* Adds a node without pages (the caller checked that it is not there) and returns it, or PKVI_NIL
- * when memory is refused. Expected O(1); O(log fan-out) with the sibling tree. */
+ * when memory is refused. Token mode: pkvi_siblings_settle it when its pages are set. Expected O(1).
+ */
 uint32_t pkvi_index_add(struct pkvi_index *ix, uint32_t space, uint32_t parent, uint64_t hash,
                         const uint32_t *tokens, uint64_t id);
 
 /* Frees a node that nothing needs any more (no page, child, pin or ghost), then its parent, and so
- * on. A no-op otherwise and for PKVI_NIL. */
+ * on. A no-op otherwise and for PKVI_NIL. O(log fan-out) each. */
 void pkvi_index_collect(struct pkvi_index *ix, uint32_t id);
 
-/* Gives a node a page in a group: bookkeeping only, the policy is told by the caller. */
+/* Gives a node a page in a group: bookkeeping only, the caller tells the policy, and settles the
+ * node among its siblings when all its pages are set. */
 static inline void pkvi_index_set_page(struct pkvi_index *ix, uint32_t id, uint32_t group,
                                        uint32_t page)
 {
@@ -188,7 +209,8 @@ static inline void pkvi_index_set_page(struct pkvi_index *ix, uint32_t id, uint3
     ix->n_resident[group]++;
 }
 
-/* Takes it away; the caller tells the policy and collects. Returns the page. */
+/* Takes it away; the caller tells the policy, and settles the node or collects it. Returns the page.
+ */
 static inline uint32_t pkvi_index_clear_page(struct pkvi_index *ix, uint32_t id, uint32_t group)
 {
     struct pkvi_node *node = pkvi_node(ix, id);
@@ -236,20 +258,39 @@ static inline void pkvi_index_leave(struct pkvi_index *ix, uint32_t at)
         pkvi_buckets_remove(ix, at);
 }
 
-/* Makes a namespace slot usable (its tree of first pages). False when memory is refused. */
+/* Makes a namespace slot usable (the heads of its first pages). False when memory is refused. */
 bool pkvi_index_ensure_root(struct pkvi_index *ix, uint32_t space);
 
-/* Where the tree holding this node hangs: its parent's, or its namespace's. */
-uint32_t *pkvi_siblings_root(struct pkvi_index *ix, uint32_t id);
+/* Some child of a node, or (parent PKVI_NIL) some first page of a namespace; PKVI_NIL if there is
+ * none. O(1). */
+static inline uint32_t pkvi_index_child(const struct pkvi_index *ix, uint32_t space,
+                                        uint32_t parent)
+{
+    const bool top = parent == PKVI_NIL;
+    uint32_t id = top ? ix->roots[space].first : pkvi_node(ix, parent)->first;
+    return id != PKVI_NIL ? id : top ? ix->roots[space].others : pkvi_side(ix, parent)->others;
+}
 
-/* siblings.c: search tree of a node's children by their tokens. `root` is pkvi_node.first of the
- * parent or the namespace's root. */
-void pkvi_siblings_insert(struct pkvi_index *ix, uint32_t *root, uint32_t id);
-void pkvi_siblings_remove(struct pkvi_index *ix, uint32_t *root, uint32_t id);
-/* The child that shares the most leading tokens with tokens[0..n), n <= page_tokens; *common = how
- * many. PKVI_NIL if none shares one. O(log fan-out). */
-uint32_t pkvi_siblings_longest(const struct pkvi_index *ix, uint32_t root, const uint32_t *tokens,
-                               uint32_t n, uint32_t *common);
+/* Has a namespace no node at all? */
+static inline bool pkvi_index_is_empty(const struct pkvi_index *ix, uint32_t space)
+{
+    return pkvi_index_child(ix, space, PKVI_NIL) == PKVI_NIL;
+}
+
+/* ---- siblings.c: token mode ---- */
+
+/* Puts a node where its pages say: in the search tree of its parent's children if it has a page in
+ * every group, else in the list beside it. O(1) if it is there already, else O(log fan-out). */
+void pkvi_siblings_settle(struct pkvi_index *ix, uint32_t id);
+/* Takes it out of either. */
+void pkvi_siblings_leave(struct pkvi_index *ix, uint32_t id);
+/* Of the parent's children (PKVI_NIL: the namespace's first pages) with this salt and a page in
+ * every group, the one that shares the most leading tokens with tokens[0..n), n <= page_tokens;
+ * *common = how many. PKVI_NIL if none shares one. O(log fan-out). */
+uint32_t pkvi_siblings_longest(const struct pkvi_index *ix, uint32_t space, uint32_t parent,
+                               uint64_t salt, const uint32_t *tokens, uint32_t n, uint32_t *common);
+/* How many children stand where they must; UINT32_MAX if one does not. */
+uint32_t pkvi_siblings_check(const struct pkvi_index *ix, uint32_t space, uint32_t parent);
 
 /* replay.c: one request of a trace, start to end (the exact semantics are in pkv_index_replay's
  * description). *hits = leading blocks that were resident. */

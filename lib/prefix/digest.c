@@ -73,7 +73,7 @@ static pkv_status digest_node(struct pkvi_prefix *px, uint32_t id, const pkv_dig
     struct digest_chunk *chunk = chunk_of(px, id);
     if (!chunk) return PKV_ENOMEM;
     uint32_t at = id & (PKVI_NODE_CHUNK - 1);
-    uint64_t valid = (uint64_t)*pkvi_node_generation(&px->core, id) + 1;
+    uint64_t valid = (uint64_t)pkvi_side(&px->core, id)->generation + 1;
     if (chunk->valid[at] != valid) {
         digest_page(before, pkvi_node_tokens(&px->core, id), px->config.page_tokens,
                     pkvi_node(&px->core, id)->id, &chunk->digest[at]);

@@ -118,7 +118,8 @@ static inline void pkvi_prefix_unlock(struct pkvi_prefix *px)
 struct pkvi_prefix_seq {
     struct pkvi_space *space;
     uint32_t space_generation;
-    uint32_t cursor;     /* node of its last published page; PKVI_NIL = none. Held. */
+    uint32_t cursor;     /* node of its last published page; PKVI_NIL = none. Held, unless the
+                          * namespace's generation is another one */
     uint32_t published;  /* pages up to the cursor */
     uint64_t holes_seen; /* pkvi_prefix.n_holes when its path was last seen to be whole */
     uint32_t n_tail;     /* tokens known beyond these pages */
@@ -207,6 +208,12 @@ static inline uint32_t pkvi_prefix_first(const struct pkvi_prefix *px, uint32_t 
     return (uint32_t)((length - window + 1) >> px->page_shift);
 }
 
+/* ---- quota.c: with the lock held ---- */
+
+/* Makes room for one more page of a namespace in a group, if it is at its limit. False: everything it
+ * has there is held, pinned, or above such a page. */
+bool pkvi_quota_room(struct pkvi_prefix *px, const struct pkvi_space *space, uint32_t group);
+
 /* ---- inner.c: with the lock held ---- */
 
 /* Call whenever a member's page, holders, pins or resident children may have changed. O(1). */
@@ -214,8 +221,19 @@ void pkvi_inner_settle(struct pkvi_prefix *px, uint32_t id, uint32_t group);
 /* The last resort of reclaim: an idle page above pages that are held, or PKVI_NIL. */
 uint32_t pkvi_inner_victim(const struct pkvi_prefix *px, uint32_t group);
 
-/* ---- match.c: with the lock held ----------------------------------------------------------------
+/* ---- grant.c: with the lock held ----------------------------------------------------------------
  */
+
+/* What a match keeps in pkv_match.opaque: nodes by generation << 32 | number (UINT64_MAX = none), the
+ * namespace by generation << 32 | slot, the first page with a salt, and a mark. */
+enum {
+    PKVI_MATCH_LAST,
+    PKVI_MATCH_PARTIAL,
+    PKVI_MATCH_SPACE,
+    PKVI_MATCH_SALTED,
+    PKVI_MATCH_MARK
+};
+#define PKVI_MATCH_MAGIC UINT64_C(0x706b766d61746368)
 
 /* What a match refers to, if it is still what it was. */
 struct pkvi_found {
@@ -243,6 +261,10 @@ void pkvi_digests_destroy(struct pkvi_prefix *px);
 
 /* ---- seq.c --------------------------------------------------------------------------------------
  */
+/* If the sequence's namespace was dropped under it, it stands nowhere any more and nothing of what it
+ * holds is known; an empty one goes on like a new one. With the lock held, before anything that
+ * looks at the cursor. */
+void pkvi_seq_leave_dropped(struct pkvi_prefix_seq *seq);
 /* Moves the sequence's hold to another node (or PKVI_NIL). */
 void pkvi_cursor_move(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq, uint32_t id);
 

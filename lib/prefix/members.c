@@ -166,7 +166,10 @@ void pkvi_member_evict(struct pkvi_prefix *px, uint32_t id, uint32_t group,
         free_page(px, freed, g, take_page(px, id, g, true));
         space->reclaimed++;
     }
-    pkvi_index_collect(&px->core, id);
+    if (pkvi_node_needed(&px->core, pkvi_node(&px->core, id)))
+        pkvi_siblings_settle(&px->core, id);
+    else
+        pkvi_index_collect(&px->core, id);
 }
 
 uint32_t pkvi_node_strip(struct pkvi_prefix *px, uint32_t id)

@@ -89,7 +89,7 @@ static bool widen(struct pkvi_prefix *px)
 /* Gives the pinned nodes up, if they are still the ones that were pinned. */
 static void release_nodes(struct pkvi_prefix *px, const struct pkvi_pin *pin)
 {
-    if (*pkvi_node_generation(&px->core, pin->node) != pin->node_generation) {
+    if (pkvi_side(&px->core, pin->node)->generation != pin->node_generation) {
         px->pins.n_dead--;
         return;
     }
@@ -132,7 +132,7 @@ static bool make_room(struct pkvi_prefix *px)
     for (uint32_t slot = 0; slot < pins->capacity; slot++) {
         const struct pkvi_pin *pin = &pins->pin[slot];
         if (pin->place[0] != PKVI_NIL &&
-            *pkvi_node_generation(&px->core, pin->node) != pin->node_generation)
+            pkvi_side(&px->core, pin->node)->generation != pin->node_generation)
             end(px, slot);
     }
     return true;
@@ -182,7 +182,7 @@ static pkv_status pin_found(struct pkvi_prefix *px, const pkv_match *match,
     pin->priority = priority;
     pin->expires = ttl_ns && ttl_ns < UINT64_MAX - px->now ? px->now + ttl_ns : UINT64_MAX;
     pin->node = id;
-    pin->node_generation = *pkvi_node_generation(&px->core, id);
+    pin->node_generation = pkvi_side(&px->core, id)->generation;
     pin->n_nodes = pages;
     for (uint32_t i = 0; i < pin->n_nodes; i++, id = pkvi_node(&px->core, id)->parent)
         pkvi_node_pin(px, id);
@@ -222,7 +222,7 @@ pkv_status pkvi_prefix_unpin(struct pkvi_prefix *px, pkv_pin handle)
     if (slot < pins->capacity && pins->pin[slot].place[0] != PKVI_NIL &&
         pins->pin[slot].generation == generation) {
         const struct pkvi_pin *pin = &pins->pin[slot];
-        if (*pkvi_node_generation(&px->core, pin->node) == pin->node_generation) status = PKV_OK;
+        if (pkvi_side(&px->core, pin->node)->generation == pin->node_generation) status = PKV_OK;
         end(px, slot);
     }
     pkvi_prefix_unlock(px);

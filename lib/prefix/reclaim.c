@@ -75,32 +75,36 @@ uint64_t pkvi_prefix_reclaim_bytes(struct pkvi_prefix *px, uint64_t wanted)
     return freed.bytes;
 }
 
-/* Some leaf of the tree below a root. */
-static uint32_t some_leaf(const struct pkvi_index *ix, uint32_t id)
+/* Removes a node without children, whoever holds or pins it. Its parent stays. */
+static uint64_t drop_node(struct pkvi_prefix *px, uint32_t id)
 {
-    while (pkvi_node(ix, id)->first != PKVI_NIL)
-        id = pkvi_node(ix, id)->first;
-    return id;
+    struct pkvi_node *node = pkvi_node(&px->core, id);
+    struct pkvi_node *above = node->parent == PKVI_NIL ? NULL : pkvi_node(&px->core, node->parent);
+    const uint32_t freed = pkvi_node_strip(px, id);
+    if (above) above->holds++;
+    node->pins = node->holds = 0;
+    pkvi_index_collect(&px->core, id);
+    if (above) above->holds--;
+    return freed;
 }
 
-/* Removes every node of a namespace, leaves first, whoever holds or pins it: holders tell from the
- * namespace's generation, pins from the node's. */
-static uint64_t drop_nodes(struct pkvi_prefix *px, struct pkvi_space *space)
+/* Removes every node of a namespace, leaves first, each visited once on the way down and once on
+ * the way up. Sequences tell from the namespace's generation that they stand on nothing any more,
+ * pins and matches from the node's. */
+static uint64_t drop_nodes(struct pkvi_prefix *px, const struct pkvi_space *space)
 {
+    const struct pkvi_index *ix = &px->core;
     uint64_t freed = 0;
-    uint32_t *root = &px->core.roots[space->slot];
-    while (*root != PKVI_NIL) {
-        uint32_t id = some_leaf(&px->core, *root);
-        while (id != PKVI_NIL && pkvi_node(&px->core, id)->first == PKVI_NIL) {
-            struct pkvi_node *node = pkvi_node(&px->core, id);
-            uint32_t parent = node->parent;
-            freed += pkvi_node_strip(px, id);
-            if (parent != PKVI_NIL) pkvi_node(&px->core, parent)->holds++;
-            node->pins = node->holds = 0;
-            pkvi_index_collect(&px->core, id);
-            if (parent != PKVI_NIL) pkvi_node(&px->core, parent)->holds--;
-            id = parent;
+    uint32_t id = pkvi_index_child(ix, space->slot, PKVI_NIL);
+    while (id != PKVI_NIL) {
+        const uint32_t below = pkvi_index_child(ix, space->slot, id);
+        if (below != PKVI_NIL) {
+            id = below;
+            continue;
         }
+        const uint32_t above = pkvi_node(ix, id)->parent;
+        freed += drop_node(px, id);
+        id = above != PKVI_NIL ? above : pkvi_index_child(ix, space->slot, PKVI_NIL);
     }
     return freed;
 }
@@ -122,32 +126,6 @@ pkv_status pkvi_prefix_drop(struct pkvi_prefix *px, const pkv_namespace *name, u
     pkvi_prefix_unlock(px);
     if (pages) *pages = freed;
     return PKV_OK;
-}
-
-pkv_status pkvi_prefix_set_quota(struct pkvi_prefix *px, const pkv_namespace *name,
-                                 const pkv_prefix_quota *quota)
-{
-    begin(px);
-    struct pkvi_space *space;
-    pkv_status status = pkvi_space_get(px, name, &space);
-    if (status == PKV_OK && space->domain == px->common) {
-        struct pkvi_domain *domain = NULL;
-        if (px->core.roots[space->slot] != PKVI_NIL)
-            status = PKV_ESTATE;
-        else if (!(domain = pkvi_domain_create(px)))
-            status = PKV_ENOMEM;
-        if (domain) space->domain = domain;
-    }
-    if (status == PKV_OK) {
-        space->domain->has_quota = true;
-        space->domain->share = quota->share;
-        space->domain->max = quota->max;
-        for (uint32_t g = 0; g < px->config.n_groups; g++)
-            pkvi_lane_settle(px, space->domain, g);
-        pkvi_space_settle(px, space);
-    }
-    pkvi_prefix_unlock(px);
-    return status;
 }
 
 pkv_status pkvi_prefix_get_stats(struct pkvi_prefix *px, const pkv_namespace *name,

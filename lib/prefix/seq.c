@@ -8,10 +8,13 @@ static size_t seq_bytes(const struct pkvi_prefix *px)
     return sizeof(struct pkvi_prefix_seq) + px->config.page_tokens * sizeof(int32_t);
 }
 
-/* Was the sequence's namespace dropped under it? Then its cursor means nothing. */
-static bool dropped(const struct pkvi_prefix_seq *seq)
+void pkvi_seq_leave_dropped(struct pkvi_prefix_seq *seq)
 {
-    return seq->space_generation != seq->space->generation;
+    if (seq->space_generation == seq->space->generation) return;
+    seq->space_generation = seq->space->generation;
+    seq->broken = seq->broken || seq->published || seq->n_tail;
+    seq->cursor = PKVI_NIL;
+    seq->published = seq->n_tail = 0;
 }
 
 void pkvi_cursor_move(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq, uint32_t id)
@@ -48,7 +51,7 @@ pkv_status pkvi_prefix_seq_fork(struct pkvi_prefix *px, const struct pkvi_prefix
     memcpy(seq, parent, sizeof *seq + parent->n_tail * sizeof *seq->tail);
     pkvi_prefix_lock(px);
     seq->space->sequences++;
-    if (dropped(seq)) seq->cursor = PKVI_NIL;
+    pkvi_seq_leave_dropped(seq);
     if (seq->cursor != PKVI_NIL) pkvi_node(&px->core, seq->cursor)->holds++;
     pkvi_prefix_unlock(px);
     *out = seq;
@@ -59,7 +62,8 @@ void pkvi_prefix_seq_destroy(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq
 {
     if (!seq) return;
     pkvi_prefix_lock(px);
-    if (!dropped(seq)) pkvi_cursor_move(px, seq, PKVI_NIL);
+    pkvi_seq_leave_dropped(seq);
+    pkvi_cursor_move(px, seq, PKVI_NIL);
     seq->space->sequences--;
     pkvi_space_settle(px, seq->space);
     pkvi_prefix_unlock(px);
@@ -74,12 +78,12 @@ pkv_status pkvi_prefix_seq_set_space(struct pkvi_prefix *px, struct pkvi_prefix_
     pkv_status status = pkvi_space_get(px, name, &space);
     if (status == PKV_OK) {
         struct pkvi_space *before = seq->space;
-        if (!dropped(seq)) pkvi_cursor_move(px, seq, PKVI_NIL);
+        pkvi_seq_leave_dropped(seq);
+        pkvi_cursor_move(px, seq, PKVI_NIL);
         space->sequences++;
         before->sequences--;
         seq->space = space;
         seq->space_generation = space->generation;
-        seq->cursor = PKVI_NIL;
         seq->published = seq->n_tail = 0;
         seq->broken = false;
         pkvi_space_settle(px, space);
@@ -113,18 +117,28 @@ static void truncate_published(struct pkvi_prefix *px, struct pkvi_prefix_seq *s
     pkvi_cursor_move(px, seq, id);
 }
 
+/* Back to a length beyond what is published. */
+static void truncate_tail(struct pkvi_prefix_seq *seq, uint64_t n_tokens)
+{
+    if (n_tokens > seq->n_tail) return; /* beyond what is known: stays broken */
+    seq->n_tail = (uint32_t)n_tokens;
+    seq->broken = false;
+}
+
 void pkvi_prefix_seq_truncate(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
                               uint64_t n_tokens)
 {
     uint64_t published = (uint64_t)seq->published << px->page_shift;
     if (n_tokens >= published) {
-        if (n_tokens > published + seq->n_tail) return; /* beyond what is known: stays broken */
-        seq->n_tail = (uint32_t)(n_tokens - published);
-        seq->broken = false;
+        truncate_tail(seq, n_tokens - published);
         return;
     }
     pkvi_prefix_lock(px);
-    if (!dropped(seq)) truncate_published(px, seq, n_tokens);
+    pkvi_seq_leave_dropped(seq);
+    if (seq->published)
+        truncate_published(px, seq, n_tokens);
+    else
+        truncate_tail(seq, n_tokens);
     pkvi_prefix_unlock(px);
 }
 
@@ -150,24 +164,30 @@ static void merge_page(const struct publisher *p, uint32_t id, uint32_t group, u
     pkvi_member_replace(px, id, group, page);
 }
 
-/* Gives a node those pages of the table that it lacks. Returns how many it had already. */
-static uint32_t fill_node(const struct publisher *p, uint32_t id, uint32_t logical)
+/* Gives a node those pages of the table that it lacks; *had = how many it had already. The node
+ * must be held, or evictions for the quota's sake could take it along. False: the quota has no room.
+ */
+static bool fill_node(const struct publisher *p, uint32_t id, uint32_t logical, uint32_t *had)
 {
-    uint32_t had = 0;
-    for (uint32_t g = 0; g < p->px->config.n_groups; g++) {
+    struct pkvi_prefix *px = p->px;
+    bool room = true;
+    *had = 0;
+    for (uint32_t g = 0; g < px->config.n_groups && room; g++) {
         uint32_t page = pkvi_table_page(&p->tables[g], logical);
         if (page == PKVI_NO_PAGE) continue;
-        const bool owned = pkvi_pool_owner(p->px->groups[g].pool, page) != NULL;
-        if (pkvi_node_has(pkvi_node(&p->px->core, id), g)) {
-            if (pkvi_member(&p->px->core, g, id)->page == page) continue;
-            had++;
+        const bool owned = pkvi_pool_owner(px->groups[g].pool, page) != NULL;
+        if (pkvi_node_has(pkvi_node(&px->core, id), g)) {
+            if (pkvi_member(&px->core, g, id)->page == page) continue;
+            ++*had;
             if (!owned) merge_page(p, id, g, page);
             continue;
         }
         if (owned) continue;
-        pkvi_member_publish(p->px, id, g, page, p->seq);
+        room = pkvi_quota_room(px, p->seq->space, g);
+        if (room) pkvi_member_publish(px, id, g, page, p->seq);
     }
-    return had;
+    pkvi_siblings_settle(&px->core, id);
+    return room;
 }
 
 /* Pages up to the cursor may have been reclaimed although the sequence goes on: it has duplicates
@@ -177,36 +197,16 @@ static void restore_path(const struct publisher *p)
 {
     const struct pkvi_prefix *px = p->px;
     const bool holes = p->seq->holes_seen != px->n_holes;
-    uint32_t logical = p->seq->published;
+    uint32_t logical = p->seq->published, had;
     p->seq->holes_seen = px->n_holes;
     for (uint32_t id = p->seq->cursor; id != PKVI_NIL; id = pkvi_node(&px->core, id)->parent) {
         logical--;
-        if ((pkvi_node(&px->core, id)->resident & px->full_groups) != px->full_groups)
-            fill_node(p, id, logical);
-        else if (!holes)
+        if ((pkvi_node(&px->core, id)->resident & px->full_groups) != px->full_groups) {
+            if (!fill_node(p, id, logical, &had)) return;
+        } else if (!holes) {
             return;
-    }
-}
-
-/* Makes room for one more page in a namespace that is at its limit. */
-static bool within_limit(struct pkvi_prefix *px, struct pkvi_space *space)
-{
-    struct pkvi_domain *domain = space->domain;
-    if (!domain->max) return true;
-    struct pkvi_freed freed = {.n = 0};
-    bool fits = true;
-    for (uint32_t g = 0; g < px->config.n_groups && fits; g++) {
-        struct pkvi_policy *policy = domain->lanes[g].policy;
-        while (policy->size >= domain->max && fits) {
-            policy->now = px->now;
-            policy->capacity = policy->size;
-            uint32_t id = policy->ops->victim(policy);
-            fits = id != PKVI_NIL;
-            if (fits) pkvi_member_evict(px, id, g, &freed);
         }
     }
-    pkvi_freed_flush(px, &freed);
-    return fits;
 }
 
 /* Publishes the page after the cursor. */
@@ -219,21 +219,18 @@ static void publish_page(const struct publisher *p, const int32_t *tokens, uint6
     uint64_t above = seq->cursor == PKVI_NIL ? seq->space->hash : pkvi_node(ix, seq->cursor)->hash;
     uint64_t hash = pkvi_hash_tokens(ix, above, key, salt);
     uint32_t id = pkvi_index_find(ix, seq->space->slot, seq->cursor, hash, key, salt);
-    bool fresh = id == PKVI_NIL || !pkvi_node(ix, id)->resident;
-    if (id != PKVI_NIL) pkvi_node(ix, id)->holds++; /* evictions must not take it along */
-    if (fresh && !within_limit(px, seq->space)) seq->broken = true;
-    if (id != PKVI_NIL) {
-        pkvi_node(ix, id)->holds--;
-        if (seq->broken) pkvi_index_collect(ix, id);
-    }
+    if (id == PKVI_NIL) id = pkvi_index_add(ix, seq->space->slot, seq->cursor, hash, key, salt);
+    seq->broken = id == PKVI_NIL;
     if (seq->broken) return;
-    if (id == PKVI_NIL) {
-        id = pkvi_index_add(ix, seq->space->slot, seq->cursor, hash, key, salt);
-        seq->broken = id == PKVI_NIL;
-        if (seq->broken) return;
-    }
-    uint32_t had = fill_node(p, id, seq->published);
+    uint32_t had;
+    pkvi_node(ix, id)->holds++;
+    seq->broken = !fill_node(p, id, seq->published, &had);
+    pkvi_node(ix, id)->holds--;
     seq->space->duplicate += had != 0;
+    if (seq->broken) {
+        pkvi_index_collect(ix, id);
+        return;
+    }
     pkvi_cursor_move(px, seq, id);
     seq->published++;
 }
@@ -277,7 +274,8 @@ void pkvi_prefix_publish(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
         seq->broken = true;
         return;
     }
-    if (seq->n_tail + n < px->config.page_tokens) {
+    /* The first tokens of all take the lock: from now on a drop of the namespace is about them. */
+    if ((seq->published | seq->n_tail) && seq->n_tail + n < px->config.page_tokens) {
         memcpy(seq->tail + seq->n_tail, tokens, n * sizeof *tokens);
         seq->n_tail += n;
         return;
@@ -285,10 +283,8 @@ void pkvi_prefix_publish(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
     struct publisher p = {.px = px, .seq = seq, .tables = tables};
     pkvi_prefix_lock(px);
     px->now = px->config.clock(px->config.clock_user);
-    if (dropped(seq))
-        seq->broken = true;
-    else
-        publish_pages(&p, tokens, n, may, context);
+    pkvi_seq_leave_dropped(seq);
+    if (!seq->broken) publish_pages(&p, tokens, n, may, context);
     pkvi_space_settle(px, seq->space);
     pkvi_prefix_unlock(px);
 }

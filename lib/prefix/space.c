@@ -170,7 +170,7 @@ void pkvi_space_settle(struct pkvi_prefix *px, struct pkvi_space *space)
 {
     if (space->slot == 0) return; /* the default namespace always stays */
     bool empty = space->sequences == 0 && space->pins == 0 && !space->domain->has_quota &&
-                 px->core.roots[space->slot] == PKVI_NIL;
+                 pkvi_index_is_empty(&px->core, space->slot);
     bool listed = !pkvi_list_empty(&space->empty);
     if (empty == listed) return;
     if (!empty) {

@@ -29,7 +29,7 @@ struct live {
     int space;
     uint32_t n;
     uint32_t given; /* leading tokens that the library was told */
-    bool dead;      /* its namespace was dropped under it */
+    bool dead;      /* its namespace was dropped under it, and it was never empty since */
     int32_t tokens[MAX_LENGTH];
 };
 
@@ -232,6 +232,7 @@ static void op_truncate(struct world *w)
     ck_assert_int_eq(status, PKV_OK);
     s->n = n;
     if (s->given > n) s->given = n;
+    if (n == 0) s->dead = false;
     check_contents(w, s);
 }
 
@@ -310,7 +311,7 @@ static void op_drop(struct world *w)
         if (w->known[k].space != space) w->known[kept++] = w->known[k];
     w->n_known = kept;
     for (uint32_t i = 0; i < MAX_SEQUENCES; i++)
-        if (w->live[i].space == space) w->live[i].dead = true;
+        if (w->live[i].space == space && w->live[i].n) w->live[i].dead = true;
 }
 
 static void verify(struct world *w)
