@@ -38,7 +38,8 @@ typedef struct pkv_group_config {
      * layer number 0..total-1 must occur exactly once. */
     const uint32_t *layers;
     /* PKV_STORAGE_EXTERNAL: the group's buffer, and its size in bytes. Must stay valid until the
-     * cache is destroyed. A device address is fine: the library never dereferences it. */
+     * cache is destroyed, and no byte may belong to two groups (PKV_EINVAL). A device address is
+     * fine: the library dereferences it in attention.h only. */
     void *external_base;
     size_t external_bytes;
     pkv_dtype dtype_k; /* format of keys alone; 0 = dtype. PKV_ENOTSUP unless keys and values have
@@ -142,7 +143,7 @@ PKV_API pkv_status pkv_config_bounds(const char *field, uint64_t *min, uint64_t 
 /* Checks a whole config without creating anything; on failure writes a text naming the field and
  * the reason ("groups[1].kv_heads: 0 is not in 1..512") to text[0..capacity), truncated and
  * NUL-terminated; text may be NULL. PKV_EINVAL, PKV_EVERSION (a struct size), PKV_ENOTSUP (isa, or
- * a page format of a later version). MT-safe, O(groups + layers). */
+ * a page format of a later version). MT-safe, O(groups² + layers). */
 PKV_API pkv_status pkv_config_check(const pkv_config *config, char *text, size_t capacity);
 
 #ifdef __cplusplus

@@ -204,6 +204,26 @@ static pkv_status check_unused(struct check *check, const pkv_group_config *grou
     return PKV_OK;
 }
 
+/* No byte belongs to two groups: each would write over the other's pages. */
+static pkv_status check_overlaps(struct check *check, const pkv_config *config)
+{
+    if (config->storage != PKV_STORAGE_EXTERNAL) return PKV_OK;
+    for (uint32_t g = 1; g < config->n_groups; g++) {
+        const pkv_group_config a = pkvi_config_group(config, g);
+        const uintptr_t begin = (uintptr_t)a.external_base, end = begin + a.external_bytes;
+        for (uint32_t h = 0; h < g; h++) {
+            const pkv_group_config b = pkvi_config_group(config, h);
+            const uintptr_t other = (uintptr_t)b.external_base;
+            if (begin < other + b.external_bytes && other < end)
+                return complain(check, PKV_EINVAL,
+                                "groups[%" PRIu32 "].external_base: the buffer overlaps that of "
+                                "groups[%" PRIu32 "]",
+                                g, h);
+        }
+    }
+    return PKV_OK;
+}
+
 static pkv_status check_group(struct check *check, const pkv_config *config,
                               const pkv_group_config *group)
 {
@@ -401,6 +421,7 @@ pkv_status pkv_config_check(const pkv_config *given, char *text, size_t capacity
                         config->prefix_policy);
     status = check_layers(&check, config);
     if (status == PKV_OK) status = check_rope(&check, config);
+    if (status == PKV_OK) status = check_overlaps(&check, config);
     if (status == PKV_OK) status = check_sizes(&check, config);
     if (status != PKV_OK) return status;
     if (pkvi_kernel_find(config->isa) == NULL)

@@ -154,10 +154,15 @@ START_TEST(configs)
     config.region_bytes = 0;
     config.storage = PKV_STORAGE_EXTERNAL;
     for (int g = 0; g < 2; g++) {
-        groups[g].external_base = (void *)4096;
+        groups[g].external_base = (void *)(uintptr_t)((g + 1) << 20);
         groups[g].external_bytes = 1 << 20;
     }
     ck_assert_int_eq(pkv_config_check(&config, NULL, 0), PKV_OK);
+    const char *overlaps = "groups[1].external_base: the buffer overlaps that of groups[0]";
+    REFUSED(groups[1].external_base, groups[0].external_base, overlaps);
+    REFUSED(groups[1].external_base, (void *)((2 << 20) - 64), overlaps);
+    REFUSED(groups[0].external_base, (void *)((1 << 20) + 64), overlaps);
+    REFUSED(groups[0].external_bytes, (size_t)4 << 20, overlaps); /* one inside the other */
     REFUSED(groups[1].external_bytes, 100, "groups[1].external_bytes");
     REFUSED(groups[1].external_bytes, (size_t)1 << 60, "groups[1].external_bytes");
     config.storage = PKV_STORAGE_NONE;
