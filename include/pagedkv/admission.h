@@ -28,7 +28,8 @@ PKV_API pkv_status pkv_admit_release(pkv_seq seq);
 
 /* May this batch (not yet reserved) be reserved with the state staying safe (growing some sequence
  * now could strand another)? PKV_OK: its pages are there, too. Or PKV_EUNSAFE with *blocked = index
- * of the first entry to leave out. If the state is unsafe already, it must not become worse. */
+ * of the first entry to leave out: pkv_batch_remove it and ask again, until the answer is PKV_OK or
+ * no entry is left. If the state is unsafe already, it must not become worse. */
 PKV_API pkv_status pkv_admit_check_batch(pkv_batch batch, uint32_t *blocked);
 
 #ifdef __cplusplus

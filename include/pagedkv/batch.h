@@ -20,9 +20,17 @@ PKV_API pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *batch);
 PKV_API pkv_status pkv_batch_add(pkv_batch batch, pkv_seq seq, const int32_t *tokens,
                                  uint32_t n_tokens);
 
+/* Takes entry number `entry` out again, before reserve or after one that failed; its sequence is as
+ * if it had not been added. Entries behind it move up by one, order kept, so the numbers of
+ * pkv_admit_check_batch, pkv_plan_set_tree and the results of exports mean the entries as they are
+ * afterwards. An empty batch may be reserved and committed. PKV_EINVAL for an entry that does not exist,
+ * PKV_ESTATE once reserved. O(entries + token ids behind it). */
+PKV_API pkv_status pkv_batch_remove(pkv_batch batch, uint32_t entry);
+
 /* Reserves pages for every new token, reclaiming unreferenced cached pages if needed. On
  * PKV_ENOPAGES nothing changed and pkv_batch_shortfall tells how many pages are missing; the
- * batch stays open and may be aborted, or reserved again after something was freed.
+ * batch stays open and may be aborted, or reserved again after something was freed or an entry was
+ * removed.
  * O(sequences + new pages). */
 PKV_API pkv_status pkv_batch_reserve(pkv_batch batch);
 

@@ -188,6 +188,14 @@ static pkv_status take_seq(const struct pkvi_batch *batch, struct pkvi_seq *seq)
                      (unsigned long long)seq->id);
 }
 
+/* Adds an entry to the counts that tell which hooks have anything to do. */
+static void count_entry(struct pkvi_batch *batch, const struct pkvi_entry *entry)
+{
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++)
+        batch->n_with_state[slot] += entry->seq->state[slot] != NULL && !entry->seq->quiet[slot];
+    batch->n_with_tokens += entry->tokens != PKVI_NO_TOKENS;
+}
+
 pkv_status pkv_batch_add(pkv_batch handle, pkv_seq seq_handle, const int32_t *tokens,
                          uint32_t n_tokens)
 {
@@ -211,13 +219,51 @@ pkv_status pkv_batch_add(pkv_batch handle, pkv_seq seq_handle, const int32_t *to
         .tokens = tokens != NULL ? batch->n_token_ids : PKVI_NO_TOKENS,
     };
     batch->n_rows += n_tokens;
-    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++)
-        batch->n_with_state[slot] += seq->state[slot] != NULL && !seq->quiet[slot];
     if (tokens != NULL) {
         memcpy(batch->tokens + batch->n_token_ids, tokens, n_tokens * sizeof *tokens);
         batch->n_token_ids += n_tokens;
-        batch->n_with_tokens++;
     }
+    count_entry(batch, &batch->entries[batch->n_entries - 1]);
+    return PKV_OK;
+}
+
+/* Closes the gap that an entry leaves in the token ids. */
+static void remove_tokens(struct pkvi_batch *batch, uint32_t index)
+{
+    const struct pkvi_entry *entry = &batch->entries[index];
+    if (entry->tokens == PKVI_NO_TOKENS) return;
+    const uint64_t behind = entry->tokens + entry->n_tokens;
+    memmove(batch->tokens + entry->tokens, batch->tokens + behind,
+            (batch->n_token_ids - behind) * sizeof *batch->tokens);
+    batch->n_token_ids -= entry->n_tokens;
+    for (uint32_t i = index + 1; i < batch->n_entries; i++)
+        if (batch->entries[i].tokens != PKVI_NO_TOKENS) batch->entries[i].tokens -= entry->n_tokens;
+}
+
+pkv_status pkv_batch_remove(pkv_batch handle, uint32_t index)
+{
+    struct pkvi_batch *batch;
+    const pkv_status status = pkvi_batch_get(handle, "batch_remove", &batch);
+    if (status != PKV_OK) return status;
+    if (batch->phase != PKVI_BATCH_OPEN)
+        return pkvi_fail(handle.cache, PKV_ESTATE, "batch_remove: the batch is reserved already");
+    if (index >= batch->n_entries)
+        return pkvi_fail(handle.cache, PKV_EINVAL, "batch_remove: entry %u of %u", index,
+                         batch->n_entries);
+    struct pkvi_seq *seq = batch->entries[index].seq;
+    const uint32_t n_tokens = batch->entries[index].n_tokens;
+    remove_tokens(batch, index);
+    batch->n_entries--;
+    batch->n_rows -= n_tokens;
+    memmove(&batch->entries[index], &batch->entries[index + 1],
+            (batch->n_entries - index) * sizeof *batch->entries);
+    for (uint32_t i = index; i < batch->n_entries; i++)
+        batch->entries[i].first_row -= n_tokens;
+    batch->n_with_tokens = 0;
+    memset(batch->n_with_state, 0, sizeof batch->n_with_state);
+    for (uint32_t i = 0; i < batch->n_entries; i++)
+        count_entry(batch, &batch->entries[i]);
+    atomic_store_explicit(&seq->batch, 0, memory_order_release);
     return PKV_OK;
 }
 

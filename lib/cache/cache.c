@@ -194,6 +194,7 @@ pkv_status pkvi_cache_create(const pkv_config *given, const struct pkvi_os *os, 
     status = create_shell(config, limit, &cache);
     if (status != PKV_OK) return status;
     cache->os = os;
+    atomic_init(&cache->exports, os->clock_ns(os->user) | 1);
     cache->storage = config->storage;
     cache->debug = config->debug;
     cache->watermark_pages = config->watermark_pages;

@@ -88,6 +88,8 @@ struct pkv_cache {
     pkv_storage storage;
     uint32_t debug; /* PKV_DEBUG_* */
     uint32_t watermark_pages;
+    _Atomic uint64_t exports; /* stamp of the next row of a block table; starts at the clock, so that
+                               * no other cache's rows have it */
 
     struct pkvi_mutex lock; /* sequences, batches, free_batches */
     struct pkvi_slots sequences;

@@ -54,68 +54,107 @@ pkv_status pkv_export_csr(pkv_batch handle, uint32_t group, int32_t *indptr, int
     return PKV_OK;
 }
 
-static pkv_status check_rows(const struct pkvi_batch *batch, uint32_t group, const char *caller,
-                             const void *table, uint32_t row_stride)
+#define LEAST_BLOCK_TABLE 48u /* up to hole */
+
+static uint32_t row_of(const pkv_block_table *to, uint32_t entry)
 {
-    struct pkv_cache *cache = batch->cache;
-    if (table == NULL && batch->n_entries != 0)
-        return pkvi_fail(cache, PKV_EINVAL, "%s: table is NULL", caller);
-    for (uint32_t i = 0; i < batch->n_entries; i++)
-        if (batch->entries[i].seq->tables[group].next > row_stride)
-            return pkvi_fail(cache, PKV_ERANGE, "%s: entry %u has %u pages, a row holds %u", caller,
-                             i, batch->entries[i].seq->tables[group].next, row_stride);
+    return to->rows != NULL ? to->rows[entry] : entry;
+}
+
+/* The caller's description as this library has it. */
+static pkv_status read_block_table(struct pkv_cache *cache, const pkv_block_table *given,
+                                   pkv_block_table *to)
+{
+    if (given == NULL) return pkvi_fail(cache, PKV_EINVAL, "export_block_table: table is NULL");
+    if (!pkvi_size_known(given->struct_size, LEAST_BLOCK_TABLE, sizeof *to))
+        return pkvi_fail(cache, PKV_EVERSION, "export_block_table: struct_size %zu is unknown",
+                         given->struct_size);
+    pkvi_struct_read(to, sizeof *to, given, given->struct_size);
+    uint64_t reserved = to->reserved32;
+    for (size_t i = 0; i < sizeof to->reserved / sizeof to->reserved[0]; i++)
+        reserved |= to->reserved[i];
+    if (reserved != 0)
+        return pkvi_fail(cache, PKV_EINVAL, "export_block_table: reserved is not zero");
     return PKV_OK;
 }
 
-/* Writes logical pages [lo, hi) of a row: the physical page, or -1 where none is held. */
-static void write_row(const struct pkvi_table *table, int32_t *row, uint32_t lo, uint32_t hi)
+static pkv_status check_rows(const struct pkvi_batch *batch, uint32_t group,
+                             const pkv_block_table *to)
+{
+    struct pkv_cache *cache = batch->cache;
+    if (to->data == NULL && batch->n_entries != 0)
+        return pkvi_fail(cache, PKV_EINVAL, "export_block_table: data is NULL");
+    for (uint32_t i = 0; i < batch->n_entries; i++) {
+        const uint32_t row = row_of(to, i), pages = batch->entries[i].seq->tables[group].next;
+        if (row >= to->n_rows)
+            return pkvi_fail(cache, PKV_EINVAL, "export_block_table: entry %u has row %u of %u", i,
+                             row, to->n_rows);
+        if (pages > to->row_stride)
+            return pkvi_fail(cache, PKV_ERANGE,
+                             "export_block_table: entry %u has %u pages, a row holds %u", i, pages,
+                             to->row_stride);
+    }
+    return PKV_OK;
+}
+
+/* Writes logical pages [lo, hi) of a row: the physical page, or `hole` where none is held. */
+static void write_row(const struct pkvi_table *table, int32_t *row, int32_t hole, uint32_t lo,
+                      uint32_t hi)
 {
     for (uint32_t l = lo; l < hi; l++)
-        row[l] = -1;
+        row[l] = hole;
     uint32_t slot = pkvi_table_seek(table, lo);
     for (; slot < table->end && table->logical[slot] < hi; slot++)
         if (table->page[slot] != PKVI_NO_PAGE)
             row[table->logical[slot]] = (int32_t)table->page[slot];
 }
 
-pkv_status pkv_export_block_table(pkv_batch handle, uint32_t group, int32_t *table,
-                                  uint32_t row_stride)
+/* What a row's state says: which export it was (no two have the same stamp, so it also says of
+ * which sequence), how many logical pages it wrote, with which hole, and where. */
+enum { ROW_STAMP, ROW_PAGES, ROW_HOLE, ROW_ADDRESS };
+
+/* Brings one row up to date. A table remembers what changed since its last export and that export's
+ * stamp: the row is current but for that if it is the one that was written then. */
+static void update_row(struct pkv_cache *cache, struct pkvi_table *table, const pkv_block_table *to,
+                       uint32_t index)
 {
-    struct pkvi_batch *batch;
-    pkv_status status = open_export(handle, group, "export_block_table", &batch);
-    if (status == PKV_OK)
-        status = check_rows(batch, group, "export_block_table", table, row_stride);
-    if (status != PKV_OK) return status;
-    for (uint32_t i = 0; i < batch->n_entries; i++)
-        write_row(&batch->entries[i].seq->tables[group], table + (size_t)i * row_stride, 0,
-                  row_stride);
-    return PKV_OK;
+    int32_t *row = to->data + (size_t)index * to->row_stride;
+    uint64_t *state = to->state[index].opaque;
+    const uint64_t hole = (uint32_t)to->hole, address = (uintptr_t)row;
+    const bool known = state[ROW_STAMP] != 0 && state[ROW_STAMP] == table->exported &&
+                       state[ROW_HOLE] == hole && state[ROW_ADDRESS] == address;
+    if (!known) {
+        write_row(table, row, to->hole, 0, to->row_stride);
+    } else {
+        const uint32_t before = (uint32_t)state[ROW_PAGES];
+        if (before < table->next) write_row(table, row, to->hole, before, table->next);
+        if (table->dirty_lo < table->dirty_hi)
+            write_row(table, row, to->hole, table->dirty_lo,
+                      pkvi_min_u32(table->dirty_hi, to->row_stride));
+    }
+    table->dirty_lo = table->dirty_hi = 0;
+    table->exported = atomic_fetch_add_explicit(&cache->exports, 1, memory_order_relaxed);
+    state[ROW_STAMP] = table->exported;
+    state[ROW_PAGES] = table->next;
+    state[ROW_HOLE] = hole;
+    state[ROW_ADDRESS] = address;
 }
 
-pkv_status pkv_export_block_table_update(pkv_batch handle, uint32_t group, int32_t *table,
-                                         uint32_t row_stride, uint32_t *first_changed)
+pkv_status pkv_export_block_table(pkv_batch handle, uint32_t group, const pkv_block_table *given)
 {
     struct pkvi_batch *batch;
-    pkv_status status = open_export(handle, group, "export_block_table_update", &batch);
-    if (status == PKV_OK)
-        status = check_rows(batch, group, "export_block_table_update", table, row_stride);
+    pkv_block_table to;
+    pkv_status status = open_export(handle, group, "export_block_table", &batch);
+    if (status == PKV_OK) status = read_block_table(handle.cache, given, &to);
+    if (status == PKV_OK) status = check_rows(batch, group, &to);
     if (status != PKV_OK) return status;
-    if (first_changed == NULL && batch->n_entries != 0)
-        return pkvi_fail(handle.cache, PKV_EINVAL,
-                         "export_block_table_update: first_changed is NULL");
     for (uint32_t i = 0; i < batch->n_entries; i++) {
-        struct pkvi_table *from = &batch->entries[i].seq->tables[group];
-        int32_t *row = table + (size_t)i * row_stride;
-        const uint32_t first = first_changed[i];
-        if (first == 0) {
-            write_row(from, row, 0, row_stride);
-        } else {
-            if (first < from->next) write_row(from, row, first, from->next);
-            if (from->dirty_lo < from->dirty_hi)
-                write_row(from, row, from->dirty_lo, pkvi_min_u32(from->dirty_hi, row_stride));
-        }
-        from->dirty_lo = from->dirty_hi = 0;
-        first_changed[i] = from->next;
+        struct pkvi_table *table = &batch->entries[i].seq->tables[group];
+        const uint32_t index = row_of(&to, i);
+        if (to.state != NULL)
+            update_row(handle.cache, table, &to, index);
+        else
+            write_row(table, to.data + (size_t)index * to.row_stride, to.hole, 0, to.row_stride);
     }
     return PKV_OK;
 }

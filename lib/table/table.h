@@ -56,6 +56,7 @@ struct pkvi_table {
     /* Logical pages [dirty_lo, dirty_hi) changed since the last incremental export, apart from
      * pages appended at the end. Empty when lo >= hi. */
     uint32_t dirty_lo, dirty_hi;
+    uint64_t exported; /* stamp of that export; 0 = none. Of the exporter, not copied by a fork */
 };
 
 /* An empty table; owns nothing yet. O(1). */

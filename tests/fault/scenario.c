@@ -230,10 +230,13 @@ static void play_exports(struct scenario *s, pkv_batch batch)
     TRY(pkv_batch_size(batch, &n_entries, &n_tokens));
     int32_t indptr[9], indices[64], last[8], table[8 * 16];
     int64_t slots[MAX_ROWS];
-    uint32_t first[8] = {0};
+    pkv_block_row state[8] = {0};
+    pkv_block_table to = {
+        .struct_size = sizeof to, .data = table, .n_rows = 8, .row_stride = 16, .hole = -1};
     TRY(pkv_export_csr(batch, 0, indptr, indices, &n, last));
-    TRY(pkv_export_block_table(batch, 1, table, 16));
-    TRY(pkv_export_block_table_update(batch, 1, table, 16, first));
+    TRY(pkv_export_block_table(batch, 1, &to));
+    to.state = state;
+    TRY(pkv_export_block_table(batch, 1, &to));
     TRY(pkv_export_slot_mapping(batch, 0, slots, n_tokens));
     pkv_copy copies[8];
     TRY(pkv_batch_copies(batch, copies, 8, &n));
@@ -260,7 +263,9 @@ static void play_prompt(struct scenario *s)
     TRY(pkv_admit(s->seqs[0], 200));
     TRY(pkv_batch_begin(s->cache, &batch));
     TRY(pkv_batch_add(batch, s->seqs[0], tokens, 70));
+    TRY(pkv_batch_add(batch, s->seqs[2], tokens, 30));
     TRY(pkv_batch_add(batch, s->seqs[1], NULL, 20));
+    TRY(pkv_batch_remove(batch, 1));
     TRY(pkv_admit_check_batch(batch, &blocked));
     TRY(pkv_batch_reserve(batch));
     TRY(pkv_batch_shortfall(batch, missing, 2));

@@ -106,7 +106,6 @@ void model_fork(struct model *model, const struct model_seq *parent, struct mode
     child->handle = handle;
     child->live = true;
     child->batch = -1;
-    memset(child->first_changed, 0, sizeof child->first_changed);
     for (int g = 0; g < MODEL_GROUPS; g++)
         for (uint32_t l = 0; l < child->n_pages; l++)
             if (child->page[g][l] != NULL) model_ref(child->page[g][l]);

@@ -39,9 +39,6 @@ struct model_seq {
         uint32_t begin, end;
     } pin[MODEL_PINS];
     int batch; /* open batch it is in, or -1 */
-    /* The host's own block table row, kept by incremental exports. */
-    int32_t row[MODEL_GROUPS][MODEL_MAX_PAGES + 2];
-    uint32_t first_changed[MODEL_GROUPS];
 };
 
 struct model_copy {

@@ -17,6 +17,13 @@
 #include "random.h"
 
 #define HOST_REFS 8
+#define MODEL_STRIDE (MODEL_MAX_PAGES + 2)
+
+/* A block table that incremental exports keep. */
+struct model_rows {
+    int32_t data[MODEL_SEQS * MODEL_STRIDE];
+    pkv_block_row state[MODEL_SEQS];
+};
 
 struct run {
     struct model model;
@@ -32,6 +39,7 @@ struct run {
         struct model_page *page;
         int group;
     } host[HOST_REFS];
+    struct model_rows tables[MODEL_GROUPS][2];
     pkv_seq dead_seq;
     pkv_batch dead_batch;
     const char *op;
@@ -395,6 +403,27 @@ static void op_add(struct run *run)
     seq->batch = number;
 }
 
+static void op_remove(struct run *run)
+{
+    struct model_batch *batch = any_batch(run);
+    if (batch == NULL) return;
+    const uint32_t e = below(run, (uint32_t)batch->n_entries + 1);
+    const pkv_status status = pkv_batch_remove(batch->handle, e);
+    const pkv_status expected = batch->reserved              ? PKV_ESTATE
+                                : (int)e >= batch->n_entries ? PKV_EINVAL
+                                                             : PKV_OK;
+    CHECK(run, status == expected, "%s instead of %s", pkv_status_name(status),
+          pkv_status_name(expected));
+    if (status != PKV_OK) return;
+    batch->seq[e]->batch = -1;
+    batch->n_entries--;
+    for (int i = (int)e; i < batch->n_entries; i++) {
+        batch->seq[i] = batch->seq[i + 1];
+        batch->n_tokens[i] = batch->n_tokens[i + 1];
+        memcpy(batch->token[i], batch->token[i + 1], sizeof batch->token[i]);
+    }
+}
+
 static void check_copies(struct run *run, struct model_batch *batch)
 {
     pkv_copy copies[MODEL_SEQS * MODEL_GROUPS];
@@ -465,32 +494,50 @@ static void check_csr(struct run *run, const struct model_batch *batch, int g)
           at);
 }
 
+/* One table for all sequences of a group, as a host has it, kept up to date over the whole run: an
+ * entry's row is its place in the batch, or, in the other half of the tables, the sequence's own.
+ * Beside it a table that is written whole. Rows of others stay as they are. */
 static void check_block_table(struct run *run, struct model_batch *batch, int g)
 {
-    enum { STRIDE = MODEL_MAX_PAGES + 2 };
-    int32_t table[MODEL_SEQS * STRIDE], updated[MODEL_SEQS * STRIDE];
-    uint32_t first[MODEL_SEQS];
-    pkv_status status = pkv_export_block_table(batch->handle, (uint32_t)g, table, STRIDE);
-    CHECK(run, status == PKV_OK, "%s", pkv_status_name(status));
+    const int kept = (int)below(run, 2);
+    struct model_rows *model = &run->tables[g][kept];
+    int32_t whole[MODEL_SEQS * MODEL_STRIDE], before[MODEL_SEQS * MODEL_STRIDE];
+    uint32_t rows[MODEL_SEQS];
+    bool written[MODEL_SEQS] = {false};
     for (int e = 0; e < batch->n_entries; e++) {
-        memcpy(updated + e * STRIDE, batch->seq[e]->row[g], STRIDE * sizeof *updated);
-        first[e] = batch->seq[e]->first_changed[g];
+        rows[e] = kept ? (uint32_t)(batch->seq[e] - run->model.seq) : (uint32_t)e;
+        written[rows[e]] = true;
     }
-    status = pkv_export_block_table_update(batch->handle, (uint32_t)g, updated, STRIDE, first);
+    pkv_block_table to = {.struct_size = sizeof to,
+                          .data = whole,
+                          .n_rows = MODEL_SEQS,
+                          .row_stride = MODEL_STRIDE,
+                          .rows = kept ? rows : NULL,
+                          .hole = -1};
+    pkv_status status = pkv_export_block_table(batch->handle, (uint32_t)g, &to);
+    CHECK(run, status == PKV_OK, "%s", pkv_status_name(status));
+    memcpy(before, model->data, sizeof before);
+    to.data = model->data;
+    to.state = model->state;
+    to.hole = below(run, 50) == 0 ? -2 : -1;
+    status = pkv_export_block_table(batch->handle, (uint32_t)g, &to);
     CHECK(run, status == PKV_OK, "%s", pkv_status_name(status));
     for (int e = 0; e < batch->n_entries; e++) {
-        struct model_seq *seq = batch->seq[e];
-        for (uint32_t l = 0; l < STRIDE; l++) {
-            const int32_t page = l < seq->n_pages && seq->page[g][l] != NULL
-                                     ? (int32_t)pkv_page_index(seq->page[g][l]->id)
-                                     : -1;
-            CHECK(run, table[e * STRIDE + (int)l] == page, "entry %d page %u", e, l);
-            CHECK(run, updated[e * STRIDE + (int)l] == page, "update: entry %d page %u: %d, %d", e,
-                  l, updated[e * STRIDE + (int)l], page);
+        const struct model_seq *seq = batch->seq[e];
+        for (uint32_t l = 0; l < MODEL_STRIDE; l++) {
+            const uint32_t at = rows[e] * MODEL_STRIDE + l;
+            const bool held = l < seq->n_pages && seq->page[g][l] != NULL;
+            const int32_t page = held ? (int32_t)pkv_page_index(seq->page[g][l]->id) : -1;
+            CHECK(run, whole[at] == page, "entry %d page %u", e, l);
+            CHECK(run, model->data[at] == (held ? page : to.hole),
+                  "update: entry %d page %u: %d, %d", e, l, model->data[at], page);
         }
-        memcpy(seq->row[g], updated + e * STRIDE, STRIDE * sizeof *updated);
-        seq->first_changed[g] = first[e];
     }
+    for (uint32_t r = 0; r < MODEL_SEQS; r++)
+        CHECK(run,
+              written[r] || memcmp(before + r * MODEL_STRIDE, model->data + r * MODEL_STRIDE,
+                                   MODEL_STRIDE * sizeof *before) == 0,
+              "row %u is not of this batch", r);
 }
 
 static void op_reserve(struct run *run)
@@ -607,6 +654,7 @@ static const struct {
     {"drop", op_drop, 8},         {"host ref", op_host_ref, 4}, {"begin", op_begin, 14},
     {"add", op_add, 50},          {"reserve", op_reserve, 16},  {"commit", op_commit, 16},
     {"abort", op_abort, 2},       {"stale", op_stale, 2},       {"trim", op_trim, 1},
+    {"remove", op_remove, 6},
 };
 
 static void open_run(struct run *run, pkv_storage storage, uint64_t seed)

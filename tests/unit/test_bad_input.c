@@ -372,12 +372,23 @@ START_TEST(too_much)
 }
 END_TEST
 
+#define BAD_TABLE(field, value, status, words)                                                     \
+    do {                                                                                           \
+        const __typeof__(to.field) before_ = to.field;                                             \
+        to.field = (value);                                                                        \
+        ck_assert_int_eq(pkv_export_block_table(batch, 0, &to), status);                           \
+        said(status, words);                                                                       \
+        to.field = before_;                                                                        \
+    } while (0)
+
 START_TEST(exports)
 {
     pkv_seq seq = new_seq();
     int32_t indptr[2] = {7, 7}, indices[2] = {7, 7}, last[1] = {7}, table[2] = {7, 7};
     int64_t slots[20] = {7};
-    uint32_t n = 1, first[1] = {0};
+    uint32_t n = 1;
+    pkv_block_row state[1] = {0};
+    pkv_block_table to = {.struct_size = sizeof to, .n_rows = 1, .row_stride = 2, .state = state};
     pkv_batch batch;
     ck_assert_int_eq(pkv_batch_begin(cache, &batch), PKV_OK);
     ck_assert_int_eq(pkv_batch_add(batch, seq, NULL, 20), PKV_OK);
@@ -390,10 +401,18 @@ START_TEST(exports)
     ck_assert_int_eq(pkv_export_csr(batch, 0, indptr, indices, &n, last), PKV_ERANGE);
     ck_assert_uint_eq(n, 2);
     ck_assert_int_eq(pkv_export_csr(batch, 0, NULL, indices, &n, last), PKV_EINVAL);
-    ck_assert_int_eq(pkv_export_block_table(batch, 0, NULL, 2), PKV_EINVAL);
-    ck_assert_int_eq(pkv_export_block_table(batch, 0, table, 1), PKV_ERANGE);
-    ck_assert_int_eq(pkv_export_block_table_update(batch, 0, table, 1, first), PKV_ERANGE);
-    ck_assert_int_eq(pkv_export_block_table_update(batch, 0, table, 2, NULL), PKV_EINVAL);
+    ck_assert_int_eq(pkv_export_block_table(batch, 0, NULL), PKV_EINVAL);
+    ck_assert_int_eq(pkv_export_block_table(batch, 0, &to), PKV_EINVAL);
+    said(PKV_EINVAL, "data is NULL");
+    to.data = table;
+    BAD_TABLE(struct_size, 40, PKV_EVERSION, "struct_size");
+    BAD_TABLE(struct_size, sizeof to + 8, PKV_EVERSION, "struct_size");
+    BAD_TABLE(n_rows, 0, PKV_EINVAL, "entry 0 has row 0 of 0");
+    BAD_TABLE(row_stride, 1, PKV_ERANGE, "2 pages, a row holds 1");
+    BAD_TABLE(rows, &(uint32_t){1}, PKV_EINVAL, "row 1 of 1");
+    BAD_TABLE(reserved32, 1, PKV_EINVAL, "reserved");
+    BAD_TABLE(reserved[3], 1, PKV_EINVAL, "reserved");
+    ck_assert_uint_eq(state[0].opaque[0], 0);
     ck_assert_int_eq(pkv_export_slot_mapping(batch, 0, slots, 19), PKV_EINVAL);
     ck_assert_int_eq(pkv_export_slot_mapping(batch, 0, NULL, 20), PKV_EINVAL);
     ck_assert(indptr[0] == 7 && indices[0] == 7 && last[0] == 7 && table[0] == 7 && slots[0] == 7);

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ._structs import (
     BatchHandle,
+    BlockTableStruct,
     ConfigStruct,
     CopyStruct,
     Event,
@@ -91,6 +92,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     # batch.h
     "pkv_batch_begin": (i32, (ptr, _P(_BATCH))),
     "pkv_batch_add": (i32, (_BATCH, _SEQ, _BUF, u32)),
+    "pkv_batch_remove": (i32, (_BATCH, u32)),
     "pkv_batch_reserve": (i32, (_BATCH,)),
     "pkv_batch_shortfall": (i32, (_BATCH, _BUF, u32)),
     "pkv_batch_commit": (i32, (_BATCH,)),
@@ -100,8 +102,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "pkv_batch_copies": (i32, (_BATCH, _P(CopyStruct), u32, _P(u32))),
     # export.h
     "pkv_export_csr": (i32, (_BATCH, u32, _BUF, _BUF, _P(u32), _BUF)),
-    "pkv_export_block_table": (i32, (_BATCH, u32, _BUF, u32)),
-    "pkv_export_block_table_update": (i32, (_BATCH, u32, _BUF, u32, _BUF)),
+    "pkv_export_block_table": (i32, (_BATCH, u32, _P(BlockTableStruct))),
     "pkv_export_slot_mapping": (i32, (_BATCH, u32, _BUF, u64)),
     # admission.h
     "pkv_admit_probe": (i32, (ptr, u64, u64, _P(u32), _BUF, u32)),

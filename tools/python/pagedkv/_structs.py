@@ -233,6 +233,26 @@ class CopyStruct(Struct):
     _fields_ = [("group", u32), ("n_tokens", u32), ("src", u64), ("dst", u64), ("reserved", u64)]
 
 
+class BlockRow(Struct):
+    c_name = "pkv_block_row"
+    _fields_ = [("opaque", u64 * 4)]
+
+
+class BlockTableStruct(Struct):
+    c_name = "pkv_block_table"
+    _fields_ = [
+        ("struct_size", size),
+        ("data", ptr),
+        ("n_rows", u32),
+        ("row_stride", u32),
+        ("rows", ptr),
+        ("state", ptr),
+        ("hole", i32),
+        ("reserved32", u32),
+        ("reserved", u64 * 4),
+    ]
+
+
 class RowsStruct(Struct):
     c_name = "pkv_rows"
     _fields_ = [
@@ -503,6 +523,8 @@ STRUCTS: tuple[type[Struct], ...] = (
     GroupInfo,
     SeqInfo,
     CopyStruct,
+    BlockRow,
+    BlockTableStruct,
     RowsStruct,
     RowsOutStruct,
     PlanOptionsStruct,

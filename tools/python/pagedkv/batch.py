@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._library import lib
-from ._structs import CONSTANTS, BatchHandle, CopyStruct
+from ._structs import CONSTANTS, BatchHandle, BlockTableStruct, CopyStruct
 from .cache import Cache
 from .errors import OutOfPages, make_error
 from .evict import EvictPolicy
@@ -58,6 +58,13 @@ class Batch:
         self._entries += 1
         if seq._policy is not None:
             self._policies.append(seq._policy)
+
+    def remove(self, entry: int) -> None:
+        """Takes an entry out again before it is reserved; those behind it move up by one."""
+        status = lib.pkv_batch_remove(self.handle, entry)
+        if status:
+            self.cache.check(status, "pkv_batch_remove")
+        self._entries -= 1
 
     def reserve(self) -> None:
         """Reserves pages for every new token; :class:`OutOfPages` with ``missing`` per group."""
@@ -175,34 +182,57 @@ class Batch:
         )
         return indptr, indices, last
 
-    def block_table(self, row_stride: int, group: int = 0) -> npt.NDArray[np.int32]:
-        """vLLM's padded block table ``[entries, row_stride]``, -1 padded."""
+    def block_table(
+        self, row_stride: int, group: int = 0, *, hole: int = -1
+    ) -> npt.NDArray[np.int32]:
+        """vLLM's padded block table ``[entries, row_stride]``, `hole` where no page is held."""
         table = np.zeros((self._entries, row_stride), np.int32)
-        self.cache.check(
-            lib.pkv_export_block_table(self.handle, group, table.ctypes.data, row_stride),
-            "pkv_export_block_table",
-        )
+        self._export_table(table, group, None, None, hole)
         return table
 
     def block_table_update(
-        self, table: npt.NDArray[np.int32], first_changed: npt.NDArray[np.uint32], group: int = 0
+        self,
+        table: npt.NDArray[np.int32],
+        state: npt.NDArray[np.uint64],
+        group: int = 0,
+        *,
+        rows: npt.NDArray[np.uint32] | None = None,
+        hole: int = -1,
     ) -> None:
-        """Updates a table ``[entries, row_stride]`` in place from first_changed ``[entries]``."""
-        if (
-            table.dtype != np.int32
-            or first_changed.dtype != np.uint32
-            or not table.flags.c_contiguous
-            or len(table) != self._entries
-            or len(first_changed) != self._entries
-        ):
-            raise ValueError(
-                "table must be int32 [entries, stride], first_changed uint32 [entries]"
-            )
+        """Brings a table ``[n, row_stride]`` up to date in place; writes what changed since.
+
+        state  uint64 ``[n, 4]``, zeros at first: what the library knows of each row
+        rows   row of each entry; None = entry i in row i
+        """
+        if table.ndim != 2 or table.dtype != np.int32 or not table.flags.carray:
+            raise ValueError("table must be a writable int32 [n, row_stride], C-contiguous")
+        if state.shape != (len(table), 4) or state.dtype != np.uint64 or not state.flags.carray:
+            raise ValueError("state must be a writable uint64 [n, 4], C-contiguous")
+        if rows is not None:
+            rows = np.ascontiguousarray(rows, np.uint32)
+            if rows.shape != (self._entries,):
+                raise ValueError("rows must have one number for each entry")
+        self._export_table(table, group, state, rows, hole)
+
+    def _export_table(
+        self,
+        table: npt.NDArray[np.int32],
+        group: int,
+        state: npt.NDArray[np.uint64] | None,
+        rows: npt.NDArray[np.uint32] | None,
+        hole: int,
+    ) -> None:
+        to = BlockTableStruct(
+            struct_size=C.sizeof(BlockTableStruct),
+            data=table.ctypes.data,
+            n_rows=table.shape[0],
+            row_stride=table.shape[1],
+            rows=None if rows is None else rows.ctypes.data,
+            state=None if state is None else state.ctypes.data,
+            hole=hole,
+        )
         self.cache.check(
-            lib.pkv_export_block_table_update(
-                self.handle, group, table.ctypes.data, table.shape[1], first_changed.ctypes.data
-            ),
-            "pkv_export_block_table_update",
+            lib.pkv_export_block_table(self.handle, group, to), "pkv_export_block_table"
         )
 
     def slot_mapping(self, group: int = 0) -> npt.NDArray[np.int64]:

@@ -230,21 +230,29 @@ def test_exports_agree(cache):
     plan, a, b = cache.plan(), cache.sequence(), cache.sequence()
     feed(cache, plan, a, range(40))
     with cache.batch() as batch:
+        batch.add(b, [7])
         batch.add(a, [1, 2])
+        batch.remove(0)
         batch.add(b, range(17))
         batch.reserve()
         assert batch.size() == (2, 19)
         indptr, indices, last = batch.csr()
         table = batch.block_table(4)
         slots = batch.slot_mapping()
-        changed = np.zeros(2, np.uint32)
-        again = np.full((2, 4), -1, np.int32)
-        batch.block_table_update(again, changed)
+        state = np.zeros((3, 4), np.uint64)
+        kept = np.full((3, 4), 7, np.int32)
+        batch.block_table_update(kept, state, rows=np.array([2, 0]))
+        kept[2, 0] = 99  # not changed since: not written again
+        batch.block_table_update(kept, state, rows=np.array([2, 0]))
+        with pytest.raises(ValueError, match="state"):
+            batch.block_table_update(kept, state[:2])
     assert indptr.tolist() == [0, 3, 5] and last.tolist() == [10, 1]
     np.testing.assert_array_equal(table[0, :3], indices[:3])
     np.testing.assert_array_equal(table[1, :2], indices[3:])
     assert table[0, 3] == table[1, 2] == -1
-    np.testing.assert_array_equal(table, again)
+    np.testing.assert_array_equal(table[0, 1:], kept[2, 1:])
+    np.testing.assert_array_equal(table[1], kept[0])
+    assert kept[2, 0] == 99 and (kept[1] == 7).all()
     assert slots[0] == indices[2] * 16 + 8 and slots[-1] == indices[4] * 16
     assert (np.asarray(pagedkv_index(a.pages(0, 0, 3))) == indices[:3]).all()
 

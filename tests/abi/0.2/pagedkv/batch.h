@@ -7,6 +7,7 @@ extern "C" {
 PKV_API pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *batch);
 PKV_API pkv_status pkv_batch_add(pkv_batch batch, pkv_seq seq, const int32_t *tokens,
                                  uint32_t n_tokens);
+PKV_API pkv_status pkv_batch_remove(pkv_batch batch, uint32_t entry);
 PKV_API pkv_status pkv_batch_reserve(pkv_batch batch);
 PKV_API pkv_status pkv_batch_shortfall(pkv_batch batch, uint32_t *missing, uint32_t n_groups);
 PKV_API pkv_status pkv_batch_commit(pkv_batch batch);
