@@ -11,7 +11,7 @@ static void merge_states(void *context, float *left, const float *right)
                                      right + n * dim, right + n * dim + n, (uint32_t)n, dim, dim);
 }
 
-void plan_set_item(struct plan_run_item *run, uint32_t index)
+void pkvi_plan_set_item(struct plan_run_item *run, uint32_t index)
 {
     run->item = &run->pg->items[index];
     run->item_index = index;
@@ -127,8 +127,8 @@ static void select_pages(struct plan_run_item *run)
     }
     run->pages = (struct plan_pages){.logical = logical, .page = page, .n = n};
     run->pages.dense = n == 0 || logical[n - 1] - logical[0] == n - 1;
-    run->page0 = plan_page_of_leaf(model, &run->pages, 0, n, run->item->leaf0);
-    run->page1 = plan_page_of_leaf(model, &run->pages, run->page0, n, run->item->leaf1);
+    run->page0 = pkvi_plan_page_of_leaf(model, &run->pages, 0, n, run->item->leaf0);
+    run->page1 = pkvi_plan_page_of_leaf(model, &run->pages, run->page0, n, run->item->leaf1);
     /* A few pages of every leaf would make many short calls of the kernel. */
     run->pages.packed = n < all->n;
     run->pages.page0 = run->page0;
@@ -154,28 +154,28 @@ static void keep_maxima(struct plan_run_item *run, uint32_t leaf, const float *s
 /* Leaves [leaf0, leaf1) of an item. */
 static void run_item(struct plan_run_item *run, uint32_t index, uint32_t leaf0, uint32_t leaf1)
 {
-    plan_set_item(run, index);
+    pkvi_plan_set_item(run, index);
     const struct plan_item *item = run->item;
     const struct pkvi_attn_model *model = run->plan->model;
-    plan_load_rows(run);
+    pkvi_plan_load_rows(run);
     if (run->lane->wish.select_pages) select_pages(run);
     set_sums(run);
     pkvi_nodes_start(&run->nodes, item->left_open || leaf0 > item->leaf0, leaf0 - 1);
-    uint32_t at = plan_page_of_leaf(model, &run->pages, run->page0, run->page1, leaf0);
-    uint32_t end = plan_page_of_leaf(model, &run->pages, at, run->page1, leaf1);
+    uint32_t at = pkvi_plan_page_of_leaf(model, &run->pages, run->page0, run->page1, leaf0);
+    uint32_t end = pkvi_plan_page_of_leaf(model, &run->pages, at, run->page1, leaf1);
     while (at < end) {
         uint32_t leaf = plan_leaf_of_page(model, &run->pages, at);
-        uint32_t next = plan_page_of_leaf(model, &run->pages, at, end, leaf + 1);
+        uint32_t next = pkvi_plan_page_of_leaf(model, &run->pages, at, end, leaf + 1);
         float *state = pkvi_nodes_push(&run->nodes, leaf);
-        plan_leaf(run, at, next, state);
+        pkvi_plan_leaf(run, at, next, state);
         if (run->sums) keep_maxima(run, leaf, state);
         at = next;
     }
     bool whole = leaf0 == item->leaf0 && leaf1 == item->leaf1;
     if (whole && item->shared == PKVI_NONE && run->lane->n_links == 0)
-        plan_finish(run);
+        pkvi_plan_finish(run);
     else
-        plan_leave(run, whole);
+        pkvi_plan_leave(run, whole);
 }
 
 void pkvi_plan_attend(struct pkvi_plan *plan, const struct pkvi_attn_call *call, uint32_t ith,
@@ -202,8 +202,8 @@ void pkvi_plan_attend(struct pkvi_plan *plan, const struct pkvi_attn_call *call,
                                     .states = PLAN_AT(&run, float, states),
                                     .merge = merge_states,
                                     .context = &run};
-    struct plan_place from = plan_share(plan->model, pg, ith, workers);
-    struct plan_place to = plan_share(plan->model, pg, ith + 1, workers);
+    struct plan_place from = pkvi_plan_share(plan->model, pg, ith, workers);
+    struct plan_place to = pkvi_plan_share(plan->model, pg, ith + 1, workers);
     run.last_item = to.item;
     if (to.leaf == (to.item < pg->n_items ? pg->items[to.item].leaf0 : 0)) run.last_item--;
     for (uint32_t i = from.item; i < pg->n_items && i <= to.item; i++) {

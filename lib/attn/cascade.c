@@ -33,8 +33,8 @@ static struct leaf_pages pages_of(const struct search *s, uint32_t entry, uint32
     struct leaf_pages out = {NULL, NULL, 0};
     if (((uint64_t)leaf + 1) * PKVI_LEAF > s->body->entries[entry].length) return out;
     const struct plan_pages *pages = &s->pg->lanes[entry].pages;
-    uint32_t first = plan_page_of_leaf(s->plan->model, pages, 0, pages->n, leaf);
-    uint32_t end = plan_page_of_leaf(s->plan->model, pages, first, pages->n, leaf + 1);
+    uint32_t first = pkvi_plan_page_of_leaf(s->plan->model, pages, 0, pages->n, leaf);
+    uint32_t end = pkvi_plan_page_of_leaf(s->plan->model, pages, first, pages->n, leaf + 1);
     out.logical = pages->logical + first;
     out.page = pages->page + first;
     out.n = end - first;
@@ -78,21 +78,22 @@ static pkv_status enter_tile(struct search *s, const uint32_t *members, uint32_t
     struct plan_group *pg = s->pg;
     struct pkvi_mem *mem = s->plan->mem;
     void *tiles = pg->shared, *links = pg->links, *list = pg->members;
-    bool ok = plan_room(mem, &tiles, &pg->shared_capacity, (uint64_t)pg->n_shared + 1,
-                        sizeof *pg->shared);
+    bool ok = pkvi_plan_room(mem, &tiles, &pg->shared_capacity, (uint64_t)pg->n_shared + 1,
+                             sizeof *pg->shared);
     pg->shared = tiles;
-    ok = plan_room(mem, &links, &pg->link_capacity, (uint64_t)pg->n_links + n, sizeof *pg->links) &&
+    ok = pkvi_plan_room(mem, &links, &pg->link_capacity, (uint64_t)pg->n_links + n,
+                        sizeof *pg->links) &&
          ok;
     pg->links = links;
-    ok = plan_room(mem, &list, &pg->member_capacity, (uint64_t)pg->n_members + n,
-                   sizeof *pg->members) &&
+    ok = pkvi_plan_room(mem, &list, &pg->member_capacity, (uint64_t)pg->n_members + n,
+                        sizeof *pg->members) &&
          ok;
     pg->members = list;
     if (!ok) return PKV_ENOMEM;
 
     const struct plan_pages *pages = &pg->lanes[members[0]].pages;
-    uint32_t page0 = plan_page_of_leaf(s->plan->model, pages, 0, pages->n, leaf0);
-    uint32_t page1 = plan_page_of_leaf(s->plan->model, pages, page0, pages->n, leaf1);
+    uint32_t page0 = pkvi_plan_page_of_leaf(s->plan->model, pages, 0, pages->n, leaf0);
+    uint32_t page1 = pkvi_plan_page_of_leaf(s->plan->model, pages, page0, pages->n, leaf1);
     pg->shared[pg->n_shared] = (struct plan_shared){.member0 = pg->n_members,
                                                     .n_members = n,
                                                     .n_tokens = n_tokens,
@@ -168,14 +169,14 @@ static pkv_status split(struct search *s, uint32_t *entries, uint32_t n, uint32_
     return PKV_OK;
 }
 
-pkv_status plan_find_shared(struct pkvi_plan *plan, struct plan_body *body, uint32_t g)
+pkv_status pkvi_plan_find_shared(struct pkvi_plan *plan, struct plan_body *body, uint32_t g)
 {
     const struct pkvi_attn_group *ag = &plan->model->groups[g];
     struct search s = {.plan = plan, .ag = ag, .body = body, .pg = &body->groups[g]};
     if (plan->options.mass || ag->window) return PKV_OK;
     void *array = plan->sort;
-    bool ok =
-        plan_room(plan->mem, &array, &plan->sort_capacity, body->n_entries, sizeof *plan->sort);
+    bool ok = pkvi_plan_room(plan->mem, &array, &plan->sort_capacity, body->n_entries,
+                             sizeof *plan->sort);
     plan->sort = array;
     if (!ok) return PKV_ENOMEM;
     uint32_t n = 0;

@@ -177,8 +177,8 @@ static void split_heads(const struct pkvi_plan *plan, const struct plan_body *bo
 static struct plan_item *new_item(struct pkvi_plan *plan, struct plan_group *pg)
 {
     void *items = pg->items;
-    bool ok = plan_room(plan->mem, &items, &pg->item_capacity, (uint64_t)pg->n_items + 1,
-                        sizeof *pg->items);
+    bool ok = pkvi_plan_room(plan->mem, &items, &pg->item_capacity, (uint64_t)pg->n_items + 1,
+                             sizeof *pg->items);
     pg->items = items;
     if (!ok) return NULL;
     struct plan_item *item = &pg->items[pg->n_items++];
@@ -204,11 +204,11 @@ static pkv_status note_nodes(struct pkvi_plan *plan, struct plan_group *pg,
     for (uint32_t at = page0; at < page1;) {
         uint32_t l = pages->logical[at] / plan_leaf_pages(plan->model);
         pkvi_nodes_push(&nodes, l);
-        at = plan_page_of_leaf(plan->model, pages, at, page1, l + 1);
+        at = pkvi_plan_page_of_leaf(plan->model, pages, at, page1, l + 1);
     }
     void *array = pg->node_leaf;
-    bool ok = plan_room(plan->mem, &array, &pg->node_leaf_capacity,
-                        (uint64_t)pg->n_node_leaf + nodes.n, sizeof *pg->node_leaf);
+    bool ok = pkvi_plan_room(plan->mem, &array, &pg->node_leaf_capacity,
+                             (uint64_t)pg->n_node_leaf + nodes.n, sizeof *pg->node_leaf);
     pg->node_leaf = array;
     if (!ok) return PKV_ENOMEM;
     *node0 = pg->n_node_leaf;
@@ -295,8 +295,8 @@ static pkv_status own_item(struct pkvi_plan *plan, struct plan_body *body, uint3
     }
     item->mass = wants_mass(plan, entry, lane, item);
     const struct plan_pages *pages = &lane->pages;
-    item->page0 = plan_page_of_leaf(plan->model, pages, 0, pages->n, item->leaf0);
-    item->page1 = plan_page_of_leaf(plan->model, pages, item->page0, pages->n, item->leaf1);
+    item->page0 = pkvi_plan_page_of_leaf(plan->model, pages, 0, pages->n, item->leaf0);
+    item->page1 = pkvi_plan_page_of_leaf(plan->model, pages, item->page0, pages->n, item->leaf1);
     if (item->page0 < item->page1) {
         /* Leave out pages wholly before the window or after the last key. */
         while (item->page0 + 1 < item->page1 &&
@@ -338,8 +338,8 @@ static pkv_status sum_costs(struct pkvi_plan *plan, struct plan_body *body, uint
 {
     struct plan_group *pg = &body->groups[g];
     void *cost = pg->cost;
-    bool ok = plan_room(plan->mem, &cost, &pg->cost_capacity, (uint64_t)pg->n_items + 1,
-                        sizeof *pg->cost);
+    bool ok = pkvi_plan_room(plan->mem, &cost, &pg->cost_capacity, (uint64_t)pg->n_items + 1,
+                             sizeof *pg->cost);
     pg->cost = cost;
     if (!ok) return PKV_ENOMEM;
     uint64_t sum = 0;
@@ -388,8 +388,8 @@ static pkv_status write_cells(struct pkvi_plan *plan, struct plan_body *body, ui
 {
     struct plan_group *pg = &body->groups[g];
     void *first = pg->write_first;
-    bool ok = plan_room(plan->mem, &first, &pg->write_capacity, (uint64_t)body->n_entries + 1,
-                        sizeof *pg->write_first);
+    bool ok = pkvi_plan_room(plan->mem, &first, &pg->write_capacity, (uint64_t)body->n_entries + 1,
+                             sizeof *pg->write_first);
     pg->write_first = first;
     if (!ok) return PKV_ENOMEM;
     uint64_t sum = 0;
@@ -404,7 +404,7 @@ static pkv_status write_cells(struct pkvi_plan *plan, struct plan_body *body, ui
     return PKV_OK;
 }
 
-pkv_status plan_build_items(struct pkvi_plan *plan, struct plan_body *body, uint32_t g)
+pkv_status pkvi_plan_build_items(struct pkvi_plan *plan, struct plan_body *body, uint32_t g)
 {
     size_t area = 0;
     split_heads(plan, body, g, choose_tiles(plan, body, g));

@@ -11,7 +11,7 @@
  * i.e. the item began with an earlier worker; 0 = the item goes on with a later worker only. */
 static uint32_t flush_side(const struct plan_run_item *run, uint32_t w)
 {
-    struct plan_place at = plan_share(run->plan->model, run->pg, w, run->n_workers);
+    struct plan_place at = pkvi_plan_share(run->plan->model, run->pg, w, run->n_workers);
     return at.item == run->item_index && at.leaf > run->item->leaf0;
 }
 
@@ -47,7 +47,7 @@ static void flush_nodes(struct plan_run_item *run)
 static void gather_parts(struct plan_run_item *run)
 {
     uint32_t first, last;
-    plan_parts(run->plan->model, run->pg, run->item_index, run->n_workers, &first, &last);
+    pkvi_plan_parts(run->plan->model, run->pg, run->item_index, run->n_workers, &first, &last);
     for (uint32_t w = first; w <= last; w++) {
         if (plan_idle(run->plan->model, run->pg, w, run->n_workers)) continue;
         size_t index = flush_index(run, w);
@@ -134,7 +134,7 @@ static uint32_t parts_expected(const struct plan_run_item *run)
 {
     uint32_t first, last, links[PKVI_CASCADE_DEPTH], n = count_links(run, links);
     uint32_t parts =
-        plan_parts(run->plan->model, run->pg, run->item_index, run->n_workers, &first, &last);
+        pkvi_plan_parts(run->plan->model, run->pg, run->item_index, run->n_workers, &first, &last);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t per = run->pg->shared[run->pg->links[links[i]].shared].heads_per_item;
         uint32_t end = run->item->head0 + run->item->n_heads;
@@ -155,7 +155,7 @@ static void join(struct plan_run_item *run)
                         pkvi_nodes_push(&run->nodes, run->pg->node_leaf[shared->node0 + k]));
     }
     uint32_t parts =
-        plan_parts(run->plan->model, run->pg, run->item_index, run->n_workers, &first, &last);
+        pkvi_plan_parts(run->plan->model, run->pg, run->item_index, run->n_workers, &first, &last);
     if (parts > 1) {
         gather_parts(run);
     } else {
@@ -168,7 +168,7 @@ static void join(struct plan_run_item *run)
         run->sums = run->slot->sums + run->item->sums;
         run->leaf_max = run->sums + run->head_rows * (run->item->page1 - run->item->page0);
     }
-    plan_finish(run);
+    pkvi_plan_finish(run);
 }
 
 /* Counts one part of run->item in; joins if that was the last. The counter is 0 again afterwards,
@@ -189,13 +189,13 @@ static void tell_members(struct plan_run_item *run)
     for (uint32_t m = 0; m < shared->n_members; m++) {
         const struct plan_lane *lane = &run->pg->lanes[run->pg->members[shared->member0 + m]];
         for (uint32_t i = head0 / lane->heads_per_item; i * lane->heads_per_item < end; i++) {
-            plan_set_item(run, lane->item0 + i);
+            pkvi_plan_set_item(run, lane->item0 + i);
             if (arrive(run, parts_expected(run))) join(run);
         }
     }
 }
 
-void plan_leave(struct plan_run_item *run, bool whole)
+void pkvi_plan_leave(struct plan_run_item *run, bool whole)
 {
     if (run->item->shared == PKVI_NONE) {
         if (whole)
@@ -208,8 +208,8 @@ void plan_leave(struct plan_run_item *run, bool whole)
     if (!whole) {
         uint32_t first, last;
         flush_nodes(run);
-        if (!arrive(run, plan_parts(run->plan->model, run->pg, run->item_index, run->n_workers,
-                                    &first, &last)))
+        if (!arrive(run, pkvi_plan_parts(run->plan->model, run->pg, run->item_index, run->n_workers,
+                                         &first, &last)))
             return;
         pkvi_nodes_start(&run->nodes, run->item->left_open, run->item->leaf0 - 1);
         gather_parts(run);
@@ -246,7 +246,7 @@ static const float *set_outputs(struct plan_run_item *run, void **out, float **l
     return sinks;
 }
 
-void plan_finish(struct plan_run_item *run)
+void pkvi_plan_finish(struct plan_run_item *run)
 {
     uint32_t dim = run->ag->layout.dim_v;
     size_t n = run->head_rows;
@@ -274,5 +274,5 @@ void plan_finish(struct plan_run_item *run)
         .lse = lse,
     };
     run->plan->model->kernels->finish(&job);
-    if (run->sums) plan_finish_mass(run, job.m, job.l, sinks);
+    if (run->sums) pkvi_plan_finish_mass(run, job.m, job.l, sinks);
 }

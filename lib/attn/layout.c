@@ -82,7 +82,7 @@ static size_t lay_slot(const struct pkvi_plan *plan, const struct plan_sizes *s,
     return at;
 }
 
-pkv_status plan_lay_out(struct pkvi_plan *plan, const struct plan_sizes *sizes)
+pkv_status pkvi_plan_lay_out(struct pkvi_plan *plan, const struct plan_sizes *sizes)
 {
     bool ok = true;
     uint32_t layers = plan->options.concurrent_layers;

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-void plan_token(const struct plan_run_item *run, uint32_t i, uint32_t *entry, uint32_t *token)
+void pkvi_plan_token(const struct plan_run_item *run, uint32_t i, uint32_t *entry, uint32_t *token)
 {
     const struct plan_item *item = run->item;
     if (item->shared == PKVI_NONE) {
@@ -48,7 +48,7 @@ static void load_queries(struct plan_run_item *run, uint32_t i, uint64_t row)
         }
 }
 
-void plan_load_rows(struct plan_run_item *run)
+void pkvi_plan_load_rows(struct plan_run_item *run)
 {
     const struct plan_item *item = run->item;
     uint32_t size = run->ag->group_size;
@@ -57,7 +57,7 @@ void plan_load_rows(struct plan_run_item *run)
     run->flags = run->call->q.dtype == PKV_DTYPE_BF16 ? PKVI_JOB_Q_BF16 : 0;
     for (uint32_t i = 0; i < item->n_tokens; i++) {
         uint32_t e, token;
-        plan_token(run, i, &e, &token);
+        pkvi_plan_token(run, i, &e, &token);
         const struct plan_entry *entry = &run->body->entries[e];
         load_queries(run, i, entry->first_row + token);
         for (uint32_t g = 0; g < size; g++)
@@ -253,7 +253,7 @@ static const struct plan_run *find_run(const struct plan_run_item *run, uint32_t
     return &runs[lo];
 }
 
-uint32_t plan_job_end(const struct plan_run_item *run, uint32_t from, uint32_t end)
+uint32_t pkvi_plan_job_end(const struct plan_run_item *run, uint32_t from, uint32_t end)
 {
     if (run->lane->n_runs <= 1) return end;
     uint32_t page_end = find_run(run, from)->page_end, to = from + 1;
@@ -286,11 +286,11 @@ static void turned_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float
     uint32_t flags = 0, n_runs = 0;
     for (uint32_t from = a, to; from < b; from = to, flags = PKVI_JOB_ACCUMULATE, n_runs++) {
         const struct plan_run *r = find_run(run, from);
-        to = plan_job_end(run, from, b);
+        to = pkvi_plan_job_end(run, from, b);
         const float *use = q;
         if (r->turn != PKVI_NONE) {
-            plan_turn(&ag->rope, run->pg->turns + (size_t)r->turn * ag->rope.rotary_dims, q, turned,
-                      run->head_rows, ag->layout.dim_k);
+            pkvi_plan_turn(&ag->rope, run->pg->turns + (size_t)r->turn * ag->rope.rotary_dims, q,
+                           turned, run->head_rows, ag->layout.dim_k);
             use = turned;
             run->q_in_scratch = NULL; /* the same place, other numbers */
         }
@@ -300,13 +300,13 @@ static void turned_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float
     if (!run->sums || n_runs < 2) return;
     n_runs = 0;
     for (uint32_t from = a, to; from < b; from = to, n_runs++) {
-        to = plan_job_end(run, from, b);
+        to = pkvi_plan_job_end(run, from, b);
         rescale_sums(run, from, to, maxima + n_runs * run->head_rows, m,
                      PLAN_AT(run, float, mass_scale));
     }
 }
 
-void plan_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float *state)
+void pkvi_plan_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float *state)
 {
     if (run->lane->n_runs > 1)
         turned_leaf(run, a, b, state);

@@ -30,7 +30,8 @@ static void add_mass(struct plan_run_item *run, const float *m, const float *sca
     memset(mass, 0, item->n_heads * stride * sizeof *mass);
     for (uint32_t a = run->page0, b; a < run->page1; a = b) {
         uint32_t leaf = plan_leaf_of_page(model, &run->pages, a);
-        b = plan_job_end(run, a, plan_page_of_leaf(model, &run->pages, a, run->page1, leaf + 1));
+        b = pkvi_plan_job_end(run, a,
+                              pkvi_plan_page_of_leaf(model, &run->pages, a, run->page1, leaf + 1));
         uint32_t pages = b - a;
         const float *leaf_m = run->leaf_max + (size_t)(leaf - item->leaf0) * n;
         const float *sums = run->sums + (size_t)(a - run->page0) * n;
@@ -54,7 +55,8 @@ static void add_mass(struct plan_run_item *run, const float *m, const float *sca
     }
 }
 
-void plan_finish_mass(struct plan_run_item *run, const float *m, const float *l, const float *sinks)
+void pkvi_plan_finish_mass(struct plan_run_item *run, const float *m, const float *l,
+                           const float *sinks)
 {
     const struct plan_item *item = run->item;
     const struct plan_entry *entry = &run->body->entries[item->entry];

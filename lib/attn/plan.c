@@ -6,7 +6,8 @@
 /* ---- memory -----------------------------------------------------------------------------------
  */
 
-bool plan_room(struct pkvi_mem *mem, void **array, uint32_t *capacity, uint64_t need, size_t size)
+bool pkvi_plan_room(struct pkvi_mem *mem, void **array, uint32_t *capacity, uint64_t need,
+                    size_t size)
 {
     if (need <= *capacity) return true;
     if (need > UINT32_MAX / 2) return false;
@@ -186,8 +187,8 @@ pkv_status pkvi_plan_tree(struct pkvi_plan *plan, uint32_t entry, uint32_t n, co
 /* ---- building ---------------------------------------------------------------------------------
  */
 
-uint32_t plan_page_of_leaf(const struct pkvi_attn_model *model, const struct plan_pages *pages,
-                           uint32_t from, uint32_t to, uint32_t leaf)
+uint32_t pkvi_plan_page_of_leaf(const struct pkvi_attn_model *model, const struct plan_pages *pages,
+                                uint32_t from, uint32_t to, uint32_t leaf)
 {
     if (pages->packed) {
         uint64_t at = pages->page0 + (uint64_t)(leaf - pages->leaf0) * plan_leaf_pages(model);
@@ -213,8 +214,8 @@ static pkv_status load_entries(struct pkvi_plan *plan, struct plan_body *body,
                                const struct pkvi_attn_batch *batch)
 {
     void *entries = body->entries;
-    bool ok = plan_room(plan->mem, &entries, &body->entry_capacity, batch->n_entries,
-                        sizeof *body->entries);
+    bool ok = pkvi_plan_room(plan->mem, &entries, &body->entry_capacity, batch->n_entries,
+                             sizeof *body->entries);
     body->entries = entries;
     if (!ok) return PKV_ENOMEM;
     body->n_entries = batch->n_entries;
@@ -269,7 +270,8 @@ static pkv_status load_lanes(struct pkvi_plan *plan, struct plan_body *body, uin
     struct plan_group *pg = &body->groups[g];
     const struct pkvi_attn_group *ag = &plan->model->groups[g];
     void *lanes = pg->lanes;
-    bool ok = plan_room(plan->mem, &lanes, &pg->lane_capacity, batch->n_entries, sizeof *pg->lanes);
+    bool ok =
+        pkvi_plan_room(plan->mem, &lanes, &pg->lane_capacity, batch->n_entries, sizeof *pg->lanes);
     pg->lanes = lanes;
     if (!ok) return PKV_ENOMEM;
 
@@ -281,7 +283,7 @@ static pkv_status load_lanes(struct pkvi_plan *plan, struct plan_body *body, uin
         if (table->end - table->head != table->resident) copied += 2 * (uint64_t)table->resident;
     }
     void *copy = pg->dense_copy;
-    ok = plan_room(plan->mem, &copy, &pg->dense_capacity, copied, sizeof *pg->dense_copy);
+    ok = pkvi_plan_room(plan->mem, &copy, &pg->dense_capacity, copied, sizeof *pg->dense_copy);
     pg->dense_copy = copy;
     if (!ok) return PKV_ENOMEM;
 
@@ -306,9 +308,9 @@ static pkv_status build_group(struct pkvi_plan *plan, struct plan_body *body, ui
     pg->n_node_leaf = pg->n_runs = pg->n_turns = 0;
     pkv_status status = load_lanes(plan, body, g, batch);
     for (uint32_t i = 0; status == PKV_OK && i < body->n_entries; i++)
-        if (pg->lanes[i].wish.compact) status = plan_build_runs(plan, body, g, i);
-    if (status == PKV_OK && plan->options.cascade) status = plan_find_shared(plan, body, g);
-    if (status == PKV_OK) status = plan_build_items(plan, body, g);
+        if (pg->lanes[i].wish.compact) status = pkvi_plan_build_runs(plan, body, g, i);
+    if (status == PKV_OK && plan->options.cascade) status = pkvi_plan_find_shared(plan, body, g);
+    if (status == PKV_OK) status = pkvi_plan_build_items(plan, body, g);
     return status;
 }
 
@@ -320,7 +322,7 @@ pkv_status pkvi_plan_make_items(struct pkvi_plan *plan, const struct pkvi_attn_b
     pkv_status status = load_entries(plan, body, batch);
     for (uint32_t g = 0; status == PKV_OK && g < plan->model->n_groups; g++)
         status = build_group(plan, body, g, batch);
-    if (status == PKV_OK) status = plan_lay_out(plan, &body->sizes);
+    if (status == PKV_OK) status = pkvi_plan_lay_out(plan, &body->sizes);
     if (status != PKV_OK) return status;
 
     free_trees(plan->mem, body->trees);

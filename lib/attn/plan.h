@@ -226,27 +226,28 @@ static inline uint32_t plan_leaf_of_page(const struct pkvi_attn_model *model,
 }
 
 /* Index of the first page in [from, to) whose leaf is >= leaf. O(1) if dense, else O(log). */
-uint32_t plan_page_of_leaf(const struct pkvi_attn_model *model, const struct plan_pages *pages,
-                           uint32_t from, uint32_t to, uint32_t leaf);
+uint32_t pkvi_plan_page_of_leaf(const struct pkvi_attn_model *model, const struct plan_pages *pages,
+                                uint32_t from, uint32_t to, uint32_t leaf);
 
 /* Makes room for `need` elements; contents stay. False: out of memory, nothing changed. */
-bool plan_room(struct pkvi_mem *mem, void **array, uint32_t *capacity, uint64_t need, size_t size);
+bool pkvi_plan_room(struct pkvi_mem *mem, void **array, uint32_t *capacity, uint64_t need,
+                    size_t size);
 
 /* items.c: items and write cells of one group; lanes' pages and wishes are in place. */
-pkv_status plan_build_items(struct pkvi_plan *plan, struct plan_body *body, uint32_t group);
+pkv_status pkvi_plan_build_items(struct pkvi_plan *plan, struct plan_body *body, uint32_t group);
 
 /* cascade.c: finds shared leading leaves and enters members, shared tiles and links. */
-pkv_status plan_find_shared(struct pkvi_plan *plan, struct plan_body *body, uint32_t group);
+pkv_status pkvi_plan_find_shared(struct pkvi_plan *plan, struct plan_body *body, uint32_t group);
 
 /* turn.c: runs and rotations of a COMPACT lane. */
-pkv_status plan_build_runs(struct pkvi_plan *plan, struct plan_body *body, uint32_t group,
-                           uint32_t entry);
+pkv_status pkvi_plan_build_runs(struct pkvi_plan *plan, struct plan_body *body, uint32_t group,
+                                uint32_t entry);
 /* q becomes q turned: rows of dim floats. */
-void plan_turn(const struct pkvi_attn_rope *rope, const float *turn, const float *q, float *turned,
-               size_t n_rows, uint32_t dim);
+void pkvi_plan_turn(const struct pkvi_attn_rope *rope, const float *turn, const float *q,
+                    float *turned, size_t n_rows, uint32_t dim);
 
 /* layout.c: lays the scratch out for the body's sizes; PKV_ENOMEM leaves it as it was. */
-pkv_status plan_lay_out(struct pkvi_plan *plan, const struct plan_sizes *sizes);
+pkv_status pkvi_plan_lay_out(struct pkvi_plan *plan, const struct plan_sizes *sizes);
 
 /* ---- shares (share.c) --------------------------------------------------------------------------
  */
@@ -257,19 +258,20 @@ struct plan_place {
 };
 
 /* Where worker w of n begins (and w - 1 ends); w = n gives {n_items, 0}. Pure, monotonous in w. */
-struct plan_place plan_share(const struct pkvi_attn_model *model, const struct plan_group *group,
-                             uint32_t w, uint32_t n);
+struct plan_place pkvi_plan_share(const struct pkvi_attn_model *model,
+                                  const struct plan_group *group, uint32_t w, uint32_t n);
 
 /* The workers of n that hold parts of an item lie in [*first, *last]; returns how many they are
  * (others in between have nothing to do). */
-uint32_t plan_parts(const struct pkvi_attn_model *model, const struct plan_group *group,
-                    uint32_t item, uint32_t n, uint32_t *first, uint32_t *last);
+uint32_t pkvi_plan_parts(const struct pkvi_attn_model *model, const struct plan_group *group,
+                         uint32_t item, uint32_t n, uint32_t *first, uint32_t *last);
 
 /* Has worker w of n nothing to do? */
 static inline bool plan_idle(const struct pkvi_attn_model *model, const struct plan_group *group,
                              uint32_t w, uint32_t n)
 {
-    struct plan_place a = plan_share(model, group, w, n), b = plan_share(model, group, w + 1, n);
+    struct plan_place a = pkvi_plan_share(model, group, w, n),
+                      b = pkvi_plan_share(model, group, w + 1, n);
     return a.item == b.item && a.leaf == b.leaf;
 }
 
@@ -316,24 +318,24 @@ static inline uint32_t plan_scored_heads(const struct pkvi_attn_group *ag, uint3
 }
 
 /* attend.c: makes an item the one that `run` works on. */
-void plan_set_item(struct plan_run_item *run, uint32_t index);
+void pkvi_plan_set_item(struct plan_run_item *run, uint32_t index);
 /* leaf.c: packs queries and per-row arrays of run->item. */
-void plan_load_rows(struct plan_run_item *run);
+void pkvi_plan_load_rows(struct plan_run_item *run);
 /* leaf.c: attends to pages [a, b) of run->pages, one leaf, into a state block. */
-void plan_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float *state);
+void pkvi_plan_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float *state);
 /* End of the kernel call that begins at page `from`: `end`, or where the query is turned anew. */
-uint32_t plan_job_end(const struct plan_run_item *run, uint32_t from, uint32_t end);
+uint32_t pkvi_plan_job_end(const struct plan_run_item *run, uint32_t from, uint32_t end);
 /* New token `i` of the item's rows: its entry and index in the entry. */
-void plan_token(const struct plan_run_item *run, uint32_t i, uint32_t *entry, uint32_t *token);
+void pkvi_plan_token(const struct plan_run_item *run, uint32_t i, uint32_t *entry, uint32_t *token);
 
 /* join.c: leaves the stack's nodes for others, joining if everything is there by now. whole = they
  * are all nodes of the item. */
-void plan_leave(struct plan_run_item *run, bool whole);
+void pkvi_plan_leave(struct plan_run_item *run, bool whole);
 /* join.c: merges the stack, which holds all nodes of the item's rows, and writes the outputs. */
-void plan_finish(struct plan_run_item *run);
+void pkvi_plan_finish(struct plan_run_item *run);
 
 /* mass.c: from the page sums and the finished state to mass per page, then to hooks and area. */
-void plan_finish_mass(struct plan_run_item *run, const float *m, const float *l,
-                      const float *sinks);
+void pkvi_plan_finish_mass(struct plan_run_item *run, const float *m, const float *l,
+                           const float *sinks);
 
 #endif

@@ -197,8 +197,8 @@ static void one_row(struct work *w, const struct plan_group *pg, uint32_t head, 
         b = same_turn(w, pg, a, n, &turn);
         const float *use = q;
         if (turn != PKVI_NONE) {
-            plan_turn(&w->ag->rope, pg->turns + (size_t)turn * w->ag->rope.rotary_dims, q,
-                      w->turned, 1, dim);
+            pkvi_plan_turn(&w->ag->rope, pg->turns + (size_t)turn * w->ag->rope.rotary_dims, q,
+                           w->turned, 1, dim);
             use = w->turned;
         }
         double part_lse;

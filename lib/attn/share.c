@@ -16,8 +16,8 @@ static uint32_t find_item(const struct plan_group *group, uint64_t target)
     return lo;
 }
 
-struct plan_place plan_share(const struct pkvi_attn_model *model, const struct plan_group *group,
-                             uint32_t w, uint32_t n)
+struct plan_place pkvi_plan_share(const struct pkvi_attn_model *model,
+                                  const struct plan_group *group, uint32_t w, uint32_t n)
 {
     uint32_t items = group->n_items;
     if (items == 0 || w >= n) return (struct plan_place){items, 0};
@@ -37,8 +37,8 @@ struct plan_place plan_share(const struct pkvi_attn_model *model, const struct p
     double at = (double)rest / (double)cost * (double)n_pages;
     uint32_t page = (uint32_t)at < n_pages ? (uint32_t)at : (uint32_t)n_pages - 1;
     uint32_t leaf = pages->logical[item->page0 + page] / plan_leaf_pages(model);
-    uint32_t first = plan_page_of_leaf(model, pages, item->page0, item->page1, leaf);
-    uint32_t end = plan_page_of_leaf(model, pages, item->page0, item->page1, leaf + 1);
+    uint32_t first = pkvi_plan_page_of_leaf(model, pages, item->page0, item->page1, leaf);
+    uint32_t end = pkvi_plan_page_of_leaf(model, pages, item->page0, item->page1, leaf + 1);
     bool after = 2 * at >= (double)(first - item->page0) + (double)(end - item->page0);
     /* Leaves without pages (evicted) at either end belong to no part of their own. */
     uint32_t cut = after ? end : first;
@@ -54,7 +54,7 @@ static uint32_t last_at(const struct pkvi_attn_model *model, const struct plan_g
     uint32_t lo = 0, hi = n; /* share(lo) <= place < share(hi) */
     while (lo + 1 < hi) {
         uint32_t mid = lo + (hi - lo) / 2;
-        struct plan_place at = plan_share(model, group, mid, n);
+        struct plan_place at = pkvi_plan_share(model, group, mid, n);
         if (at.item < item || (at.item == item && at.leaf <= leaf))
             lo = mid;
         else
@@ -63,8 +63,8 @@ static uint32_t last_at(const struct pkvi_attn_model *model, const struct plan_g
     return lo;
 }
 
-uint32_t plan_parts(const struct pkvi_attn_model *model, const struct plan_group *group,
-                    uint32_t item, uint32_t n, uint32_t *first, uint32_t *last)
+uint32_t pkvi_plan_parts(const struct pkvi_attn_model *model, const struct plan_group *group,
+                         uint32_t item, uint32_t n, uint32_t *first, uint32_t *last)
 {
     const struct plan_item *at = &group->items[item];
     *first = last_at(model, group, item, at->leaf0, n);

@@ -8,8 +8,8 @@ static pkv_status enter_run(struct pkvi_plan *plan, struct plan_group *pg, uint3
                             uint32_t turn)
 {
     void *runs = pg->runs;
-    bool ok =
-        plan_room(plan->mem, &runs, &pg->run_capacity, (uint64_t)pg->n_runs + 1, sizeof *pg->runs);
+    bool ok = pkvi_plan_room(plan->mem, &runs, &pg->run_capacity, (uint64_t)pg->n_runs + 1,
+                             sizeof *pg->runs);
     pg->runs = runs;
     if (!ok) return PKV_ENOMEM;
     pg->runs[pg->n_runs++] = (struct plan_run){page_end, turn};
@@ -21,8 +21,8 @@ static pkv_status enter_turn(struct pkvi_plan *plan, struct plan_group *pg,
                              const struct pkvi_attn_rope *rope, double tokens)
 {
     void *turns = pg->turns;
-    bool ok = plan_room(plan->mem, &turns, &pg->turn_capacity, (uint64_t)pg->n_turns + 1,
-                        sizeof(float) * rope->rotary_dims);
+    bool ok = pkvi_plan_room(plan->mem, &turns, &pg->turn_capacity, (uint64_t)pg->n_turns + 1,
+                             sizeof(float) * rope->rotary_dims);
     pg->turns = turns;
     if (!ok) return PKV_ENOMEM;
     float *turn = pg->turns + (size_t)pg->n_turns * rope->rotary_dims;
@@ -35,8 +35,8 @@ static pkv_status enter_turn(struct pkvi_plan *plan, struct plan_group *pg,
     return PKV_OK;
 }
 
-pkv_status plan_build_runs(struct pkvi_plan *plan, struct plan_body *body, uint32_t group,
-                           uint32_t entry)
+pkv_status pkvi_plan_build_runs(struct pkvi_plan *plan, struct plan_body *body, uint32_t group,
+                                uint32_t entry)
 {
     struct plan_group *pg = &body->groups[group];
     const struct pkvi_attn_rope *rope = &plan->model->groups[group].rope;
@@ -64,8 +64,8 @@ pkv_status plan_build_runs(struct pkvi_plan *plan, struct plan_body *body, uint3
     return PKV_OK;
 }
 
-void plan_turn(const struct pkvi_attn_rope *rope, const float *turn, const float *q, float *turned,
-               size_t n_rows, uint32_t dim)
+void pkvi_plan_turn(const struct pkvi_attn_rope *rope, const float *turn, const float *q,
+                    float *turned, size_t n_rows, uint32_t dim)
 {
     uint32_t half = rope->rotary_dims / 2;
     uint32_t step = rope->interleaved ? 2 : 1, other = rope->interleaved ? 1 : half;
