@@ -32,7 +32,7 @@ from ._structs import (
 )
 from .arrays import Rows, RowsOut, from_bf16, to_bf16
 from .batch import Batch
-from .cache import Cache, Group, RopeInfo, config_bounds, kernels
+from .cache import Cache, Group, Magazine, RopeInfo, config_bounds, kernels
 from .errors import (
     Busy,
     Corrupt,
@@ -60,7 +60,7 @@ __version__ = "0.2.0"
 
 def library_version() -> str:
     """Version of the loaded library."""
-    return lib.pkv_version_string().decode()
+    return str(lib.pkv_version_string().decode())
 
 
 __all__ = [
@@ -84,6 +84,7 @@ __all__ = [
     "IndexStats",
     "InvalidArgument",
     "LibraryNotFound",
+    "Magazine",
     "Match",
     "NoMemory",
     "NotSupported",
@@ -109,6 +110,7 @@ __all__ = [
     "digest_tokens",
     "from_bf16",
     "kernels",
+    "lib",
     "library_version",
     "merge_states",
     "prefix_policies",

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from ._checks import checked
 from ._structs import (
     BatchHandle,
     BlockTableStruct,
@@ -171,6 +172,10 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
 }
 
 
+#: Called once per layer and thread; :class:`Plan` checks what they are given.
+_UNCHECKED = ("pkv_write", "pkv_attend")
+
+
 class LibraryNotFound(ImportError):
     """``libpagedkv.so`` was not found, or is of another version than this binding."""
 
@@ -217,6 +222,8 @@ def load() -> C.CDLL:
             continue  # this library lacks it: whoever calls it gets an AttributeError
         function.restype = result
         function.argtypes = arguments
+        if name not in _UNCHECKED:
+            setattr(library, name, checked(name, function, arguments))
     version = library.pkv_version()
     if (version >> 16, version >> 8 & 0xFF) != API_VERSION:
         raise LibraryNotFound(

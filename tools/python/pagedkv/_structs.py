@@ -4,6 +4,9 @@ of them (sizes, offsets) and every constant with what a C compiler says."""
 from __future__ import annotations
 
 import ctypes as C
+from typing import Any, ClassVar
+
+from ._checks import BOUNDS, integer
 
 u32, u64, i32, i64 = C.c_uint32, C.c_uint64, C.c_int32, C.c_int64
 size, diff, f32, f64, ptr, text = (
@@ -87,10 +90,16 @@ def _is_reserved(name: str) -> bool:
 
 
 class Struct(C.Structure):
-    """A C structure that prints its fields."""
+    """A C structure that prints its fields, and whose integers take no value that does not fit."""
 
     #: Name in the headers.
-    c_name = ""
+    c_name: ClassVar[str] = ""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        bounds = _bounds_of(type(self)).get(name)
+        if bounds is not None:
+            value = integer(value, *bounds, f"{self.c_name}.{name}")
+        super().__setattr__(name, value)
 
     def as_dict(self) -> dict[str, int | float]:
         """Public scalar fields by name."""
@@ -103,6 +112,18 @@ class Struct(C.Structure):
     def __repr__(self) -> str:
         inner = ", ".join(f"{key}={value}" for key, value in self.as_dict().items())
         return f"{type(self).__name__}({inner})"
+
+
+_field_bounds: dict[type[Struct], dict[str, tuple[int, int]]] = {}
+
+
+def _bounds_of(struct: type[Struct]) -> dict[str, tuple[int, int]]:
+    """What the integer fields of a structure hold, by name."""
+    found = _field_bounds.get(struct)
+    if found is None:
+        found = {name: BOUNDS[kind] for name, kind, *_ in struct._fields_ if kind in BOUNDS}
+        _field_bounds[struct] = found
+    return found
 
 
 class SeqHandle(Struct):
@@ -254,7 +275,10 @@ class BlockTableStruct(Struct):
 
 
 class RowsStruct(Struct):
+    """Made once per array and call, so without a check: plans compare whole shapes."""
+
     c_name = "pkv_rows"
+    __setattr__ = C.Structure.__setattr__
     _fields_ = [
         ("data", ptr),
         ("dtype", i32),
@@ -268,6 +292,7 @@ class RowsStruct(Struct):
 
 class RowsOutStruct(Struct):
     c_name = "pkv_rows_out"
+    __setattr__ = C.Structure.__setattr__
     _fields_ = RowsStruct._fields_
 
 

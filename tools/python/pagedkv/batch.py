@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes as C
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import integers
 from ._library import lib
 from ._structs import CONSTANTS, BatchHandle, BlockTableStruct, CopyStruct
+from .arrays import address
 from .cache import Cache
 from .errors import OutOfPages, make_error
-from .evict import EvictPolicy
 from .sequence import Sequence
 
 _ENOPAGES, _ERANGE, _EUNSAFE = (CONSTANTS[name] for name in ("ENOPAGES", "ERANGE", "EUNSAFE"))
@@ -29,17 +31,18 @@ class Batch:
         batch.commit()
     """
 
-    __slots__ = ("cache", "handle", "_entries", "_policies", "_open")
+    __slots__ = ("__weakref__", "_open", "_sequences", "cache", "handle")
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self.handle = BatchHandle()
-        self._entries = 0
-        self._policies: list[EvictPolicy] = []
+        self._open = False
+        self._sequences: list[Sequence] = []  # in the order of entries: kept alive until the end
         status = lib.pkv_batch_begin(cache.handle, C.byref(self.handle))
         if status:
             cache.check(status, "pkv_batch_begin")
         self._open = True
+        cache._handles.add(self)
 
     def add(self, seq: Sequence, tokens: npt.ArrayLike | None, n: int | None = None) -> None:
         """Adds new tokens of a sequence: ids (any integer array-like), or None and their number n
@@ -49,22 +52,20 @@ class Batch:
                 raise TypeError("without token ids their number n is needed")
             status = lib.pkv_batch_add(self.handle, seq.handle, None, n)
         else:
-            ids = np.ascontiguousarray(tokens, dtype=np.int32)
+            ids = integers(tokens, np.int32, "tokens")
             if n is not None and n != len(ids):
                 raise ValueError(f"{len(ids)} token ids, but n = {n}")
             status = lib.pkv_batch_add(self.handle, seq.handle, ids.ctypes.data, len(ids))
         if status:
             self.cache.check(status, "pkv_batch_add")
-        self._entries += 1
-        if seq._policy is not None:
-            self._policies.append(seq._policy)
+        self._sequences.append(seq)
 
     def remove(self, entry: int) -> None:
         """Takes an entry out again before it is reserved; those behind it move up by one."""
         status = lib.pkv_batch_remove(self.handle, entry)
         if status:
             self.cache.check(status, "pkv_batch_remove")
-        self._entries -= 1
+        del self._sequences[entry]
 
     def reserve(self) -> None:
         """Reserves pages for every new token; :class:`OutOfPages` with ``missing`` per group."""
@@ -93,7 +94,7 @@ class Batch:
 
     def commit_partial(self, accepted: npt.ArrayLike) -> None:
         """As commit, but entry i keeps only its first accepted[i] new tokens."""
-        counts = np.ascontiguousarray(accepted, dtype=np.uint32)
+        counts = integers(accepted, np.uint32, "accepted")
         status = lib.pkv_batch_commit_partial(self.handle, counts.ctypes.data, len(counts))
         if status:
             self.cache.check(status, "pkv_batch_commit_partial")
@@ -101,7 +102,9 @@ class Batch:
 
     def _ended(self) -> None:
         self._open = False
-        for policy in self._policies:
+        policies = [seq._policy for seq in self._sequences if seq._policy is not None]
+        self._sequences = []
+        for policy in policies:
             failure, policy.failure = policy.failure, None
             if failure is not None:
                 raise failure
@@ -112,6 +115,7 @@ class Batch:
         if status:
             self.cache.check(status, "pkv_batch_abort")
         self._open = False
+        self._sequences = []
 
     def __enter__(self) -> Batch:
         return self
@@ -124,6 +128,21 @@ class Batch:
     ) -> None:
         if self._open and not self.cache.closed:
             self.abort()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False) and not self.cache.closed:
+            self.cache._dropped.append((_release_batch, self.handle))
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        if not self._open or self.cache.closed:
+            return "<Batch, ended>"
+        return f"<Batch {self.handle.id:#x} of {len(self)} entries>"
 
     def size(self) -> tuple[int, int]:
         """Entries, and new tokens over all of them."""
@@ -147,6 +166,7 @@ class Batch:
 
     def admit_check(self) -> int | None:
         """None if reserving keeps the state safe, else the first entry to leave out."""
+        self.cache.release_dropped(claims=True)
         blocked = C.c_uint32()
         status = lib.pkv_admit_check_batch(self.handle, C.byref(blocked))
         if status == _EUNSAFE:
@@ -160,8 +180,8 @@ class Batch:
         self, group: int = 0
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """FlashInfer's table: indptr ``[entries + 1]``, indices, last_page_len ``[entries]``."""
-        indptr = np.zeros(self._entries + 1, np.int32)
-        last = np.zeros(self._entries, np.int32)
+        indptr = np.zeros(len(self) + 1, np.int32)
+        last = np.zeros(len(self), np.int32)
         n = C.c_uint32(0)
         status = lib.pkv_export_csr(
             self.handle, group, indptr.ctypes.data, None, C.byref(n), last.ctypes.data
@@ -186,49 +206,55 @@ class Batch:
         self, row_stride: int, group: int = 0, *, hole: int = -1
     ) -> npt.NDArray[np.int32]:
         """vLLM's padded block table ``[entries, row_stride]``, `hole` where no page is held."""
-        table = np.zeros((self._entries, row_stride), np.int32)
-        self._export_table(table, group, None, None, hole)
+        table = np.zeros((len(self), row_stride), np.int32)
+        self._export_table(table.ctypes.data, table.shape, group, None, None, hole)
         return table
 
     def block_table_update(
         self,
-        table: npt.NDArray[np.int32],
-        state: npt.NDArray[np.uint64],
+        table: Any,
+        state: Any,
         group: int = 0,
         *,
-        rows: npt.NDArray[np.uint32] | None = None,
+        rows: npt.ArrayLike | None = None,
         hole: int = -1,
     ) -> None:
-        """Brings a table ``[n, row_stride]`` up to date in place; writes what changed since.
+        """Brings a table int32 ``[n, row_stride]`` up to date in place; writes what changed since.
 
         state  uint64 ``[n, 4]``, zeros at first: what the library knows of each row
         rows   row of each entry; None = entry i in row i
         """
-        if table.ndim != 2 or table.dtype != np.int32 or not table.flags.carray:
-            raise ValueError("table must be a writable int32 [n, row_stride], C-contiguous")
-        if state.shape != (len(table), 4) or state.dtype != np.uint64 or not state.flags.carray:
-            raise ValueError("state must be a writable uint64 [n, 4], C-contiguous")
-        if rows is not None:
-            rows = np.ascontiguousarray(rows, np.uint32)
-            if rows.shape != (self._entries,):
-                raise ValueError("rows must have one number for each entry")
-        self._export_table(table, group, state, rows, hole)
+        shape = tuple(table.shape)
+        if len(shape) != 2:
+            raise ValueError("table must be [n, row_stride]")
+        numbers = None if rows is None else integers(rows, np.uint32, "rows")
+        if numbers is not None and len(numbers) != len(self):
+            raise ValueError("rows must have one number for each entry")
+        self._export_table(
+            address(table, np.int32, shape, "table", writable=True),
+            shape,
+            group,
+            address(state, np.uint64, (shape[0], 4), "state", writable=True),
+            numbers,
+            hole,
+        )
 
     def _export_table(
         self,
-        table: npt.NDArray[np.int32],
+        table: int,
+        shape: tuple[int, ...],
         group: int,
-        state: npt.NDArray[np.uint64] | None,
+        state: int | None,
         rows: npt.NDArray[np.uint32] | None,
         hole: int,
     ) -> None:
         to = BlockTableStruct(
             struct_size=C.sizeof(BlockTableStruct),
-            data=table.ctypes.data,
-            n_rows=table.shape[0],
-            row_stride=table.shape[1],
+            data=table,
+            n_rows=shape[0],
+            row_stride=shape[1],
             rows=None if rows is None else rows.ctypes.data,
-            state=None if state is None else state.ctypes.data,
+            state=state,
             hole=hole,
         )
         self.cache.check(
@@ -244,3 +270,7 @@ class Batch:
             "pkv_export_slot_mapping",
         )
         return slots
+
+
+def _release_batch(cache: Cache, handle: BatchHandle) -> int:
+    return int(lib.pkv_batch_abort(handle))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes as C
 import weakref
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import BOUNDS, integer, integers
 from ._library import lib
 from ._structs import (
     CONSTANTS,
@@ -24,7 +26,7 @@ from ._structs import (
     RopeConfigStruct,
     Stats,
 )
-from .arrays import DTYPES
+from .arrays import DTYPES, address
 from .errors import InvalidArgument, check, make_error
 from .evict import EvictPolicy
 from .prefix import PrefixIndex
@@ -39,6 +41,11 @@ _STORAGE = {
     "host": CONSTANTS["STORAGE_HOST"],
     "external": CONSTANTS["STORAGE_EXTERNAL"],
 }
+
+
+_LAYOUTS = {"nhd": CONSTANTS["LAYOUT_NHD"], "hnd": CONSTANTS["LAYOUT_HND"]}
+#: A release that a finaliser left to its cache: a function of (cache, payload) giving a status.
+Dropped = tuple[Callable[["Cache", Any], int], Any]
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Group:
     max_pages: int = 0
     layers: SequenceOf[int] | None = None
     rope: RopeInfo | None = None
-    external: npt.NDArray[np.uint8] | None = None
+    external: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
 
 
 def _fill_group(target: GroupConfigStruct, group: Group, keep: list[Any]) -> None:
@@ -87,12 +94,16 @@ def _fill_group(target: GroupConfigStruct, group: Group, keep: list[Any]) -> Non
     if group.layers is not None:
         if len(group.layers) != group.n_layers:
             raise ValueError(f"{len(group.layers)} layer numbers for {group.n_layers} layers")
-        numbers = (C.c_uint32 * group.n_layers)(*group.layers)
+        low, high = BOUNDS[C.c_uint32]
+        numbers = (C.c_uint32 * len(group.layers))(
+            *(integer(n, low, high, "a layer number") for n in group.layers)
+        )
         keep.append(numbers)
         target.layers = C.cast(numbers, C.POINTER(C.c_uint32))
     if group.external is not None:
-        target.external_base = group.external.ctypes.data
-        target.external_bytes = group.external.nbytes
+        buffer = group.external
+        target.external_base = address(buffer, np.uint8, (buffer.size,), "external", writable=True)
+        target.external_bytes = buffer.nbytes
 
 
 def _fill_ropes(config: ConfigStruct, groups: list[Group], keep: list[Any]) -> None:
@@ -139,6 +150,12 @@ class Cache:
         self.groups = list(groups)
         self._keep: list[Any] = [group.external for group in self.groups]
         self._plans: weakref.WeakSet[Plan] = weakref.WeakSet()
+        # sequences and batches: they hold the address of the C object
+        self._handles: weakref.WeakSet[Sequence | Batch] = weakref.WeakSet()
+        self._dropped: deque[Dropped] = deque()  # what finalisers left to be released
+        self._claimed: deque[Dropped] = deque()  # the same of sequences with a claim
+        self._leases: dict[int, tuple[int, int]] = {}  # views of pages: (group, page) by number
+        self._retired: list[int] = []  # the C object of a closed cache that views still show
         self._callbacks: set[EvictPolicy] = set()  # may be called as long as the cache lives
         config = ConfigStruct()
         check(lib.pkv_config_init(config, C.sizeof(config)), "pkv_config_init")
@@ -173,7 +190,11 @@ class Cache:
                 raise TypeError(f"pkv_config has no option {name!r}")
             if isinstance(value, str):
                 value = value.encode()
-            setattr(config, name, tuple(value) if name == "prefix_key" else value)
+            if name == "prefix_key":
+                value = tuple(integer(n, 0, 2**64 - 1, name) for n in value)
+                if len(value) != 2:
+                    raise ValueError("prefix_key must be two numbers")
+            setattr(config, name, value)
         handle = C.c_void_p()
         status = lib.pkv_cache_create(config, C.byref(handle))
         if status:
@@ -183,6 +204,8 @@ class Cache:
         self._handle = handle.value
         self.page_tokens = page_tokens
         self.n_groups = len(self.groups)
+        #: Group of every model layer.
+        self.layer_groups = self._map_layers()
         #: The cache's prefix index: matches, pins, quotas, digests.
         self.prefix = PrefixIndex(self)
 
@@ -197,13 +220,52 @@ class Cache:
     def closed(self) -> bool:
         return self._handle is None
 
+    def _map_layers(self) -> dict[int, int]:
+        """Group by layer number, as the library counts layers."""
+        found: dict[int, int] = {}
+        for number, group in enumerate(self.groups):
+            first = len(found)
+            layers = group.layers
+            if layers is None:
+                layers = range(first, first + group.n_layers)
+            found.update({int(layer): number for layer in layers})
+        return found
+
     def close(self) -> None:
-        """Destroys the cache with everything in it, its plans first. May be called again."""
-        if self._handle is not None:
-            for plan in list(self._plans):
-                plan.close()
-            lib.pkv_cache_destroy(self._handle)
-            self._handle = None
+        """Destroys the cache with everything in it, its plans first. May be called again. Views of
+        page memory stay valid: what they show is released with the last of them."""
+        if self._handle is None:
+            return
+        self.release_dropped(claims=True)
+        for plan in list(self._plans):
+            plan.close()
+        for holder in list(self._handles):
+            holder.handle.cache = None
+        handle, self._handle = self._handle, None
+        self._retired.append(handle)
+        self._destroy_retired()
+
+    def _destroy_retired(self) -> None:
+        if not self._leases:
+            try:
+                lib.pkv_cache_destroy(self._retired.pop())
+            except IndexError:  # still open, or somebody else was quicker
+                pass
+
+    def release_dropped(self, claims: bool = False) -> None:
+        """Releases sequences, batches, plans and page views that were dropped without close().
+
+        A finaliser may run on any thread at any moment, also beside :meth:`verify`, so it only
+        queues; the next call that makes an object, changes a limit or asks for statistics releases
+        (of sequences with a claim: the next call of admission, whose functions read them all)."""
+        for queue in (self._dropped, self._claimed) if claims else (self._dropped,):
+            for _ in range(len(queue)):
+                try:
+                    release, payload = queue.popleft()
+                except IndexError:
+                    break
+                if release(self, payload) == CONSTANTS["EBUSY"]:
+                    queue.append((release, payload))  # in a batch that was dropped with it
 
     def __enter__(self) -> Cache:
         return self
@@ -220,10 +282,20 @@ class Cache:
         if getattr(self, "_handle", None) is not None:
             self.close()
 
+    def __repr__(self) -> str:
+        if self._handle is None:
+            return f"<Cache of {len(self.groups)} groups, closed>"
+        stats = self.stats()
+        return (
+            f"<Cache of {self.n_groups} groups, {self.page_tokens} tokens per page:"
+            f" {stats.sequences} sequences, {stats.pages_used} pages used,"
+            f" {stats.pages_cached} cached, limit {stats.memory_limit} bytes>"
+        )
+
     def check(self, status: int, call: str) -> None:
         """Raises the exception of a status with the cache's detail unless it is PKV_OK."""
         if status:
-            raise make_error(status, call, self._handle)
+            raise make_error(status, call, self.handle)
 
     # objects
 
@@ -231,34 +303,40 @@ class Cache:
         """A new, empty sequence."""
         from .sequence import Sequence
 
+        self.release_dropped()
         return Sequence.create(self)
 
     def batch(self) -> Batch:
         """Opens a batch: ``with cache.batch() as batch: …``."""
         from .batch import Batch
 
+        self.release_dropped()
         return Batch(self)
 
     def plan(self, **options: Any) -> Plan:
         """A reusable plan; options are the fields of pkv_plan_options."""
         from .plan import Plan
 
+        self.release_dropped()
         return Plan(self, **options)
 
     # limits and checks
 
     def set_limit(self, n_bytes: int) -> None:
         """Changes the memory limit; :class:`Busy` if what is in use does not fit."""
+        self.release_dropped()
         self.check(lib.pkv_cache_set_limit(self.handle, n_bytes), "pkv_cache_set_limit")
 
     def trim(self) -> int:
         """Gives wholly free regions back to the OS; returns the bytes."""
+        self.release_dropped()
         given = C.c_uint64()
         self.check(lib.pkv_cache_trim(self.handle, C.byref(given)), "pkv_cache_trim")
         return given.value
 
     def verify(self) -> None:
         """Walks every invariant; :class:`Corrupt` names the first broken one."""
+        self.release_dropped()
         text = C.create_string_buffer(512)
         status = lib.pkv_cache_verify(self.handle, text, len(text))
         if status:
@@ -273,6 +351,7 @@ class Cache:
 
     def stats(self) -> Stats:
         """All counters."""
+        self.release_dropped()
         stats = Stats(struct_size=C.sizeof(Stats))
         self.check(lib.pkv_cache_stats(self.handle, C.byref(stats)), "pkv_cache_stats")
         return stats
@@ -346,6 +425,7 @@ class Cache:
 
     def admit_probe(self, max_tokens: int, shared_tokens: int = 0) -> tuple[bool, list[int]]:
         """Whether admitting a sequence of max_tokens is safe now; pages missing per group."""
+        self.release_dropped(claims=True)
         safe, missing = C.c_uint32(), (C.c_uint32 * self.n_groups)()
         self.check(
             lib.pkv_admit_probe(
@@ -364,7 +444,7 @@ class Cache:
         return pages
 
     def _page_call(self, name: str, group: int, pages: npt.ArrayLike) -> None:
-        array = np.ascontiguousarray(pages, dtype=np.uint64)
+        array = integers(pages, np.uint64, "pages")
         self.check(getattr(lib, name)(self.handle, group, len(array), array.ctypes.data), name)
 
     def page_ref(self, group: int, pages: npt.ArrayLike) -> None:
@@ -382,14 +462,154 @@ class Cache:
         return refs.value
 
     def page_memory(self, group: int, page: int, layer: int) -> npt.NDArray[np.uint8]:
-        """The bytes of one layer's part of a page (a view, valid while the page is held)."""
+        """The bytes of one layer's part of a page: a view. It holds a reference to the page, and so
+        stays valid, until it and everything made from it is gone."""
         where = C.c_void_p()
+        page = int(page)
+        self.page_ref(group, [page])
+        try:
+            self.check(
+                lib.pkv_page_address(self.handle, group, page, layer, C.byref(where)),
+                "pkv_page_address",
+            )
+        except BaseException:
+            self.page_unref(group, [page])
+            raise
+        lease = _PageLease(self, group, page, where.value or 0, self.group_info(group).layer_bytes)
+        return np.asarray(lease)
+
+    def magazine(self, group: int, capacity: int = 64) -> Magazine:
+        """A stack of free pages that one thread at a time uses without locks."""
+        self.release_dropped()
+        return Magazine(self, group, capacity)
+
+    def page_unpack(self, group: int, page: int, layer: int, layout: str = "nhd") -> bytes:
+        """One layer's part of a page in a plain layout: K, then V, ``[token][head][dim]`` ("nhd")
+        or ``[head][token][dim]`` ("hnd"), in the page's element type."""
+        part, plain = self._page_part(group, page, layer, layout)
         self.check(
-            lib.pkv_page_address(self.handle, group, page, layer, C.byref(where)),
-            "pkv_page_address",
+            lib.pkv_page_unpack(
+                self.handle, group, part.ctypes.data, _LAYOUTS[layout], plain, len(plain)
+            ),
+            "pkv_page_unpack",
         )
-        size = self.group_info(group).layer_bytes
-        return np.ctypeslib.as_array(C.cast(where, C.POINTER(C.c_uint8)), (size,))
+        return bytes(plain)
+
+    def page_pack(self, group: int, page: int, layer: int, data: Any, layout: str = "nhd") -> None:
+        """Stores what :meth:`page_unpack` gave (any bytes-like of that size)."""
+        part, plain = self._page_part(group, page, layer, layout)
+        source = memoryview(data).cast("B")
+        if len(source) != len(plain):
+            raise ValueError(f"a page's part has {len(plain)} bytes, not {len(source)}")
+        plain[:] = source.tobytes()
+        self.check(
+            lib.pkv_page_pack(
+                self.handle, group, part.ctypes.data, _LAYOUTS[layout], plain, len(plain)
+            ),
+            "pkv_page_pack",
+        )
+
+    def _page_part(
+        self, group: int, page: int, layer: int, layout: str
+    ) -> tuple[npt.NDArray[np.uint8], Any]:
+        if layout not in _LAYOUTS:
+            raise ValueError(f"layout {layout!r} is not one of {', '.join(_LAYOUTS)}")
+        info = self.group_info(group)
+        n_bytes = info.token_bytes // info.n_layers * self.page_tokens
+        return self.page_memory(group, page, layer), (C.c_uint8 * n_bytes)()
+
+
+class _PageLease:
+    """Owner of a page view: holds one reference to the page and keeps the cache's memory."""
+
+    __slots__ = ("__array_interface__", "_cache", "_number")
+
+    def __init__(self, cache: Cache, group: int, page: int, where: int, size: int) -> None:
+        self._cache = cache
+        self._number = where if where not in cache._leases else -id(self)
+        cache._leases[self._number] = (group, page)
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (where, False),
+        }
+
+    def __del__(self) -> None:
+        cache = self._cache
+        held = cache._leases.pop(self._number, None)
+        if held is None:
+            return
+        if cache.closed:
+            cache._destroy_retired()
+        else:
+            cache._dropped.append((_release_page, held))
+
+
+def _release_page(cache: Cache, held: Any) -> int:
+    group, page = held
+    return int(lib.pkv_page_unref(cache.handle, group, 1, C.byref(C.c_uint64(page))))
+
+
+class Magazine:
+    """A magazine of single pages (``pkv_magazine``); one thread at a time."""
+
+    __slots__ = ("__weakref__", "_handle", "cache", "group")
+
+    def __init__(self, cache: Cache, group: int, capacity: int) -> None:
+        self._handle: int | None = None
+        self.cache, self.group = cache, group
+        handle = C.c_void_p()
+        cache.check(
+            lib.pkv_magazine_create(cache.handle, group, capacity, C.byref(handle)),
+            "pkv_magazine_create",
+        )
+        self._handle = handle.value
+
+    def close(self) -> None:
+        """Returns the parked pages. May be called again."""
+        if self._handle is not None and not self.cache.closed:
+            lib.pkv_magazine_destroy(self._handle)
+        self._handle = None
+
+    def __enter__(self) -> Magazine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        if handle is not None and not self.cache.closed:
+            self.cache._dropped.append((_release_magazine, handle))
+
+    def __repr__(self) -> str:
+        closed = self._handle is None or self.cache.closed
+        return f"<Magazine of group {self.group}{', closed' if closed else ''}>"
+
+    def _held(self) -> int | None:
+        self.cache.handle  # raises if closed
+        return self._handle
+
+    def alloc(self) -> int:
+        """One page."""
+        page = C.c_uint64()
+        self.cache.check(lib.pkv_magazine_alloc(self._held(), C.byref(page)), "pkv_magazine_alloc")
+        return page.value
+
+    def free(self, page: int) -> None:
+        """Releases one reference of a page."""
+        self.cache.check(lib.pkv_magazine_free(self._held(), page), "pkv_magazine_free")
+
+
+def _release_magazine(cache: Cache, handle: Any) -> int:
+    lib.pkv_magazine_destroy(handle)
+    return 0
 
 
 def config_bounds(field: str) -> tuple[int, int]:

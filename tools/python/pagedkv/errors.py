@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
+from typing import Any
 
 from ._library import lib
 from ._structs import CONSTANTS
@@ -25,6 +26,9 @@ class PagedKVError(Exception):
         if detail:
             message += f" ({detail})"
         super().__init__(f"{message} [{self.name}]")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.status, self.call, self.detail), dict(self.__dict__)
 
 
 class InvalidArgument(PagedKVError, ValueError):

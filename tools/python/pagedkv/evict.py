@@ -117,4 +117,8 @@ class EvictPolicy:
         return cls(name, int(budget), **options)
 
     def __repr__(self) -> str:
-        return f"EvictPolicy({self.name!r}, {self.struct.budget})"
+        unit = {code: name for name, code in _UNITS.items()}[self.struct.budget_unit]
+        mode = {code: name for name, code in _MODES.items()}[self.struct.position_mode]
+        return (
+            f"EvictPolicy({self.name!r}, {self.struct.budget}, unit={unit!r}, positions={mode!r})"
+        )

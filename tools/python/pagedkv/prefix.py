@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import U32_MAX, integer, integers
 from ._library import lib
 from ._structs import (
     IndexConfigStruct,
@@ -83,9 +84,13 @@ class PrefixIndex:
             raise ValueError("the cache is gone")
         return cache
 
+    def __repr__(self) -> str:
+        cache = self._cache_ref()
+        return f"<PrefixIndex of {cache!r}>"
+
     def match(self, tokens: npt.ArrayLike, namespace: bytes = b"") -> Match:
         """The longest known prefix of tokens ``[n]`` in a namespace."""
-        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        ids = integers(tokens, np.int32, "tokens")
         match = Match()
         cache = self._cache
         cache.check(
@@ -158,7 +163,8 @@ class PrefixIndex:
 
 def digest_tokens(tokens: npt.ArrayLike, page_tokens: int, namespace: bytes = b"") -> list[bytes]:
     """Digests of the full pages of tokens, whether published or not."""
-    ids = np.ascontiguousarray(tokens, dtype=np.int32)
+    ids = integers(tokens, np.int32, "tokens")
+    page_tokens = integer(page_tokens, 1, U32_MAX, "page_tokens")
     out = np.zeros((len(ids) // page_tokens, 32), np.uint8)
     check(
         lib.pkv_digest_tokens(
@@ -187,6 +193,7 @@ class BlockIndex:
     """The prefix index without a cache, for replaying traces of block ids."""
 
     def __init__(self, pages: int | None = None, policy: str | None = None) -> None:
+        self._handle: int | None = None
         config = IndexConfigStruct()
         check(lib.pkv_index_config_init(config, C.sizeof(config)), "pkv_index_config_init")
         if pages is not None:
@@ -195,7 +202,17 @@ class BlockIndex:
             config.policy = policy.encode()
         handle = C.c_void_p()
         check(lib.pkv_index_create(config, C.byref(handle)), "pkv_index_create")
-        self._handle: int | None = handle.value
+        self._handle = handle.value
+
+    def __repr__(self) -> str:
+        if self._handle is None:
+            return "<BlockIndex, closed>"
+        stats = self.stats()
+        return f"<BlockIndex of {stats.pages} pages, {stats.nodes} nodes>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
 
     def close(self) -> None:
         """Destroys the index. May be called again."""
@@ -218,8 +235,8 @@ class BlockIndex:
         self, ids: npt.ArrayLike, next_use: npt.ArrayLike | None = None, partial_last: bool = False
     ) -> int:
         """One request of block ids ``[n]``: how many leading ones were resident."""
-        blocks = np.ascontiguousarray(ids, dtype=np.uint64)
-        future = None if next_use is None else np.ascontiguousarray(next_use, dtype=np.uint32)
+        blocks = integers(ids, np.uint64, "ids")
+        future = None if next_use is None else integers(next_use, np.uint32, "next_use")
         if future is not None and future.shape != blocks.shape:
             raise ValueError("next_use must have one entry per block")
         hits = C.c_uint32()
@@ -238,7 +255,7 @@ class BlockIndex:
 
     def match(self, ids: npt.ArrayLike) -> int:
         """Leading blocks that are resident; changes nothing."""
-        blocks, hits = np.ascontiguousarray(ids, dtype=np.uint64), C.c_uint32()
+        blocks, hits = integers(ids, np.uint64, "ids"), C.c_uint32()
         check(
             lib.pkv_index_match(self._handle, blocks.ctypes.data, len(blocks), C.byref(hits)),
             "pkv_index_match",

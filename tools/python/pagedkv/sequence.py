@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import integers
 from ._library import lib
 from ._structs import CONSTANTS, EvictConfigStruct, EvictInfo, EvictRun, SeqHandle, SeqInfo
 from .arrays import STORAGE_DTYPES, RowsOut
@@ -20,31 +21,62 @@ _FULL_GROUPS = CONSTANTS["EVICT_FULL_GROUPS"]
 
 
 class Sequence:
-    """A sequence (``pkv_seq``). Close it, or use a ``with`` block: pages are held until then (or
-    until the cache is closed)."""
+    """A sequence (``pkv_seq``). Close it, or use a ``with`` block: pages are held until then. One
+    that is dropped is released by a later call of its cache (:meth:`Cache.release_dropped`).
 
-    __slots__ = ("cache", "handle", "_length", "_length_ref", "_policy", "_open")
+    Made by ``cache.sequence()`` and :meth:`fork`. Built from a handle by hand it is a second name
+    of a sequence that somebody else owns, and dropping it releases nothing."""
 
-    def __init__(self, cache: Cache, handle: SeqHandle) -> None:
+    __slots__ = (
+        "__weakref__",
+        "_claimed",
+        "_length",
+        "_length_ref",
+        "_open",
+        "_owner",
+        "_policy",
+        "cache",
+        "handle",
+    )
+
+    def __init__(self, cache: Cache, handle: SeqHandle, owner: bool = False) -> None:
         self.cache = cache
         self.handle = handle
         self._length = C.c_uint64()
         self._length_ref = C.byref(self._length)
         self._policy: EvictPolicy | None = None
         self._open = True
+        self._owner = owner
+        self._claimed = False
+        cache._handles.add(self)
 
     @classmethod
     def create(cls, cache: Cache) -> Sequence:
         """A new, empty sequence."""
         handle = SeqHandle()
         cache.check(lib.pkv_seq_create(cache.handle, C.byref(handle)), "pkv_seq_create")
-        return cls(cache, handle)
+        return cls(cache, handle, owner=True)
 
     def close(self) -> None:
         """Releases the sequence's pages; published ones stay matchable. May be called again."""
         if self._open and not self.cache.closed:
             self.cache.check(lib.pkv_seq_destroy(self.handle), "pkv_seq_destroy")
         self._open = False
+
+    def __del__(self) -> None:
+        if getattr(self, "_owner", False) and self._open and not self.cache.closed:
+            queue = self.cache._claimed if self._claimed else self.cache._dropped
+            queue.append((_release_sequence, self.handle))
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Sequence, closed>"
+        status = lib.pkv_seq_length(self.handle, self._length_ref)
+        state = f"{self._length.value} tokens" if status == 0 else "stale"
+        return f"<Sequence {self.handle.id:#x}, {state}>"
+
+    def __bool__(self) -> bool:
+        return True  # a sequence without tokens is still a sequence
 
     @property
     def closed(self) -> bool:
@@ -65,7 +97,7 @@ class Sequence:
         """A child with the same tokens, sharing every page."""
         child = SeqHandle()
         self.cache.check(lib.pkv_seq_fork(self.handle, C.byref(child)), "pkv_seq_fork")
-        made = Sequence(self.cache, child)
+        made = Sequence(self.cache, child, owner=True)
         made._policy = self._policy
         return made
 
@@ -132,7 +164,7 @@ class Sequence:
 
     def match(self, tokens: npt.ArrayLike) -> Match:
         """The longest known prefix in the sequence's namespace (and under its eviction policy)."""
-        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        ids = integers(tokens, np.int32, "tokens")
         match = Match()
         self.cache.check(
             lib.pkv_seq_match(self.handle, ids.ctypes.data, len(ids), match.ref), "pkv_seq_match"
@@ -168,11 +200,14 @@ class Sequence:
 
     def admit(self, max_tokens: int) -> None:
         """Claims room for max_tokens; :class:`Unsafe` if the state would not stay safe."""
+        self.cache.release_dropped(claims=True)
         self.cache.check(lib.pkv_admit(self.handle, max_tokens), "pkv_admit")
+        self._claimed = True
 
     def admit_release(self) -> None:
         """Gives the claim back."""
         self.cache.check(lib.pkv_admit_release(self.handle), "pkv_admit_release")
+        self._claimed = False
 
     # eviction
 
@@ -257,3 +292,7 @@ class Sequence:
             lib.pkv_seq_wants_mass(self.handle, group, C.byref(wants)), "pkv_seq_wants_mass"
         )
         return bool(wants.value)
+
+
+def _release_sequence(cache: Cache, handle: SeqHandle) -> int:
+    return int(lib.pkv_seq_destroy(handle))
