@@ -1,5 +1,6 @@
 """Continuous batching: requests join and leave between steps, prefill runs in chunks beside decode,
-memory pressure preempts and recomputes."""
+memory pressure preempts and recomputes. A request is matched against the prefix index as late as
+possible and may wait for another's pages (:mod:`.matching`)."""
 
 from __future__ import annotations
 
@@ -8,12 +9,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from operator import index
 
 import pagedkv
 
+from .matching import Following, find_leader
 from .model import Model
 from .paged import Blocked, PagedStore, Step
 from .sampling import Sampler, SamplingParams, draft_ngram
+from .weights import F32
+
+#: The cache has no room for another sequence now.
+_FULL = (pagedkv.Unsafe, pagedkv.NoMemory, pagedkv.OutOfPages, pagedkv.OutOfRange)
 
 
 class State(Enum):
@@ -41,7 +48,9 @@ class Request:
     #: Requests with the same prompt that fork off this one when its prefill ends.
     siblings: list[Request] = field(default_factory=list)
     computed: int = 0  # tokens of `tokens` whose K and V are in the cache
-    cached_tokens: int = 0  # of these, attached from the prefix index at the first admission
+    cached_tokens: int = 0  # taken from the prefix index instead of computed, before any preemption
+    matched_at: int = -1  # what the engine had published when the request was matched last
+    following: Following | None = None  # whose pages a waiting request waits for
     preemptions: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -52,6 +61,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("a request needs at least one prompt token")
+        self.prompt = [index(token) for token in self.prompt]
         self.sampler = Sampler(self.params)
 
     @property
@@ -69,6 +79,10 @@ class Request:
     def pending(self) -> int:
         """Known tokens that are not in the cache yet; 1 while decoding."""
         return len(self.prompt) + len(self.output) - self.computed
+
+
+class _Stuck(Exception):
+    """No entry of a step may grow without leaving the safe states."""
 
 
 @dataclass
@@ -92,10 +106,13 @@ class Engine:
     max_batch   most requests that run at once
     chunk       most prompt tokens computed in one step (decoding tokens come on top)
     drafts      speculative tokens per decoding request and step, 0 = off
-    prefix      attach known prompt prefixes from the cache's index
+    prefix      attach known prompt prefixes from the cache's index, if it has one
     namespace   prefix namespace (tenant, adapter): requests of other namespaces never match
     rollback    how rejected drafts leave the cache: "partial" (never committed) or "truncate"
     safe        admit with claims (banker's rule) so that nothing is ever preempted
+
+    What goes wrong with one request (its callback raises, its rejected drafts cannot be taken back)
+    makes that request FAILED with its ``error``; the others go on.
     """
 
     def __init__(
@@ -120,7 +137,7 @@ class Engine:
         self.max_batch = max_batch
         self.chunk = chunk
         self.drafts = drafts
-        self.prefix = prefix
+        self.prefix = prefix and _has_index(store.cache)
         self.namespace = namespace
         self.rollback = rollback
         self.safe = safe
@@ -128,12 +145,16 @@ class Engine:
         self.running: list[Request] = []
         self.stats = EngineStats()
         self._hold = False  # after a preemption nobody is admitted until pages came back
+        self._published = 0  # steps that completed a page
 
     # requests
 
     def submit(self, request: Request, samples: int = 1) -> list[Request]:
         """Queues a request; with samples > 1 also siblings with the next seeds, which share its
-        prompt's pages by forking. Returns all of them."""
+        prompt's pages by forking. Returns all of them. ValueError for ids the model lacks."""
+        vocabulary = self.model.config.vocab_size
+        if min(request.prompt) < 0 or max(request.prompt) >= vocabulary:
+            raise ValueError(f"a prompt's token ids must be in 0 to {vocabulary - 1}")
         now = time.perf_counter()
         request.submitted_at = now
         for i in range(1, samples):
@@ -164,10 +185,13 @@ class Engine:
         """Submits a request and yields its tokens as they come; other requests run along."""
         self.submit(request)
         given = 0
-        while request.state in (State.WAITING, State.RUNNING):
-            self.step()
-            yield from request.output[given:]
-            given = len(request.output)
+        try:
+            while request.state in (State.WAITING, State.RUNNING):
+                self.step()
+                yield from request.output[given:]
+                given = len(request.output)
+        finally:
+            self.cancel(request)  # whoever stops reading wants no more of it
         if request.error is not None:
             raise request.error
 
@@ -186,15 +210,23 @@ class Engine:
 
     def _preempt(self, request: Request) -> None:
         """Releases a request's pages and queues it first; its tokens will be recomputed."""
-        request.held.close()
-        request.seq = None
-        request.computed = 0
+        self._requeue(request)
         request.preemptions += 1
+        self.stats.preemptions += 1
+        self._hold = True
+
+    def _requeue(self, request: Request) -> None:
+        if request.seq is not None:
+            request.seq.close()
+            request.seq = None
+        request.computed = 0
         request.state = State.WAITING
         self.running.remove(request)
         self.waiting.appendleft(request)
-        self.stats.preemptions += 1
-        self._hold = True
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        request.error = error
+        self._finish(request, State.FAILED)
 
     def _finish(self, request: Request, state: State) -> None:
         request.state = state
@@ -206,7 +238,8 @@ class Engine:
             self.running.remove(request)
         self._hold = False
         for sibling in request.siblings:  # its prefill never ended: they stand on their own
-            self.waiting.append(sibling)
+            if sibling.state is State.WAITING:
+                self.waiting.append(sibling)
         request.siblings = []
 
     # a step
@@ -214,31 +247,85 @@ class Engine:
     def _admit(self) -> None:
         if not self.running:
             self._hold = False
-        while self.waiting and len(self.running) < self.max_batch and not self._hold:
-            request = self.waiting[0]
-            seq = self.store.cache.sequence()
+        for request in list(self.waiting):
+            if len(self.running) >= self.max_batch or self._hold:
+                return
+            if not self._must_wait(request) and not self._start(request):
+                return
+
+    def _must_wait(self, request: Request) -> bool:
+        """Whether a running request is computing what this one needs next."""
+        if not self.prefix:
+            return False
+        if request.following is None or not request.following.holds():
+            request.following = find_leader(request, self.running, self._matched(request))
+        return request.following is not None
+
+    def _matched(self, request: Request) -> int:
+        """Tokens that attaching would give a waiting request now."""
+        tokens = request.tokens[:-1]
+        if self.store.policy is None:
+            return self.store.cache.prefix.match(tokens, self.namespace).n_tokens
+        with self.store.cache.sequence() as seq:  # pages computed under the same policy count too
+            seq.set_namespace(self.namespace)
+            return seq.match(tokens).n_tokens
+
+    def _start(self, request: Request) -> bool:
+        """Admits a waiting request; False if nobody can be admitted before somebody ended."""
+        try:
+            seq, attached = self._open(request)
+        except _FULL as error:
+            if self.running:
+                return False
+            self.waiting.remove(request)
+            self._fail(request, error)
+            return True
+        self.waiting.remove(request)
+        self._hold_sequence(request, seq, attached)
+        request.state = State.RUNNING
+        self.running.append(request)
+        return True
+
+    def _open(self, request: Request) -> tuple[pagedkv.Sequence, int]:
+        """A sequence with the request's known prefix and, if claims are used, its claim."""
+        seq = self.store.cache.sequence()
+        try:
             attached = 0
             if self.prefix:
                 attached = seq.attach_prefix(request.tokens[:-1], self.namespace)
             if self.safe:
-                try:
-                    seq.admit(len(request.prompt) + request.params.max_tokens)
-                except pagedkv.Unsafe as error:
-                    seq.close()
-                    if not self.running:
-                        self.waiting.popleft()
-                        request.error = error
-                        self._finish(request, State.FAILED)
-                        continue
-                    return
-            self.waiting.popleft()
-            request.seq = seq
-            request.computed = attached
-            if request.preemptions == 0:
-                request.cached_tokens = attached
-            self.stats.cached_tokens += attached
-            request.state = State.RUNNING
-            self.running.append(request)
+                seq.admit(len(request.prompt) + request.params.max_tokens)
+        except BaseException:
+            seq.close()
+            raise
+        return seq, attached
+
+    def _hold_sequence(self, request: Request, seq: pagedkv.Sequence, attached: int) -> None:
+        gained = attached - request.computed
+        request.seq = seq
+        request.computed = attached
+        request.matched_at = self._published
+        if request.preemptions == 0:
+            request.cached_tokens += gained
+        self.stats.cached_tokens += gained
+
+    def _match_again(self, request: Request) -> bool:
+        """Before a chunk: takes what others published since, if that is a page more than what the
+        request has. False if it had to go back to the queue."""
+        if not self.prefix or request.matched_at == self._published:
+            return True
+        request.matched_at = self._published
+        found = request.held.match(request.tokens[:-1]).n_tokens
+        if found < request.computed + self.store.cache.page_tokens:
+            return True
+        request.held.close()  # its pages stay in the index
+        request.seq = None
+        try:
+            self._hold_sequence(request, *self._open(request))
+        except _FULL:
+            self._requeue(request)
+            return False
+        return True
 
     def _entries(self) -> list[tuple[Request, list[int], int]]:
         """(request, new tokens, how many of them are drafts): every decoding request, then prompt
@@ -249,8 +336,10 @@ class Engine:
                 room = request.params.max_tokens - len(request.output) - 1
                 drafts = draft_ngram(request.tokens, min(self.drafts, room))
                 entries.append((request, [request.output[-1], *drafts], len(drafts)))
-        for request in self.running:
+        for request in list(self.running):
             if left and not (request.pending == 1 and request.output):
+                if not self._match_again(request):
+                    continue
                 n = min(left, request.pending)
                 at = request.computed
                 entries.append((request, request.tokens[at : at + n], 0))
@@ -262,17 +351,19 @@ class Engine:
         self._admit()
         while self.running:
             entries = self._entries()
+            if not entries:  # all had to go back to the queue
+                self._admit()
+                continue
             try:
                 step = self._reserve(entries)
-            except pagedkv.OutOfPages as error:
+            except (pagedkv.OutOfPages, pagedkv.NoMemory, _Stuck) as error:
                 victim = self.running[-1]
                 if len(self.running) > 1:
                     self._preempt(victim)
                 elif any(drafts for _, _, drafts in entries):
                     return self._without_drafts()
                 else:
-                    victim.error = error
-                    self._finish(victim, State.FAILED)
+                    self._fail(victim, error)
                     self._admit()
                 continue
             with step:
@@ -281,14 +372,20 @@ class Engine:
         return 0
 
     def _reserve(self, entries: list[tuple[Request, list[int], int]]) -> Step:
-        """The step of these entries; entries that admission blocks are taken out of the list."""
+        """The step of these entries; entries that admission blocks are taken out of the list. With
+        several groups and a prefix index admission is no proof (docs/architecture.md): if nobody
+        may grow somebody is preempted, and who is alone grows as long as there are pages."""
+        safe = self.safe
         while True:
             try:
-                return self.store.step(((r.held, ids) for r, ids, _ in entries), self.safe)
+                return self.store.step([(r.held, ids) for r, ids, _ in entries], safe)
             except Blocked as blocked:
-                if len(entries) == 1:
-                    raise RuntimeError("a safe state lets somebody grow") from blocked
-                del entries[blocked.entry]
+                if len(entries) > 1:
+                    del entries[blocked.entry]
+                elif len(self.running) > 1:
+                    raise _Stuck from None
+                else:
+                    safe = False
 
     def _without_drafts(self) -> int:
         drafts, self.drafts = self.drafts, 0
@@ -316,11 +413,12 @@ class Engine:
             step.commit_partial(kept)
         else:
             step.commit()
-            for (request, ids, _), n in zip(entries, kept):
-                if n < len(ids):
-                    request.held.truncate(request.computed + n)
         self._account(step)
-        for (request, _, drafts), n, new, (low, _) in zip(entries, kept, emitted, spans):
+        interrupt: BaseException | None = None
+        for (request, ids, drafts), n, new, (low, _) in zip(entries, kept, emitted, spans):
+            page = self.store.cache.page_tokens
+            if (request.computed + len(ids)) // page > request.computed // page:
+                self._published += 1
             request.computed += n
             request.drafted += drafts
             request.accepted += max(0, len(new) - 1)
@@ -328,9 +426,18 @@ class Engine:
             self.stats.accepted += max(0, len(new) - 1)
             if new and request.siblings:
                 self._fork_siblings(request, logits[low])
-            self._deliver(request, new)
+            try:
+                self._deliver(request, new)
+                if request.state is State.RUNNING and request.held.length > request.computed:
+                    request.held.truncate(request.computed)
+            except Exception as error:
+                self._fail(request, error)
+            except BaseException as error:  # the step is done: finish the books first
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
-    def _emit(self, request: Request, drafts: list[int], logits) -> list[int]:
+    def _emit(self, request: Request, drafts: list[int], logits: F32) -> list[int]:
         """Tokens that rows of logits give: draft after draft as long as they are what would have
         been chosen anyway, so speculation never changes the outcome."""
         new: list[int] = []
@@ -344,20 +451,39 @@ class Engine:
                 break
         return new
 
-    def _fork_siblings(self, request: Request, logits) -> None:
+    def _fork_siblings(self, request: Request, logits: F32) -> None:
         """Starts the siblings from the parent's pages, each with its own first token."""
         siblings, request.siblings = request.siblings, []
         for sibling in siblings:
+            if sibling.state is not State.WAITING:
+                continue  # cancelled meanwhile
             token = sibling.sampler(logits)
-            if len(self.running) < self.max_batch:
-                sibling.seq = request.held.fork()
-                sibling.computed = request.computed
-                sibling.cached_tokens = request.computed
-                sibling.state = State.RUNNING
-                self.running.append(sibling)
-            else:
+            if not self._fork(request, sibling):
                 self.waiting.append(sibling)
-            self._deliver(sibling, [token])
+            try:
+                self._deliver(sibling, [token])
+            except Exception as error:
+                self._fail(sibling, error)
+
+    def _fork(self, request: Request, sibling: Request) -> bool:
+        """Starts a sibling on the parent's pages if there is room for it."""
+        if len(self.running) >= self.max_batch:
+            return False
+        seq = None
+        try:
+            seq = request.held.fork()
+            if self.safe:
+                seq.admit(len(sibling.prompt) + sibling.params.max_tokens)
+        except pagedkv.PagedKVError:
+            if seq is not None:
+                seq.close()
+            return False
+        sibling.seq = seq
+        sibling.computed = request.computed
+        sibling.cached_tokens = request.computed
+        sibling.state = State.RUNNING
+        self.running.append(sibling)
+        return True
 
     def _deliver(self, request: Request, new: list[int]) -> None:
         if not new:
@@ -385,3 +511,12 @@ class Engine:
         self.stats.peak_bytes = max(self.stats.peak_bytes, counters.bytes_used)
         if self._hold and counters.pages_free + counters.pages_cached > counters.pages_used:
             self._hold = False
+
+
+def _has_index(cache: pagedkv.Cache) -> bool:
+    """Whether the cache was created with a prefix index."""
+    try:
+        cache.prefix.match([0])
+    except pagedkv.NotSupported:
+        return False
+    return True

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 import pagedkv
 from pagedkv import Rows, RowsOut
+from pagedkv.arrays import integers
 
 from .model import StepTimer
 from .weights import F32, ModelConfig
@@ -44,8 +45,11 @@ class Blocked(Exception):
     """Growing entry ``entry`` now could strand an admitted sequence: leave it out of this step."""
 
     def __init__(self, entry: int) -> None:
-        super().__init__(f"entry {entry} must wait")
+        super().__init__(entry)
         self.entry = entry
+
+    def __str__(self) -> str:
+        return f"entry {self.entry} must wait"
 
 
 class PagedStore:
@@ -166,7 +170,7 @@ class Step:
         start = self._clock()
         lengths = [seq.length for seq, _ in entries]
         counts = [len(ids) for _, ids in entries]
-        ids = [np.asarray(part, dtype=np.int32) for _, part in entries]
+        ids = [integers(part, np.int32, "token ids") for _, part in entries]
         self.tokens: npt.NDArray[np.int32] = np.concatenate(ids) if ids else np.empty(0, np.int32)
         self.starts = np.zeros(len(entries) + 1, np.int64)
         np.cumsum(counts, out=self.starts[1:])

@@ -99,6 +99,11 @@ class Tokenizer:
             if i is not None
         }
 
+    @property
+    def bos(self) -> list[int]:
+        """What a text begins with before its own tokens: one token or none."""
+        return [self.bos_id] if self.add_bos and self.bos_id is not None else []
+
     def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
         """Token ids of a text. ``add_bos`` None = as the model wants it."""
         ids = self._core.encode(text, add_special_tokens=False).ids

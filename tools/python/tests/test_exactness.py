@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from checks import assert_greedy
 
 from pagedkv_runtime.beam import beam_search, search
 from pagedkv_runtime.engine import Engine, Request, State
@@ -39,7 +40,7 @@ TEXT = (
 def mixed_prompts(tokenizer, n, longest=180):
     """n prompts of mixed lengths, cut from the text at different places."""
     ids = tokenizer.encode(TEXT, add_bos=False)
-    bos = [tokenizer.bos_id] if tokenizer.add_bos else []
+    bos = tokenizer.bos
     rng = np.random.default_rng(5)
     prompts = []
     for i in range(n):
@@ -47,18 +48,6 @@ def mixed_prompts(tokenizer, n, longest=180):
         start = int(rng.integers(0, len(ids) - length))
         prompts.append(bos + ids[start : start + length])
     return prompts
-
-
-def assert_greedy(model, request, margin=1e-3):
-    """Every output token is the reference's argmax. Only where the reference's own first and second
-    choice are closer than ``margin`` may another of the two be taken."""
-    assert request.state is State.DONE, request.error
-    ids = request.tokens
-    rows = range(len(request.prompt) - 1, len(ids) - 1)
-    logits = reference_logits(model, ids, rows)
-    for row, token in zip(logits, request.output):
-        if int(row.argmax()) != token:
-            assert row.max() - row[token] < margin, "a greedy choice with a clear margin differs"
 
 
 def run(model, store, prompts, n, **options):
