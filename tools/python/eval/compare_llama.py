@@ -15,6 +15,7 @@ Needs ``llama-cpp-python``. Exit status 1 if a bar is missed.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import tempfile
@@ -76,7 +77,7 @@ def llama_logits(
     path: Path, ids: list[int], full: bool, add_bos: bool
 ) -> tuple[npt.NDArray[np.float64], list[int]]:
     """llama.cpp's logits ``[len(ids), vocab]`` of ids, and its own tokenisation of TEXT."""
-    import llama_cpp
+    llama_cpp = importlib.import_module("llama_cpp")
 
     cache = {"type_k": 0, "type_v": 0} if full else {}  # 0 = float32
     llama = llama_cpp.Llama(

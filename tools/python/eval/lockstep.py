@@ -138,7 +138,7 @@ def log_normaliser(logits: F32) -> npt.NDArray[np.float64]:
     """log sum exp of each row."""
     top = logits.max(axis=1)
     total = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
-    return top.astype(np.float64) + np.log(total)
+    return np.asarray(top.astype(np.float64) + np.log(total))
 
 
 @dataclass

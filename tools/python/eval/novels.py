@@ -138,10 +138,9 @@ def download() -> Path:
     target = Path.home() / ".cache" / "pagedkv" / "janeaustenr"
     with tempfile.TemporaryDirectory() as folder:
         command = ["apt-get", "download", "-qq", "r-cran-janeaustenr"]
-        quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        if subprocess.run(command, **quiet).returncode:
-            subprocess.run(["apt-get", "update", "-qq"], **quiet)  # no package lists yet
-            subprocess.run(command, check=True, **quiet)
+        if subprocess.run(command, cwd=folder, capture_output=True).returncode:
+            subprocess.run(["apt-get", "update", "-qq"], capture_output=True)  # no lists yet
+            subprocess.run(command, check=True, cwd=folder, capture_output=True)
         package = next(Path(folder).glob("*.deb"))
         subprocess.run(["dpkg", "-x", str(package), folder], check=True)
         target.mkdir(parents=True, exist_ok=True)

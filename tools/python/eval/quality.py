@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,10 @@ POLICIES = (
 BUDGETS = (256, 512, 1024)
 
 
+#: A row of a table or CSV file by column.
+Row = dict[str, Any]
+
+
 class Progress:
     """A line on stderr when it is a terminal, else nothing."""
 
@@ -58,7 +63,7 @@ class Progress:
             )
 
 
-def _write(path: Path, rows: list[dict]) -> None:
+def _write(path: Path, rows: list[Row]) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -66,7 +71,7 @@ def _write(path: Path, rows: list[dict]) -> None:
     print(f"wrote {path} ({len(rows)} rows)")
 
 
-def _read(path: Path) -> list[dict]:
+def _read(path: Path) -> list[Row]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
@@ -101,7 +106,7 @@ def perplexity(args: argparse.Namespace) -> None:
     )
 
 
-def perplexity_rows(files: list[Path], variants: list[Variant]) -> list[dict]:
+def perplexity_rows(files: list[Path], variants: list[Variant]) -> list[Row]:
     """Summary of the novels' raw scores: per variant, scored after its own first eviction and after
     that of the largest budget (for comparisons between budgets on the same tokens)."""
     novels_raw = [np.load(file) for file in files]
@@ -167,7 +172,7 @@ def positions(args: argparse.Namespace) -> None:
     _write(target, rows)
 
 
-def _windows(novel: str, label: str, nll: np.ndarray, first: int, width: int = 1024) -> list[dict]:
+def _windows(novel: str, label: str, nll: np.ndarray, first: int, width: int = 1024) -> list[Row]:
     """Means over windows of consecutive tokens; ``first`` is the text position of nll[0]."""
     rows = []
     for start in range(0, len(nll), width):
@@ -206,7 +211,7 @@ def passkey(args: argparse.Namespace) -> None:
             at = int(room * (depth + 0.5) / 10)
             offset = int(rng.integers(0, len(filler) - room))
             hay = filler[offset : offset + room]
-            ids = ([tokenizer.bos_id] if tokenizer.add_bos else []) + hay[:at] + needle + hay[at:]
+            ids = tokenizer.bos + hay[:at] + needle + hay[at:]
             answer = tokenizer.encode(" " + key, add_bos=False)
             with Lockstep(model, variants, dtype=args.cache_dtype) as lockstep:
                 for start in range(0, len(ids), 16):
@@ -236,11 +241,11 @@ def passkey(args: argparse.Namespace) -> None:
     _write(args.output / "passkey.csv", rows)
 
 
-def _gate(gates: list[dict], name: str, holds: bool, detail: str) -> None:
+def _gate(gates: list[Row], name: str, holds: bool, detail: str) -> None:
     gates.append({"gate": name, "holds": bool(holds), "detail": detail})
 
 
-def perplexity_gates(rows: list[dict], gates: list[dict]) -> None:
+def perplexity_gates(rows: list[Row], gates: list[Row]) -> None:
     """The perplexity gates of research: differences in nats, scored after the first eviction."""
     at = {(r["policy"], int(r["budget"]), int(r["scored_after"])): r for r in rows}
 
@@ -291,7 +296,7 @@ def perplexity_gates(rows: list[dict], gates: list[dict]) -> None:
     )
 
 
-def position_gates(rows: list[dict], gates: list[dict]) -> None:
+def position_gates(rows: list[Row], gates: list[Row]) -> None:
     """Beyond the trained length: the full cache degrades, the compact one stays flat."""
 
     def mean(variant: str, low: int, high: int) -> float:
@@ -336,7 +341,7 @@ def position_gates(rows: list[dict], gates: list[dict]) -> None:
         )
 
 
-def passkey_gates(rows: list[dict], gates: list[dict]) -> None:
+def passkey_gates(rows: list[Row], gates: list[Row]) -> None:
     """Retrieval against the full cache."""
 
     def rate(policy: str, budget: int, outside: bool) -> tuple[float, int]:
@@ -364,7 +369,7 @@ def passkey_gates(rows: list[dict], gates: list[dict]) -> None:
 
 def report(args: argparse.Namespace) -> int:
     """Gates, tables and plots from the CSV files that exist."""
-    gates: list[dict] = []
+    gates: list[Row] = []
     out = args.output
     if (out / "perplexity.csv").is_file():
         rows = _read(out / "perplexity.csv")
@@ -387,7 +392,7 @@ def report(args: argparse.Namespace) -> int:
     return 0 if gates and all(g["holds"] for g in gates) else 1
 
 
-def _perplexity_table(rows: list[dict]) -> None:
+def _perplexity_table(rows: list[Row]) -> None:
     budgets = sorted({int(r["budget"]) for r in rows if int(r["budget"])})
     print(
         "\n| policy | " + " | ".join(f"{b}" for b in budgets) + " |\n|---|" + "---|" * len(budgets)
@@ -418,7 +423,7 @@ def _perplexity_table(rows: list[dict]) -> None:
         print(f"| {policy} | " + " | ".join(cells) + " |")
 
 
-def _positions_table(rows: list[dict]) -> None:
+def _positions_table(rows: list[Row]) -> None:
     variants = list(dict.fromkeys(r["variant"] for r in rows))
     print("\n| tokens | " + " | ".join(variants) + " |\n|---|" + "---|" * len(variants))
     for start in sorted({int(r["from"]) for r in rows}):
@@ -433,7 +438,7 @@ def _positions_table(rows: list[dict]) -> None:
         print(f"| {start}– | " + " | ".join(cells) + " |")
 
 
-def _passkey_table(rows: list[dict]) -> None:
+def _passkey_table(rows: list[Row]) -> None:
     budgets = sorted({int(r["budget"]) for r in rows if int(r["budget"])})
     print(
         "\n| policy | " + " | ".join(f"{b}" for b in budgets) + " |\n|---|" + "---|" * len(budgets)
@@ -458,7 +463,7 @@ def _wilson(p: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _axes(title: str, x: str, y: str):
+def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -470,13 +475,12 @@ def _axes(title: str, x: str, y: str):
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    axes.set_prop_cycle(
-        color=plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
-    )
+    colors = [plt.get_cmap("tab20")(i) for i in range(20)]
+    axes.set_prop_cycle(color=colors[::2] + colors[1::2])
     return figure, axes
 
 
-def _plot_perplexity(rows: list[dict], path: Path) -> None:
+def _plot_perplexity(rows: list[Row], path: Path) -> None:
     figure, axes = _axes(
         "Quality under eviction: SmolLM2-135M, novels",
         "budget (tokens)",
@@ -505,7 +509,7 @@ def _plot_perplexity(rows: list[dict], path: Path) -> None:
     print(f"wrote {path}")
 
 
-def _plot_positions(rows: list[dict], path: Path) -> None:
+def _plot_positions(rows: list[Row], path: Path) -> None:
     figure, axes = _axes(
         "Beyond the trained length (8,192): SmolLM2-135M",
         "tokens",

@@ -33,6 +33,8 @@ from pagedkv_runtime.reference import ConcatCache, NoCache
 from pagedkv_runtime.sampling import SamplingParams
 from pagedkv_runtime.serve_bench import filler
 
+from .quality import Row
+
 
 def _feed(
     model: Model, store: PagedStore, seq: pagedkv.Sequence, ids: list[int], chunk: int = 256
@@ -48,7 +50,7 @@ def _threads(args: argparse.Namespace) -> int | None:
     return 1 if args.clock == "cpu" else None
 
 
-def lengths(model: Model, args: argparse.Namespace) -> dict:
+def lengths(model: Model, args: argparse.Namespace) -> Row:
     """Seconds per decoded token at each context length, three ways, taken in turn."""
     clock = process_time if args.clock == "cpu" else perf_counter
     rows = []
@@ -75,18 +77,18 @@ def lengths(model: Model, args: argparse.Namespace) -> dict:
                     ("pagedkv", lambda: paged(i)),
                     ("concat", lambda: model.forward([ids[n + i]], [n + i], concat)),
                 ):
-                    start = clock()
+                    began = clock()
                     call()
-                    times[name].append(clock() - start)
+                    times[name].append(clock() - began)
                 if i < max(1, min(3, 4096 // n)):
-                    start = clock()
+                    began = clock()
                     model.forward(
                         ids[: n + i + 1],
                         np.arange(n + i + 1),
                         NoCache(model.config, double=False),
                         [n + i],
                     )
-                    times["none"].append(clock() - start)
+                    times["none"].append(clock() - began)
         rows.append(
             {
                 "context": n,
@@ -122,7 +124,7 @@ def read_limit(
     return n * part / best
 
 
-def split(model: Model, args: argparse.Namespace) -> dict:
+def split(model: Model, args: argparse.Namespace) -> Row:
     """Where the time of a decode step goes at a batch size and context length."""
     config = model.config
     clock = process_time if args.clock == "cpu" else perf_counter
@@ -182,11 +184,12 @@ def split(model: Model, args: argparse.Namespace) -> dict:
     }
 
 
-def prefix(model: Model, args: argparse.Namespace) -> dict:
+def prefix(model: Model, args: argparse.Namespace) -> Row:
     """Time to first token of a request behind a long system prompt, with and without a hit."""
     vocab = model.config.vocab_size
     system = filler(77, args.system_tokens, vocab)
-    cold, warm = [], []
+    cold: list[float] = []
+    warm: list[float] = []
     with PagedStore(model.config, dtype=args.cache_dtype, memory=4 << 30) as store:
         for i in range(max(2, args.repeats // 8)):
             for use, into in ((False, cold), (True, warm)):
@@ -197,6 +200,7 @@ def prefix(model: Model, args: argparse.Namespace) -> dict:
                 request = Request(system + filler(1000 + i, 8, vocab), SamplingParams(1))
                 engine.submit(request)
                 engine.run()
+                assert request.first_token_at is not None
                 into.append(request.first_token_at - request.submitted_at)
                 if use and request.cached_tokens < args.system_tokens - 16:
                     raise AssertionError(f"only {request.cached_tokens} tokens were attached")
@@ -210,7 +214,7 @@ def prefix(model: Model, args: argparse.Namespace) -> dict:
     }
 
 
-def bounded(model: Model, args: argparse.Namespace) -> dict:
+def bounded(model: Model, args: argparse.Namespace) -> Row:
     """Decodes far beyond the trained length under SINK with compact positions."""
     policy = pagedkv.EvictPolicy("sink", args.budget, positions="compact")
     with PagedStore(
@@ -252,7 +256,7 @@ def bounded(model: Model, args: argparse.Namespace) -> dict:
     }
 
 
-def overhead(model: Model, args: argparse.Namespace) -> dict:
+def overhead(model: Model, args: argparse.Namespace) -> Row:
     """What a call of the binding costs beyond the C call, microseconds (10th percentile)."""
     config = model.config
     with PagedStore(config, memory=256 << 20, prefix=0, threads=1) as store:
@@ -263,7 +267,7 @@ def overhead(model: Model, args: argparse.Namespace) -> dict:
         q = np.zeros((1, config.n_heads, config.head_dim), np.float32)
         out = np.zeros_like(q)
 
-        def best(call, n: int = 3000) -> float:
+        def best(call: Callable[[], object], n: int = 3000) -> float:
             times = np.empty(n)
             for i in range(n):
                 start = perf_counter()
@@ -293,7 +297,7 @@ def overhead(model: Model, args: argparse.Namespace) -> dict:
     return {"overhead_us": result}
 
 
-def _plot_lengths(rows: list[dict], path: Path) -> None:
+def _plot_lengths(rows: list[Row], path: Path) -> None:
     from .quality import _axes
 
     figure, axes = _axes(
@@ -349,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     model, _ = load_model(args.model)
-    result: dict = {}
+    result: Row = {}
     for name, part in parts.items():
         if "all" in args.part or name in args.part:
             began = time.monotonic()

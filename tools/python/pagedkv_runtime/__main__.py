@@ -1,27 +1,59 @@
-"""Command line: ``python -m pagedkv_runtime generate | chat | serve-bench``."""
+"""Command line: ``pagedkv-runtime generate | chat | serve-bench`` (or ``python -m
+pagedkv_runtime``), and ``pagedkv-generate`` for the first of them. Nothing is imported that the
+options themselves do not need: ``--help`` works without the extra packages."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .sampling import SamplingParams
-from .units import parse_bytes, positive
+from .units import limit_change, natural, parse_bytes, positive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .engine import Engine, Request
+    from .model import Model
+    from .paged import PagedStore
+    from .sampling import SamplingParams
+    from .tokenizer import Tokenizer
+
+#: Policies of the option --evict. The library is not loaded to read the options; a test compares
+#: these with ``pagedkv.POLICIES``.
+POLICIES = ("none window sink mass obs keydiff lru-mass random topk h2o tova").split()
 
 
 def _unit_interval(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0.0 < value <= 1.0:
         raise argparse.ArgumentTypeError("must be in (0, 1]")
     return value
 
 
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not finite")
+    return value
+
+
+def _factor(text: str) -> float:
+    value = _number(text)
+    if value <= 0.0:
+        raise argparse.ArgumentTypeError("must be positive")
+    return value
+
+
 def _temperature(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0.0 <= value < 1e3:
         raise argparse.ArgumentTypeError("must be 0 (greedy) or more")
     return value
@@ -29,7 +61,9 @@ def _temperature(text: str) -> float:
 
 def _policy_spec(text: str) -> str:
     name, _, budget = text.partition(":")
-    if name != "none" and (not budget.isdigit() or int(budget) < 1):
+    if name not in POLICIES:
+        raise argparse.ArgumentTypeError(f"policy {name!r} is not one of {', '.join(POLICIES)}")
+    if name != "none" and (not budget.isdecimal() or not 1 <= int(budget) < 2**31):
         raise argparse.ArgumentTypeError(f"{text!r} is not POLICY:BUDGET (tokens), e.g. sink:1024")
     return text
 
@@ -39,7 +73,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=positive, default=128, help="most tokens to generate")
     parser.add_argument("--temperature", type=_temperature, default=0.0, help="0 = greedy")
     parser.add_argument("--top-p", type=_unit_interval, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--ignore-eos", action="store_true", help="do not stop at the end token")
     cache = parser.add_argument_group("cache")
     cache.add_argument("--cache-dtype", choices=("f32", "f16", "bf16"), default="f32")
@@ -61,7 +95,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--threads", type=positive, help="attention threads; default: the CPUs")
     cache.add_argument(
         "--draft",
-        type=int,
+        type=natural,
         default=0,
         metavar="K",
         help="speculative decoding with up to K n-gram drafts",
@@ -69,14 +103,27 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pagedkv_runtime",
+        prog=prog,
         description=("A small Llama / Gemma 3 runtime whose KV cache is pagedkv."),
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    generate = commands.add_parser("generate", help="continue a raw prompt (no chat template)")
+    _add_generate(commands.add_parser("generate", help="continue a raw prompt (no chat template)"))
+    chat = commands.add_parser("chat", help="talk to the model with its template, streaming")
+    chat.add_argument("--system", help="system message")
+    chat.add_argument(
+        "--message",
+        action="append",
+        help="a user message (repeatable); default: read lines from stdin",
+    )
+    _common(chat)
+    _add_serve_bench(commands.add_parser("serve-bench", help="serve many requests and measure"))
+    return parser
+
+
+def _add_generate(generate: argparse.ArgumentParser) -> None:
     source = generate.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt")
     source.add_argument("--prompt-file", type=Path, metavar="FILE")
@@ -86,20 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--beams", type=positive, default=1, help="beam search of this width")
     _common(generate)
 
-    chat = commands.add_parser("chat", help="talk to the model with its template, streaming")
-    chat.add_argument("--system", help="system message")
-    chat.add_argument(
-        "--message",
-        action="append",
-        help="a user message (repeatable); default: read lines from stdin",
-    )
-    _common(chat)
 
-    bench = commands.add_parser("serve-bench", help="serve many requests and measure")
+def _add_serve_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--requests", type=positive, default=16)
     bench.add_argument(
         "--system-tokens",
-        type=int,
+        type=natural,
         default=512,
         help="length of the system prompt that all requests share",
     )
@@ -114,23 +153,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "--scale",
-        type=float,
+        type=_factor,
         default=1.0,
         help="multiply the trace's token counts by this (real traces are long)",
     )
-    bench.add_argument("--speed", type=float, default=1.0, help="divide arrival times by this")
+    bench.add_argument("--speed", type=_factor, default=1.0, help="divide arrival times by this")
     bench.add_argument(
         "--limit-at",
+        type=limit_change,
         action="append",
         default=[],
         metavar="SECONDS:BYTES",
         help="change the memory limit while running (repeatable)",
     )
     _common(bench)
-    return parser
 
 
-def make_store(model, args: argparse.Namespace):
+def make_store(model: Model, args: argparse.Namespace) -> PagedStore:
     """The paged cache that the options describe."""
     import pagedkv
 
@@ -151,6 +190,8 @@ def make_store(model, args: argparse.Namespace):
 
 def sampling_of(args: argparse.Namespace, stop_ids: set[int]) -> SamplingParams:
     """Sampling parameters from the options."""
+    from .sampling import SamplingParams
+
     return SamplingParams(
         args.max_tokens,
         args.temperature,
@@ -160,7 +201,7 @@ def sampling_of(args: argparse.Namespace, stop_ids: set[int]) -> SamplingParams:
     )
 
 
-def run_stats(engine, request, seconds: float) -> dict[str, object]:
+def run_stats(engine: Engine, request: Request, seconds: float) -> dict[str, object]:
     """The ``stats`` object of ``generate --json``."""
     from dataclasses import asdict
 
@@ -182,6 +223,8 @@ def run_stats(engine, request, seconds: float) -> dict[str, object]:
 
 
 def cmd_generate(args: argparse.Namespace) -> int:
+    if args.beams > 1 and args.samples > 1:
+        raise Usage("--beams and --samples exclude each other")
     from . import load_model
     from .beam import beam_search
     from .engine import Engine, Request
@@ -190,12 +233,12 @@ def cmd_generate(args: argparse.Namespace) -> int:
     model, tokenizer = load_model(args.model)
     ids = tokenizer.encode(prompt)
     if not ids:
-        print("generate: the prompt has no tokens", file=sys.stderr)
-        return 1
+        raise Usage("the prompt has no tokens")
     params = sampling_of(args, tokenizer.stop_ids)
     with make_store(model, args) as store:
         engine = Engine(model, store, chunk=args.chunk, drafts=args.draft)
         request = Request(ids, params)
+        scores: list[float] = []
         start = time.perf_counter()
         if args.beams > 1:
             found = beam_search(
@@ -222,7 +265,6 @@ def cmd_generate(args: argparse.Namespace) -> int:
                     if one.error is not None:
                         raise one.error
                 outputs = [one.output for one in requests]
-            scores = None
         stats = run_stats(engine, request, time.perf_counter() - start)
     if args.json:
         result: dict[str, Any] = {
@@ -244,7 +286,7 @@ def cmd_generate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_stream(tokenizer, tokens) -> list[int]:
+def _print_stream(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[int]:
     """Prints text as tokens come; a character that is not complete yet waits for its last byte."""
     ids: list[int] = []
     shown = ""
@@ -297,7 +339,7 @@ def cmd_chat(args: argparse.Namespace) -> int:
     return 0
 
 
-def _user_lines():
+def _user_lines() -> Iterator[str]:
     """Lines that a person types; the prompt shows on a terminal only."""
     while True:
         if sys.stdin.isatty():
@@ -315,25 +357,51 @@ def cmd_serve_bench(args: argparse.Namespace) -> int:
     return run(args)
 
 
-def main(argv: list[str] | None = None) -> int:
+class Usage(Exception):
+    """The command line asks for something that makes no sense: exit status 2."""
+
+
+def main(argv: list[str] | None = None, prog: str = "pagedkv-runtime") -> int:
     """Entry point; exit status 0, 1 (run failed) or 2 (usage)."""
-    args = _parser().parse_args(argv)
+    parser = _parser(prog)
+    args = parser.parse_args(argv)
+    return _run(parser, args, args.command)
+
+
+def generate(argv: list[str] | None = None) -> int:
+    """Entry point of ``pagedkv-generate``: the verb ``generate`` of :func:`main`."""
+    parser = argparse.ArgumentParser(
+        prog="pagedkv-generate", description="Continues a prompt; the KV cache is pagedkv."
+    )
+    _add_generate(parser)
+    return _run(parser, parser.parse_args(argv), "generate")
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, command: str) -> int:
     commands = {"generate": cmd_generate, "chat": cmd_chat, "serve-bench": cmd_serve_bench}
     try:
-        return commands[args.command](args)
+        return commands[command](args)
+    except Usage as error:
+        parser.error(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"{command}: the package {error.name} is missing: pip install 'pagedkv[runtime]'",
+            file=sys.stderr,
+        )
+        return 1
     except (OSError, ValueError, ImportError) as error:
-        print(f"{args.command}: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         return 1
     except Exception as error:
         from pagedkv import PagedKVError
 
         if isinstance(error, PagedKVError):
-            print(f"{args.command}: {error}", file=sys.stderr)
+            print(f"{command}: {error}", file=sys.stderr)
             return 1
         raise
 

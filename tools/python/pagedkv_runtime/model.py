@@ -35,7 +35,7 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     scale /= x.shape[-1]
     scale += eps
     np.sqrt(scale, out=scale)
-    return x / scale[..., None] * weight
+    return np.asarray(x / scale[..., None] * weight)
 
 
 def silu_mul(gate: F32, up: F32) -> F32:
@@ -66,7 +66,8 @@ def gelu_mul(gate: F32, up: F32) -> F32:
 
 def rope_frequencies(theta: float, rotary_dims: int) -> npt.NDArray[np.float64]:
     """Angular frequencies in radians per token, ``[rotary_dims / 2]``."""
-    return theta ** (-np.arange(0, rotary_dims, 2, dtype=np.float64) / rotary_dims)
+    exponents = -np.arange(0, rotary_dims, 2, dtype=np.float64) / rotary_dims
+    return np.asarray(theta**exponents)
 
 
 class Rope:

@@ -6,6 +6,8 @@ runtime has: one array per layer that grows by concatenation.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .model import Model
@@ -21,7 +23,7 @@ def attend_dense(
     keys in ``(p - window, p]`` (all up to p when window is 0). Softmax in double precision unless
     ``double`` is off. Returns ``[n, heads, d]`` float32.
     """
-    dtype = np.float64 if double else np.float32
+    dtype: Any = np.float64 if double else np.float32
     n, heads, d = q.shape
     kv_heads = k.shape[1]
     per = heads // kv_heads

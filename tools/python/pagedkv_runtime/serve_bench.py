@@ -16,7 +16,6 @@ from . import load_model
 from .__main__ import make_store, sampling_of
 from .engine import Engine, Request, State
 from .sampling import SamplingParams
-from .units import parse_bytes
 
 _TRACE_BLOCK = 512  # tokens per hash id in the Mooncake format
 
@@ -33,7 +32,8 @@ class Arrival:
 def filler(seed: int, n: int, vocab: int) -> list[int]:
     """n pseudo-random ordinary token ids; the same seed gives the same ids."""
     rng = np.random.default_rng(seed)
-    return rng.integers(min(1000, vocab // 2), vocab, size=n).tolist()
+    ids: list[int] = rng.integers(min(1000, vocab // 2), vocab, size=n).tolist()
+    return ids
 
 
 def shared_prompt(args: argparse.Namespace, vocab: int) -> list[Arrival]:
@@ -70,18 +70,6 @@ def read_trace(
         raise ValueError(f"{path}: no requests")
     first = arrivals[0].seconds
     return [Arrival(a.seconds - first, a.prompt, a.n_output) for a in arrivals]
-
-
-def limit_changes(specs: list[str]) -> list[tuple[float, int]]:
-    """SECONDS:BYTES in order of time."""
-    changes = []
-    for spec in specs:
-        when, _, size = spec.partition(":")
-        try:
-            changes.append((float(when), parse_bytes(size)))
-        except (ValueError, argparse.ArgumentTypeError):
-            raise ValueError(f"--limit-at {spec!r} is not SECONDS:BYTES") from None
-    return sorted(changes)
 
 
 def serve(
@@ -153,7 +141,7 @@ def summary(engine: Engine, requests: list[Request], seconds: float) -> dict[str
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    limits = limit_changes(args.limit_at)
+    limits = sorted(args.limit_at)
     model, tokenizer = load_model(args.model)
     vocab = model.config.vocab_size
     if args.trace:

@@ -31,12 +31,33 @@ def parse_bytes(text: str) -> int:
     return value
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
+def _whole(text: str, low: int) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    if not low <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{value} is not in {low} to {2**31 - 1}")
     return value
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def limit_change(text: str) -> tuple[float, int]:
+    """SECONDS:BYTES: a moment and the memory limit from then on."""
+    when, _, size = text.partition(":")
+    try:
+        seconds = float(when)
+        if not 0.0 <= seconds < 1e9:
+            raise ValueError
+        return seconds, parse_bytes(size)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not SECONDS:BYTES") from None

