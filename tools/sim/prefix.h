@@ -39,7 +39,7 @@ uint32_t *prefix_next_uses(const trace *t, size_t dense_ids, tool_error *err);
 double prefix_hit_rate(const prefix_run *run);
 
 /* Output: runs are ordered by trace, then policy, then pages. Each returns -1 with err. */
-int prefix_report_table(const prefix_run *runs, size_t n);
+void prefix_report_table(const prefix_run *runs, size_t n);
 int prefix_report_json(const prefix_run *runs, size_t n, double warmup, tool_error *err);
 int prefix_report_csv(const char *path, const prefix_run *runs, size_t n, tool_error *err);
 int prefix_report_plot(const char *path, const prefix_run *runs, size_t n, tool_error *err);

@@ -37,7 +37,7 @@ static size_t same_policy(const prefix_run *runs, size_t from, size_t n)
     return end - from;
 }
 
-int prefix_report_table(const prefix_run *runs, size_t n)
+void prefix_report_table(const prefix_run *runs, size_t n)
 {
     for (size_t from = 0; from < n;) {
         size_t count = same_trace(runs, from, n);
@@ -63,7 +63,6 @@ int prefix_report_table(const prefix_run *runs, size_t n)
         table_free(t);
         from += count;
     }
-    return 0;
 }
 
 static json_t *json_run(const prefix_run *r)

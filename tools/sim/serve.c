@@ -1,22 +1,16 @@
 /* pkv-sim serve: command line, and the runs that are compared. */
 #include "serve.h"
 
-#include <getopt.h>
 #include <pagedkv/index.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "cli.h"
 #include "sim.h"
-
-#define COMMAND "pkv-sim serve"
-#define DEFAULT_WORKLOAD "chat,requests=2000"
 
 typedef struct command {
     sim_source source;
-    const char *model_text, *hardware_text, *csv_path, *plot_path, *compare;
-    bool json, help;
+    sim_output output;
+    const char *model_text, *hardware_text, *compare;
     double rate_factor; /* arrivals are this much faster than in the trace */
     model model;
     hardware hardware;
@@ -27,185 +21,63 @@ typedef struct command {
     size_t n_results;
 } command;
 
-static void help(void)
+static int set_admission(void *target, const char *text, tool_error *err)
 {
-    puts(
-        "Usage: pkv-sim serve [OPTION...]\n"
-        "Simulates continuous batching through the library: arrivals, admission, chunked prompts,\n"
-        "decoding, prefix reuse, preemption by recomputation; and the same with contiguous\n"
-        "reservation.\n");
-    sim_source_help();
-    puts("  --speed X               arrivals X times as fast as in the trace (default 1)\n\n"
-         "Machine:\n"
-         "  --model MODEL           a preset (pkv-sim --models; default llama-3-8b) or\n"
-         "                          'layers=32,kv_heads=8,head_dim=128[,q_heads=32][,params=8e9]\n"
-         "                          [,window=N][,full_every=N][,dtype=f16]'\n"
-         "  --hardware HW           a100 (default), h100, l4, rtx4090, cpu, changed by, or made "
-         "of,\n"
-         "                          'flops=3e14,bandwidth=2e12[,flops_share=0.55]\n"
-         "                          [,bandwidth_share=0.8][,overhead=1ms]'\n"
-         "  --memory SIZE           memory of the cache (default 16GiB)\n"
-         "  --pressure LIST         changes of the limit, as in '60s:-50%,120s:+50%,5m:8GiB';\n"
-         "                          percentages are of the limit at the start\n\n"
-         "Scheduler:\n"
-         "  --page-tokens N         8, 16 (default), 32, 64 or 128\n"
-         "  --max-seqs N            most requests running at once (default 256)\n"
-         "  --chunk N               prompt tokens per step (default 2048)\n"
-         "  --admission RULE        watermark (default: start when the prompt fits, preempt when\n"
-         "                          memory is short) or safe (the library's safe-state rule over\n"
-         "                          final lengths: no preemption)\n"
-         "  --watermark SHARE       of the memory that admission keeps free (default 0.01)\n"
-         "  --policy NAME           replacement policy of cached prefixes (default lru-leaf)\n"
-         "  --no-prefix             do not reuse cached prefixes\n"
-         "  --compare LIST          contiguous reservations to run as well, of max,pow2,oracle\n"
-         "                          (default: all), or none\n"
-         "  --max-tokens N          what 'max' reserves (default: the longest request, rounded up\n"
-         "                          to a power of two)\n"
-         "  --verify N              check every invariant each N steps (default 1000; 0 = only at\n"
-         "                          the end)\n\n"
-         "Output (tables unless --json):\n"
-         "  --json                  results as JSON on stdout\n"
-         "  --csv FILE              timeline of the paged run as CSV ('-' = stdout)\n"
-         "  --plot FILE             timeline of the paged run as an SVG plot\n\n"
-         "Requests that do not fit the memory even alone are reported and left out. See "
-         "pkv-sim(1).");
+    serve_admission *admission = target;
+    *admission = strcmp(text, "safe") == 0 ? SERVE_SAFE : SERVE_WATERMARK;
+    if (*admission == SERVE_SAFE || strcmp(text, "watermark") == 0) return 0;
+    return tool_fail(err, "--admission: '%.60s' is not watermark or safe", text);
 }
 
-enum {
-    OPT_TRACE = 256,
-    OPT_FORMAT,
-    OPT_SYNTHETIC,
-    OPT_SPEED,
-    OPT_MODEL,
-    OPT_HARDWARE,
-    OPT_MEMORY,
-    OPT_PRESSURE,
-    OPT_PAGE_TOKENS,
-    OPT_MAX_SEQS,
-    OPT_CHUNK,
-    OPT_ADMISSION,
-    OPT_WATERMARK,
-    OPT_POLICY,
-    OPT_NO_PREFIX,
-    OPT_COMPARE,
-    OPT_MAX_TOKENS,
-    OPT_VERIFY,
-    OPT_JSON,
-    OPT_CSV,
-    OPT_PLOT
+static int set_pressure(void *target, const char *text, tool_error *err)
+{
+    serve_options *o = target;
+    return parse_pressure_list(text, o->pressure, SERVE_MAX_PRESSURE, &o->n_pressure, err);
+}
+
+static const cli_option options[] = {
+    {.kind = CLI_GROUP, .at = offsetof(command, source), .group = sim_source_options},
+    {"speed", "X", CLI_REAL, offsetof(command, rate_factor), 1e-6, 1e6,
+     .help = "arrivals X times as fast as in the trace (default 1)"},
+    {.kind = CLI_TITLE, .help = "Machine"},
+    {"model", "MODEL", CLI_TEXT, offsetof(command, model_text),
+     .help = "a preset (pkv-sim --models; default llama-3-8b) or "
+             "'layers=32,kv_heads=8,head_dim=128[,q_heads=32][,params=8e9][,window=N]"
+             "[,full_every=N][,dtype=f16]'"},
+    {"hardware", "HW", CLI_TEXT, offsetof(command, hardware_text),
+     .help = "a100 (default), h100, l4, rtx4090, cpu, changed by, or made of, "
+             "'flops=3e14,bandwidth=2e12[,flops_share=0.55][,bandwidth_share=0.8][,overhead=1ms]'"},
+    {"memory", "SIZE", CLI_SIZE, offsetof(command, options.memory),
+     .help = "memory of the cache, metadata included (default 16GiB)"},
+    {"pressure", "LIST", CLI_CALL, offsetof(command, options), .call = set_pressure,
+     .help = "changes of the limit, as in '60s:-50%,120s:+50%,5m:8GiB'; a percentage is of the "
+             "limit at the start and is added to the current one"},
+    {.kind = CLI_TITLE, .help = "Scheduler"},
+    {"page-tokens", "N", CLI_CALL, offsetof(command, options.page_tokens),
+     .call = sim_set_page_tokens, .help = "8, 16 (default), 32, 64 or 128"},
+    {"max-seqs", "N", CLI_U32, offsetof(command, options.max_seqs), 1, 65536,
+     .help = "most requests running at once (default 256)"},
+    {"chunk", "N", CLI_U32, offsetof(command, options.chunk), 1, 1u << 24,
+     .help = "prompt tokens per step (default 2048)"},
+    {"admission", "RULE", CLI_CALL, offsetof(command, options.admission), .call = set_admission,
+     .help = "watermark (default: start when the prompt fits, preempt the youngest when memory is "
+             "short) or safe (the library's safe-state rule over final lengths: nothing is "
+             "preempted unless the limit shrinks)"},
+    {"watermark", "SHARE", CLI_REAL, offsetof(command, options.watermark), 0, 0.9,
+     .help = "of the memory that admission keeps free (default 0.01)"},
+    {"policy", "NAME", CLI_TEXT, offsetof(command, options.policy),
+     .help = "replacement policy of cached prefixes (default lru-leaf)"},
+    {"no-prefix", NULL, CLI_FLAG, offsetof(command, options.no_prefix),
+     .help = "do not reuse cached prefixes"},
+    {"compare", "LIST", CLI_TEXT, offsetof(command, compare),
+     .help = "contiguous reservations to run as well, of max,pow2,oracle (default: all), or none"},
+    {"max-tokens", "N", CLI_U64, offsetof(command, max_tokens), 1, 1u << 30,
+     .help = "what 'max' reserves (default: the longest request, rounded up to a power of two)"},
+    {"verify", "N", CLI_U64, offsetof(command, options.verify_every), 0, 0,
+     .help = "check every invariant each N steps (default 1000; 0 = only at the end)"},
+    {.kind = CLI_GROUP, .at = offsetof(command, output), .group = sim_output_options},
+    {0},
 };
-
-static const struct option long_options[] = {
-    {"trace", required_argument, NULL, OPT_TRACE},
-    {"trace-format", required_argument, NULL, OPT_FORMAT},
-    {"synthetic", required_argument, NULL, OPT_SYNTHETIC},
-    {"speed", required_argument, NULL, OPT_SPEED},
-    {"model", required_argument, NULL, OPT_MODEL},
-    {"hardware", required_argument, NULL, OPT_HARDWARE},
-    {"memory", required_argument, NULL, OPT_MEMORY},
-    {"pressure", required_argument, NULL, OPT_PRESSURE},
-    {"page-tokens", required_argument, NULL, OPT_PAGE_TOKENS},
-    {"max-seqs", required_argument, NULL, OPT_MAX_SEQS},
-    {"chunk", required_argument, NULL, OPT_CHUNK},
-    {"admission", required_argument, NULL, OPT_ADMISSION},
-    {"watermark", required_argument, NULL, OPT_WATERMARK},
-    {"policy", required_argument, NULL, OPT_POLICY},
-    {"no-prefix", no_argument, NULL, OPT_NO_PREFIX},
-    {"compare", required_argument, NULL, OPT_COMPARE},
-    {"max-tokens", required_argument, NULL, OPT_MAX_TOKENS},
-    {"verify", required_argument, NULL, OPT_VERIFY},
-    {"json", no_argument, NULL, OPT_JSON},
-    {"csv", required_argument, NULL, OPT_CSV},
-    {"plot", required_argument, NULL, OPT_PLOT},
-    {"help", no_argument, NULL, 'h'},
-    {NULL, 0, NULL, 0},
-};
-
-static int number(const char *what, uint64_t min, uint64_t max, uint32_t *value, tool_error *err)
-{
-    uint64_t v;
-    if (parse_u64(optarg, what, min, max, &v, err) != 0) return -1;
-    *value = (uint32_t)v;
-    return 0;
-}
-
-static int set_scheduler(command *c, int option, tool_error *err)
-{
-    serve_options *o = &c->options;
-    switch (option) {
-    case OPT_PAGE_TOKENS:
-        if (number("--page-tokens", 8, 128, &o->page_tokens, err) != 0) return -1;
-        if ((o->page_tokens & (o->page_tokens - 1)) == 0) return 0;
-        return tool_fail(err, "--page-tokens: %u is not 8, 16, 32, 64 or 128", o->page_tokens);
-    case OPT_MAX_SEQS:
-        return number("--max-seqs", 1, 65536, &o->max_seqs, err);
-    case OPT_CHUNK:
-        return number("--chunk", 1, 1u << 24, &o->chunk, err);
-    case OPT_ADMISSION:
-        o->admission = strcmp(optarg, "safe") == 0 ? SERVE_SAFE : SERVE_WATERMARK;
-        if (o->admission == SERVE_SAFE || strcmp(optarg, "watermark") == 0) return 0;
-        return tool_fail(err, "--admission: '%.60s' is not watermark or safe", optarg);
-    case OPT_WATERMARK:
-        return parse_double(optarg, "--watermark", 0, 0.9, &o->watermark, err);
-    case OPT_POLICY:
-        o->policy = optarg;
-        return 0;
-    case OPT_NO_PREFIX:
-        o->prefix = false;
-        return 0;
-    case OPT_COMPARE:
-        c->compare = optarg;
-        return 0;
-    case OPT_MAX_TOKENS:
-        return parse_u64(optarg, "--max-tokens", 1, 1u << 30, &c->max_tokens, err);
-    default:
-        return parse_u64(optarg, "--verify", 0, UINT64_MAX, &o->verify_every, err);
-    }
-}
-
-static int set_option(command *c, int option, char **argv, tool_error *err)
-{
-    switch (option) {
-    case OPT_TRACE:
-        c->source.path = optarg;
-        return 0;
-    case OPT_FORMAT:
-        return trace_format_parse(optarg, &c->source.format, err);
-    case OPT_SYNTHETIC:
-        c->source.synthetic = optarg;
-        return 0;
-    case OPT_SPEED:
-        return parse_double(optarg, "--speed", 1e-6, 1e6, &c->rate_factor, err);
-    case OPT_MODEL:
-        c->model_text = optarg;
-        return 0;
-    case OPT_HARDWARE:
-        c->hardware_text = optarg;
-        return 0;
-    case OPT_MEMORY:
-        return parse_size(optarg, "--memory", &c->options.memory, err);
-    case OPT_PRESSURE:
-        return parse_pressure_list(optarg, c->options.pressure, SERVE_MAX_PRESSURE,
-                                   &c->options.n_pressure, err);
-    case OPT_JSON:
-        c->json = true;
-        return 0;
-    case OPT_CSV:
-        c->csv_path = optarg;
-        return 0;
-    case OPT_PLOT:
-        c->plot_path = optarg;
-        return 0;
-    case 'h':
-        c->help = true;
-        return 0;
-    case '?':
-    case ':':
-        return cli_bad_option(option, optopt, argv[optind - 1], err);
-    default:
-        return set_scheduler(c, option, err);
-    }
-}
 
 static int set_compare(command *c, tool_error *err)
 {
@@ -238,8 +110,9 @@ static int check_policy(const command *c, tool_error *err)
     return tool_fail(err, "--policy: unknown policy '%.60s'", c->options.policy);
 }
 
-static int prepare(command *c, tool_error *err)
+static int prepare(void *target, tool_error *err)
 {
+    command *c = target;
     c->options.model = &c->model;
     c->options.hardware = &c->hardware;
     if (sim_source_check(&c->source, err) != 0 ||
@@ -295,34 +168,34 @@ static int run_all(command *c, const trace *input, tool_error *err)
     return 0;
 }
 
-static int run(command *c, tool_error *err)
+static int report(const command *c, const trace *input, tool_error *err)
 {
+    const sim_output *o = &c->output;
+    if (o->csv != NULL && serve_write_csv(o->csv, &c->results[0], err) != 0) return -1;
+    if (o->plot != NULL &&
+        serve_write_plot(o->plot, &c->options, input, c->results, c->n_results, err) != 0)
+        return -1;
+    if (sim_wants_table(o)) serve_print_table(&c->options, input, c->results, c->n_results);
+    return o->json ? serve_print_json(&c->options, input, c->results, c->n_results, err) : 0;
+}
+
+static int run(void *target, tool_error *err)
+{
+    command *c = target;
     trace input;
-    if (sim_source_load(&c->source, DEFAULT_WORKLOAD, &input, err) != 0) return -1;
+    size_t last = c->source.n_paths > 0 ? c->source.n_paths - 1 : 0;
+    if (sim_source_load(&c->source, last, "chat,requests=2000", &input, err) != 0) return -1;
     for (size_t i = 0; i < input.n_requests; i++)
         input.requests[i].arrival /= c->rate_factor;
     int code = run_all(c, &input, err);
-    if (code == 0 && c->csv_path != NULL) code = serve_write_csv(c->csv_path, &c->results[0], err);
-    if (code == 0 && c->plot_path != NULL)
-        code = serve_write_plot(c->plot_path, &c->options, &input, c->results, c->n_results, err);
-    if (code == 0 && c->json)
-        code = serve_print_json(&c->options, &input, c->results, c->n_results, err);
-    else if (code == 0)
-        serve_print_table(&c->options, &input, c->results, c->n_results);
-    for (size_t i = 0; i < c->n_results; i++)
-        serve_result_free(&c->results[i]);
+    if (code == 0) code = report(c, &input, err);
     trace_free(&input);
     return code;
 }
 
-int sim_serve(int argc, char **argv)
+static void defaults(void *target)
 {
-    tool_error err;
-    command *c = calloc(1, sizeof *c);
-    if (c == NULL) {
-        tool_fail(&err, "out of memory");
-        return cli_failed(COMMAND, &err);
-    }
+    command *c = target;
     c->model_text = "llama-3-8b";
     c->hardware_text = "a100";
     c->compare = "max,pow2,oracle";
@@ -332,22 +205,31 @@ int sim_serve(int argc, char **argv)
                                  .max_seqs = 256,
                                  .chunk = 2048,
                                  .watermark = 0.01,
-                                 .prefix = true,
                                  .verify_every = 1000};
-    int option, code = 0, status;
-    opterr = 0;
-    while (code == 0 && (option = getopt_long(argc, argv, ":h", long_options, NULL)) != -1)
-        code = set_option(c, option, argv, &err);
-    if (code == 0 && optind < argc)
-        code = tool_fail(&err, "unexpected argument '%.80s'", argv[optind]);
-    if (code == 0 && c->help) {
-        help();
-        status = cli_finish(COMMAND);
-    } else if (code != 0 || prepare(c, &err) != 0) {
-        status = cli_usage_error(COMMAND, &err);
-    } else {
-        status = run(c, &err) == 0 ? cli_finish(COMMAND) : cli_failed(COMMAND, &err);
-    }
-    free(c);
-    return status;
+}
+
+static void end(void *target)
+{
+    command *c = target;
+    for (size_t i = 0; i < c->n_results; i++)
+        serve_result_free(&c->results[i]);
+}
+
+int sim_serve(int argc, char **argv)
+{
+    static const cli_command serve = {
+        .name = "pkv-sim serve",
+        .summary =
+            "Simulates continuous batching through the library: arrivals, admission, chunked "
+            "prompts, decoding, prefix reuse, preemption by recomputation; and the same "
+            "with contiguous reservation.",
+        .options = options,
+        .notes = "CSV and plot show the paged run over time. Requests that do not fit the memory "
+                 "even alone are reported and left out. See pkv-sim(1).",
+        .size = sizeof(command),
+        .defaults = defaults,
+        .prepare = prepare,
+        .run = run,
+        .end = end};
+    return cli_run(&serve, argc, argv);
 }

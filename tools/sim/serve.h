@@ -31,7 +31,7 @@ typedef struct serve_options {
     uint32_t max_seqs;
     uint32_t chunk;     /* prompt tokens per step, over all sequences */
     double watermark;   /* share of the limit that admission keeps free */
-    bool prefix;        /* reuse cached prefixes */
+    bool no_prefix;     /* do not reuse cached prefixes */
     const char *policy; /* which of them to replace first; NULL = the library's default */
     serve_admission admission;
     uint64_t verify_every; /* steps; 0 = never */

@@ -100,7 +100,7 @@ static serve_sequence *make_sequence(engine *e, uint32_t index)
     s->index = index;
     s->generated = t->generated;
     s->target = serve_prompt(t->request) + t->generated;
-    if (e->options->prefix && e->input->has_blocks) {
+    if (!e->options->no_prefix && e->input->has_blocks) {
         s->tokens = malloc(s->target * sizeof *s->tokens);
         if (s->tokens == NULL) {
             free(s);

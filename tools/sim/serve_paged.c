@@ -273,7 +273,7 @@ static int open_cache(paged *p, tool_error *err)
     config.storage = PKV_STORAGE_NONE;
     config.memory_limit = o->memory;
     config.max_sequences = o->max_seqs + 1;
-    config.prefix = o->prefix && p->input->has_blocks;
+    config.prefix = !o->no_prefix && p->input->has_blocks;
     config.prefix_policy = o->policy;
     double page = (double)model_token_bytes(o->model) * o->page_tokens;
     double kept = o->watermark * (double)o->memory / page;
