@@ -1,6 +1,5 @@
 /* pkv-bench attention: pkv_attend against the roofline of the machine, measured in the same process
  * in alternating rounds. */
-#include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -18,27 +17,11 @@
 #include "stats_summary.h"
 #include "table.h"
 
-#define COMMAND "pkv-bench attention"
 #define HEAD_DIM 128u
 /* KV that a pass reads: well above any last-level cache one is likely to have a share of. */
 #define LEAST_BYTES 200e6
 #define PROBE_BYTES ((size_t)256 << 20)
 #define MOST_ROUNDS 101u
-
-static const char usage[] =
-    "usage: pkv-bench attention [options]\n"
-    "Times pkv_attend on random pages and compares it with what the machine's memory and\n"
-    "multipliers allow: min(read limit, FMA peak / intensity), measured beside it.\n"
-    "  --quick            the rows of the README's table only (under 45 s)\n"
-    "  --case NAME        only decode, decode-ragged, verify, prefill or cascade\n"
-    "  --threads N        threads, each on a CPU of its own (default: CPUs online, at most 64)\n"
-    "  --isa NAME         kernel row (default: the best of this CPU)\n"
-    "  --page-tokens N    8, 16, 32, 64 or 128 (default 16)\n"
-    "  --rounds N         rounds per row (default 5 with --quick, else 9)\n"
-    "  --seed N           of page order and numbers (default 1)\n"
-    "  --check            also compare each row's shape, at a shorter context, with the reference\n"
-    "  --json             results as JSON on stdout\n"
-    "  --csv FILE         results as CSV (- = stdout)\n";
 
 typedef struct options {
     bool quick, check, json;
@@ -297,32 +280,6 @@ static int write_csv(const result *results, uint32_t n, const options *o, tool_e
 /* ---- command line ------------------------------------------------------------------------------
  */
 
-enum {
-    OPT_QUICK = 256,
-    OPT_CASE,
-    OPT_THREADS,
-    OPT_ISA,
-    OPT_PAGE,
-    OPT_ROUNDS,
-    OPT_SEED,
-    OPT_CHECK,
-    OPT_JSON,
-    OPT_CSV
-};
-
-static const struct option long_options[] = {{"quick", no_argument, NULL, OPT_QUICK},
-                                             {"case", required_argument, NULL, OPT_CASE},
-                                             {"threads", required_argument, NULL, OPT_THREADS},
-                                             {"isa", required_argument, NULL, OPT_ISA},
-                                             {"page-tokens", required_argument, NULL, OPT_PAGE},
-                                             {"rounds", required_argument, NULL, OPT_ROUNDS},
-                                             {"seed", required_argument, NULL, OPT_SEED},
-                                             {"check", no_argument, NULL, OPT_CHECK},
-                                             {"json", no_argument, NULL, OPT_JSON},
-                                             {"csv", required_argument, NULL, OPT_CSV},
-                                             {"help", no_argument, NULL, 'h'},
-                                             {NULL, 0, NULL, 0}};
-
 static bool known_case(const char *name)
 {
     for (uint32_t i = 0; i < attention_row_count; i++)
@@ -338,72 +295,45 @@ static bool known_isa(const char *name)
     return false;
 }
 
-/* 0, 1 = help was printed, -1 = usage error. */
-static int read_options(int argc, char **argv, options *o, tool_error *err)
+static const cli_option options_list[] = {
+    {"quick", NULL, CLI_FLAG, offsetof(options, quick),
+     .help = "the rows of the README's table only (under 45 s)"},
+    {"case", "NAME", CLI_TEXT, offsetof(options, only),
+     .help = "only decode, decode-ragged, verify, prefill or cascade"},
+    {"threads", "N", CLI_U32, offsetof(options, threads), 1, 256,
+     .help = "threads, each on a CPU of its own (default: CPUs online, at most 64)"},
+    {"isa", "NAME", CLI_TEXT, offsetof(options, isa),
+     .help = "kernel row (default: the best of this CPU)"},
+    {"page-tokens", "N", CLI_CALL, offsetof(options, page_tokens), .call = parse_page_tokens,
+     .help = "8, 16, 32, 64 or 128 (default 16)"},
+    {"rounds", "N", CLI_U32, offsetof(options, rounds), 1, MOST_ROUNDS,
+     .help = "rounds per row (default 5 with --quick, else 9)"},
+    {"seed", "N", CLI_U64, offsetof(options, seed),
+     .help = "of page order and numbers (default 1)"},
+    {"check", NULL, CLI_FLAG, offsetof(options, check),
+     .help = "also compare each row's shape, at a shorter context, with the reference"},
+    {"json", NULL, CLI_JSON, offsetof(options, json), .help = "results as JSON on stdout"},
+    {"csv", "FILE", CLI_CSV, offsetof(options, csv), .help = "results as CSV ('-' = stdout)"},
+    {0},
+};
+
+static void defaults(void *target)
 {
-    *o = (options){.threads = team_online(), .page_tokens = 16, .seed = 1};
-    opterr = 0;
-    optind = 1;
-    int c;
-    uint64_t page = 16;
-    while ((c = getopt_long(argc, argv, ":h", long_options, NULL)) != -1) {
-        uint64_t number = 0;
-        int bad = 0;
-        switch (c) {
-        case OPT_QUICK:
-            o->quick = true;
-            break;
-        case OPT_CHECK:
-            o->check = true;
-            break;
-        case OPT_JSON:
-            o->json = true;
-            break;
-        case OPT_CSV:
-            o->csv = optarg;
-            break;
-        case OPT_CASE:
-            o->only = optarg;
-            if (!known_case(optarg)) bad = tool_fail(err, "--case: '%s' is unknown", optarg);
-            break;
-        case OPT_ISA:
-            o->isa = optarg;
-            if (!known_isa(optarg))
-                bad =
-                    tool_fail(err, "--isa: '%s' is not in this build or not for this CPU", optarg);
-            break;
-        case OPT_THREADS:
-            bad = parse_u64(optarg, "--threads", 1, 256, &number, err);
-            o->threads = (uint32_t)number;
-            break;
-        case OPT_PAGE:
-            bad = parse_u64(optarg, "--page-tokens", 8, 128, &page, err);
-            if (!bad && (page & (page - 1)))
-                bad = tool_fail(err, "--page-tokens: %s is no power of two", optarg);
-            o->page_tokens = (uint32_t)page;
-            break;
-        case OPT_ROUNDS:
-            bad = parse_u64(optarg, "--rounds", 1, MOST_ROUNDS, &number, err);
-            o->rounds = (uint32_t)number;
-            break;
-        case OPT_SEED:
-            bad = parse_u64(optarg, "--seed", 0, UINT64_MAX, &o->seed, err);
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return 1;
-        default:
-            bad = cli_bad_option(c, optopt, argv[optind - 1], err);
-            break;
-        }
-        if (bad) return -1;
-    }
-    if (optind < argc) return tool_fail(err, "unexpected argument '%s'", argv[optind]);
+    *(options *)target = (options){.threads = team_online(), .page_tokens = 16, .seed = 1};
+}
+
+static int prepare(void *target, tool_error *err)
+{
+    options *o = target;
+    if (o->only != NULL && !known_case(o->only))
+        return tool_fail(err, "--case: '%s' is unknown", o->only);
+    if (o->isa != NULL && !known_isa(o->isa))
+        return tool_fail(err, "--isa: '%s' is not in this build or not for this CPU", o->isa);
     if (o->rounds == 0) o->rounds = o->quick ? 5 : 9;
     return 0;
 }
 
-static int run(const options *o, result *results, uint32_t n, tool_error *err)
+static int run_rows(const options *o, result *results, uint32_t n, tool_error *err)
 {
     int status = -1;
     team *t = team_start(o->threads);
@@ -427,7 +357,7 @@ static int run(const options *o, result *results, uint32_t n, tool_error *err)
             json_object_set_new(all, "machine", json_machine(t, l, o));
             json_object_set_new(all, "results", rows);
             status = output_json(all, err);
-        } else if (!o->csv || strcmp(o->csv, "-") != 0) {
+        } else if (!cli_is_stdout(o->csv)) {
             print_table(results, n, o);
             if (team_cpus(t) < o->threads)
                 printf("note: %u threads ran on %u CPUs\n", o->threads, team_cpus(t));
@@ -439,30 +369,38 @@ static int run(const options *o, result *results, uint32_t n, tool_error *err)
     return status;
 }
 
-int bench_attention(int argc, char **argv)
+static int run(void *target, tool_error *err)
 {
-    options o;
-    tool_error err = {""};
-    int parsed = read_options(argc, argv, &o, &err);
-    if (parsed > 0) return cli_finish(COMMAND);
-    if (parsed < 0) return cli_usage_error(COMMAND, &err);
+    const options *o = target;
     result *results = calloc(attention_row_count, sizeof *results);
-    if (!results) return cli_failed(COMMAND, &err);
+    if (!results) return tool_fail(err, "out of memory");
     uint32_t n = 0;
     for (uint32_t i = 0; i < attention_row_count; i++) {
         const attention_row *row = &attention_rows[i];
-        if ((o.quick && !row->quick) || (o.only && strcmp(o.only, row->name) != 0)) continue;
+        if ((o->quick && !row->quick) || (o->only && strcmp(o->only, row->name) != 0)) continue;
         results[n++] = (result){.row = row, .layers = layers_of(row)};
     }
-    int status = run(&o, results, n, &err);
+    int status = run_rows(o, results, n, err);
     bool ok = true;
     for (uint32_t i = 0; i < n; i++)
         if (results[i].error > results[i].error_bound) ok = false;
     free(results);
-    if (status) return cli_failed(COMMAND, &err);
-    if (o.check && !ok) {
-        tool_fail(&err, "a result differs from the reference");
-        return cli_failed(COMMAND, &err);
-    }
-    return cli_finish(COMMAND);
+    if (status == 0 && o->check && !ok)
+        return tool_fail(err, "a result differs from the reference");
+    return status;
+}
+
+int bench_attention(int argc, char **argv)
+{
+    static const cli_command attention = {
+        .name = "pkv-bench attention",
+        .summary = "Times pkv_attend on random pages and compares it with what the machine's "
+                   "memory and multipliers allow: min(read limit, FMA peak / intensity), measured "
+                   "beside it.\n",
+        .options = options_list,
+        .size = sizeof(options),
+        .defaults = defaults,
+        .prepare = prepare,
+        .run = run};
+    return cli_run(&attention, argc, argv);
 }

@@ -6,7 +6,6 @@
  *   paged         pagedkv: the new token is projected, written and attended for
  *
  * All three must give the same output for the newest token. */
-#include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -25,19 +24,14 @@
 #include "stats_summary.h"
 #include "table.h"
 
-#define COMMAND "pkv-bench decode-growth"
-
 enum { HEADS_Q = 8, HEADS_KV = 2, DIM = 64, HIDDEN = HEADS_Q * DIM, PAGE = 16 };
 enum { KV = HEADS_KV * DIM, TOKEN_FLOATS = 2 * KV };
 
-static const char usage[] =
-    "usage: pkv-bench decode-growth [options]\n"
-    "Time per token and bytes moved and held while a sequence grows: full recomputation, a\n"
-    "concatenating cache, pagedkv. One layer, 8 query and 2 KV heads of 64, f32.\n"
-    "  --quick            lengths up to 1,024 (default: 4,096)\n"
-    "  --seed N           of weights and tokens (default 1)\n"
-    "  --json             results as JSON on stdout\n"
-    "  --csv FILE         results as CSV (- = stdout)\n";
+typedef struct options {
+    bool quick, json;
+    const char *csv;
+    uint64_t seed;
+} options;
 
 enum { RECOMPUTE, CONCATENATE, PAGED, METHODS };
 static const char *const method_names[METHODS] = {"recompute", "concatenate", "paged"};
@@ -389,68 +383,61 @@ static void to_table(const growth_result *results, uint32_t n)
 /* ---- command line ------------------------------------------------------------------------------
  */
 
-enum { OPT_QUICK = 256, OPT_SEED, OPT_JSON, OPT_CSV };
+static const cli_option options_list[] = {
+    {"quick", NULL, CLI_FLAG, offsetof(options, quick),
+     .help = "lengths up to 1,024 (default: 4,096)"},
+    {"seed", "N", CLI_U64, offsetof(options, seed), .help = "of weights and tokens (default 1)"},
+    {"json", NULL, CLI_JSON, offsetof(options, json), .help = "results as JSON on stdout"},
+    {"csv", "FILE", CLI_CSV, offsetof(options, csv), .help = "results as CSV ('-' = stdout)"},
+    {0},
+};
 
-static const struct option long_options[] = {
-    {"quick", no_argument, NULL, OPT_QUICK}, {"seed", required_argument, NULL, OPT_SEED},
-    {"json", no_argument, NULL, OPT_JSON},   {"csv", required_argument, NULL, OPT_CSV},
-    {"help", no_argument, NULL, 'h'},        {NULL, 0, NULL, 0}};
-
-int bench_decode_growth(int argc, char **argv)
+static void defaults(void *target)
 {
-    tool_error err = {""};
-    bool quick = false, json = false;
-    const char *path = NULL;
-    uint64_t seed = 1;
-    opterr = 0;
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, ":h", long_options, NULL)) != -1;) {
-        int bad = 0;
-        switch (c) {
-        case OPT_QUICK:
-            quick = true;
-            break;
-        case OPT_JSON:
-            json = true;
-            break;
-        case OPT_CSV:
-            path = optarg;
-            break;
-        case OPT_SEED:
-            bad = parse_u64(optarg, "--seed", 0, UINT64_MAX, &seed, &err);
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return cli_finish(COMMAND);
-        default:
-            bad = cli_bad_option(c, optopt, argv[optind - 1], &err);
-            break;
-        }
-        if (bad) return cli_usage_error(COMMAND, &err);
-    }
-    if (optind < argc) {
-        tool_fail(&err, "unexpected argument '%s'", argv[optind]);
-        return cli_usage_error(COMMAND, &err);
-    }
+    ((options *)target)->seed = 1;
+}
+
+static int report(const options *o, const growth_result *results, uint32_t n, tool_error *err)
+{
+    if (o->csv && to_csv(o->csv, results, n, err)) return -1;
+    if (o->json) return output_json(to_json(results, n), err);
+    if (!cli_is_stdout(o->csv)) to_table(results, n);
+    return 0;
+}
+
+static int run(void *target, tool_error *err)
+{
     static const uint32_t lengths[] = {64, 128, 256, 512, 1024, 2048, 4096};
+    const options *o = target;
     growth_result results[7] = {{0}};
-    uint32_t n = quick ? 5 : 7, token = 0;
+    uint32_t n = o->quick ? 5 : 7, token = 0;
     layer l;
     progress bar;
-    int status = layer_make(&l, lengths[n - 1], seed, &err);
+    int status = layer_make(&l, lengths[n - 1], o->seed, err);
     progress_start(&bar, "decode-growth", lengths[n - 1]);
     for (uint32_t i = 0; status == 0 && i < n; i++) {
         results[i].length = lengths[i];
-        if (measure(&l, &token, &results[i])) status = tool_fail(&err, "a step failed");
+        if (measure(&l, &token, &results[i])) status = tool_fail(err, "a step failed");
         progress_add(&bar, lengths[i] - (i ? lengths[i - 1] : 0));
         double d = fmax(results[i].difference[CONCATENATE], results[i].difference[PAGED]);
         if (status == 0 && !(d <= 1e-4))
-            status = tool_fail(&err, "outputs differ by %g at length %u", d, lengths[i]);
+            status = tool_fail(err, "outputs differ by %g at length %u", d, lengths[i]);
     }
     progress_end(&bar);
     layer_free(&l);
-    if (status == 0 && json) status = output_json(to_json(results, n), &err);
-    if (status == 0 && path) status = to_csv(path, results, n, &err);
-    if (status == 0 && !json && !(path && strcmp(path, "-") == 0)) to_table(results, n);
-    return status ? cli_failed(COMMAND, &err) : cli_finish(COMMAND);
+    return status == 0 ? report(o, results, n, err) : status;
+}
+
+int bench_decode_growth(int argc, char **argv)
+{
+    static const cli_command growth = {
+        .name = "pkv-bench decode-growth",
+        .summary = "Time per token and bytes moved and held while a sequence grows: full "
+                   "recomputation, a concatenating cache, pagedkv. One layer, 8 query and 2 KV "
+                   "heads of 64, f32.\n",
+        .options = options_list,
+        .size = sizeof(options),
+        .defaults = defaults,
+        .run = run};
+    return cli_run(&growth, argc, argv);
 }

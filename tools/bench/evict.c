@@ -1,6 +1,5 @@
 /* pkv-bench evict: what eviction costs. Commits with every policy, attention that also computes
  * page mass, and attention over the best pages only, each beside the same without. */
-#include <getopt.h>
 #include <math.h>
 #include <pagedkv/pagedkv.h>
 #include <stdio.h>
@@ -17,7 +16,6 @@
 #include "stats_summary.h"
 #include "table.h"
 
-#define COMMAND "pkv-bench evict"
 #define SEQUENCES 32u
 #define PAGE_TOKENS 16u
 #define MOST_ROUNDS 999u
@@ -373,58 +371,31 @@ static int print_json(const options *o, const commit_result *commits, int n_comm
                        err);
 }
 
-static void help(void)
+static const cli_option options_list[] = {
+    {"rounds", "N", CLI_U32, offsetof(options, rounds), 1, MOST_ROUNDS,
+     .help = "rounds per figure (default 51)"},
+    {"budget", "N", CLI_U32, offsetof(options, budget), 64, 1u << 20,
+     .help = "tokens per sequence for commits (default 1024)"},
+    {"context", "N", CLI_U64, offsetof(options, context), 1024, 1u << 22,
+     .help = "tokens for topk (default 65536)"},
+    {"only", "NAME", CLI_TEXT, offsetof(options, only),
+     .help = "only the policies or cases whose name begins so"},
+    {"json", NULL, CLI_JSON, offsetof(options, json), .help = "results as JSON on stdout"},
+    {0},
+};
+
+static void defaults(void *target)
 {
-    puts("Usage: pkv-bench evict [OPTION...]\n"
-         "Times commits with every policy, and attention with the signals they need beside\n"
-         "attention without.\n\n"
-         "  --rounds N     rounds per figure, 1..999 (default 51)\n"
-         "  --budget N     tokens per sequence for commits (default 1024)\n"
-         "  --context N    tokens for topk (default 65536)\n"
-         "  --only NAME    only the policies or cases whose name begins so\n"
-         "  --json         results as JSON on stdout");
+    *(options *)target = (options){.rounds = 51, .budget = 1024, .context = 65536};
 }
 
-static int parse(int argc, char **argv, options *o, tool_error *err)
+/* Whole pages, and contexts that every case divides. */
+static int prepare(void *target, tool_error *err)
 {
-    static const struct option longs[] = {{"rounds", required_argument, NULL, 'r'},
-                                          {"budget", required_argument, NULL, 'b'},
-                                          {"context", required_argument, NULL, 'c'},
-                                          {"only", required_argument, NULL, 'o'},
-                                          {"json", no_argument, NULL, 'j'},
-                                          {"help", no_argument, NULL, 'h'},
-                                          {NULL, 0, NULL, 0}};
-    opterr = 0;
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, ":h", longs, NULL)) != -1;) {
-        uint64_t value;
-        switch (c) {
-        case 'r':
-            if (parse_u64(optarg, "--rounds", 1, MOST_ROUNDS, &value, err) != 0) return -1;
-            o->rounds = (uint32_t)value;
-            break;
-        case 'b':
-            if (parse_u64(optarg, "--budget", 64, 1u << 20, &value, err) != 0) return -1;
-            o->budget = (uint32_t)value / PAGE_TOKENS * PAGE_TOKENS;
-            break;
-        case 'c':
-            if (parse_u64(optarg, "--context", 1024, 1u << 22, &value, err) != 0) return -1;
-            o->context = value / 512 * 512;
-            break;
-        case 'o':
-            o->only = optarg;
-            break;
-        case 'j':
-            o->json = true;
-            break;
-        case 'h':
-            help();
-            return 1;
-        default:
-            return cli_bad_option(c, optopt, argv[optind - 1], err);
-        }
-    }
-    if (optind < argc) return tool_fail(err, "unexpected argument '%s'", argv[optind]);
+    (void)err;
+    options *o = target;
+    o->budget = o->budget / PAGE_TOKENS * PAGE_TOKENS;
+    o->context = o->context / 512 * 512;
     return 0;
 }
 
@@ -433,13 +404,9 @@ static bool wanted(const options *o, const char *name)
     return o->only == NULL || strncmp(name, o->only, strlen(o->only)) == 0;
 }
 
-int bench_evict(int argc, char **argv)
+static int run(void *target, tool_error *err)
 {
-    tool_error err;
-    options o = {.rounds = 51, .budget = 1024, .context = 65536};
-    const int parsed = parse(argc, argv, &o, &err);
-    if (parsed < 0) return cli_usage_error(COMMAND, &err);
-    if (parsed > 0) return cli_finish(COMMAND);
+    const options *o = target;
     commit_result commits[N_POLICIES];
     attention_result attention[N_ATTENTION];
     int n_commits = 0, n_attention = 0;
@@ -447,20 +414,33 @@ int bench_evict(int argc, char **argv)
     progress_start(&bar, "evict", N_POLICIES + N_ATTENTION);
     int code = 0;
     for (int i = 0; i < N_POLICIES && code == 0; i++, progress_add(&bar, 1))
-        if (wanted(&o, policies[i]))
-            code = measure_commits(&o, policies[i], &commits[n_commits++], &err);
+        if (wanted(o, policies[i]))
+            code = measure_commits(o, policies[i], &commits[n_commits++], err);
     for (int i = 0; i < N_ATTENTION && code == 0; i++, progress_add(&bar, 1)) {
-        if (!wanted(&o, cases[i].name)) continue;
-        const uint64_t context = cases[i].context ? cases[i].context : o.context;
+        if (!wanted(o, cases[i].name)) continue;
+        const uint64_t context = cases[i].context ? cases[i].context : o->context;
         const uint64_t budget = cases[i].divide ? context / cases[i].divide : 2 * context;
-        code = measure_attention(&o, cases[i].policy, context, budget, cases[i].page_tokens,
-                                 cases[i].kv_heads, cases[i].group, &attention[n_attention], &err);
+        code = measure_attention(o, cases[i].policy, context, budget, cases[i].page_tokens,
+                                 cases[i].kv_heads, cases[i].group, &attention[n_attention], err);
         attention[n_attention++].name = cases[i].name;
     }
     progress_end(&bar);
-    if (code == 0 && o.json)
-        code = print_json(&o, commits, n_commits, attention, n_attention, &err);
-    else if (code == 0)
-        print_table(&o, commits, n_commits, attention, n_attention);
-    return code == 0 ? cli_finish(COMMAND) : cli_failed(COMMAND, &err);
+    if (code != 0) return -1;
+    if (o->json) return print_json(o, commits, n_commits, attention, n_attention, err);
+    print_table(o, commits, n_commits, attention, n_attention);
+    return 0;
+}
+
+int bench_evict(int argc, char **argv)
+{
+    static const cli_command evict = {
+        .name = "pkv-bench evict",
+        .summary = "Times commits with every policy, and attention with the signals they need "
+                   "beside attention without.\n",
+        .options = options_list,
+        .size = sizeof(options),
+        .defaults = defaults,
+        .prepare = prepare,
+        .run = run};
+    return cli_run(&evict, argc, argv);
 }

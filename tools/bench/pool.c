@@ -1,5 +1,4 @@
 /* pkv-bench pool: pages, appends and forks, beside malloc and a locked free list. */
-#include <getopt.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,10 +13,8 @@
 #include "stats_summary.h"
 #include "table.h"
 
-#define COMMAND "pkv-bench pool"
-
 typedef struct options {
-    int json;
+    bool json;
     uint64_t rounds, block_bytes;
     const char *only;
 } options;
@@ -30,60 +27,31 @@ typedef struct result {
     double ratio; /* median over rounds of this row / the reference row in the same round */
 } result;
 
-static void help(void)
+static const cli_option options_list[] = {
+    {"rounds", "N", CLI_U64, offsetof(options, rounds), 1, 10000, .help = "rounds (default 41)"},
+    {"block", "SIZE", CLI_SIZE, offsetof(options, block_bytes),
+     .help = "what malloc and mallocx are asked for (default: a page of 2 MiB)"},
+    {"only", "NAME", CLI_TEXT, offsetof(options, only), .help = "one row"},
+    {"json", NULL, CLI_JSON, offsetof(options, json), .help = "results as JSON on stdout"},
+    {0},
+};
+
+static void defaults(void *target)
 {
-    puts(
-        "Usage: " COMMAND " [OPTION...]\n"
-        "Times page allocation, appending and forking in steady state, beside jemalloc, libc and "
-        "a\n"
-        "free list behind a mutex. Every round runs every row once, so what else the machine does\n"
-        "hits all alike; the figures are medians over rounds, and ratios are taken within "
-        "rounds.\n\n"
-        "  --rounds N    rounds (default 41)\n"
-        "  --block SIZE  what malloc and mallocx are asked for (default: a page of 2 MiB)\n"
-        "  --only NAME   one row\n"
-        "  --json        results for programs on stdout\n"
-        "  --help        print this text\n\n"
-        "Allocation rows: a thread holds 64 pages and replaces the oldest; nanoseconds per\n"
-        "alloc+free of one thread. Geometry: Llama-3-8B, f16, 16 tokens per page. ids only for\n"
-        "append and fork.");
+    ((options *)target)->rounds = 41;
 }
 
-/* 0, 1 after --help, -1 with err. */
-static int read_options(int argc, char **argv, options *o, tool_error *err)
+static bool wanted(const options *o, uint32_t i)
 {
-    static const struct option longs[] = {
-        {"rounds", required_argument, NULL, 'r'}, {"block", required_argument, NULL, 'b'},
-        {"only", required_argument, NULL, 'o'},   {"json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
-    *o = (options){.rounds = 41};
-    opterr = 0;
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, ":h", longs, NULL)) != -1;) {
-        int bad = 0;
-        switch (c) {
-        case 'r':
-            bad = parse_u64(optarg, "--rounds", 1, 10000, &o->rounds, err);
-            break;
-        case 'b':
-            bad = parse_size(optarg, "--block", &o->block_bytes, err);
-            break;
-        case 'o':
-            o->only = optarg;
-            break;
-        case 'j':
-            o->json = 1;
-            break;
-        case 'h':
-            help();
-            return 1;
-        default:
-            return cli_bad_option(c, optopt, argv[optind - 1], err);
-        }
-        if (bad) return -1;
-    }
-    if (optind < argc) return tool_fail(err, "unexpected argument '%s'", argv[optind]);
-    return 0;
+    return o->only == NULL || strcmp(o->only, pool_rows[i].name) == 0;
+}
+
+static int prepare(void *target, tool_error *err)
+{
+    const options *o = target;
+    for (uint32_t i = 0; i < pool_row_count; i++)
+        if (wanted(o, i)) return 0;
+    return tool_fail(err, "unknown row '%.60s'", o->only);
 }
 
 /* One sample of one row. The team lives only that long: idle members of another would take turns on
@@ -240,7 +208,7 @@ static void print_table(pool_work *work, const options *o, const result *results
                100 * (double)metadata / (double)pages);
 }
 
-static int run(const options *o, result *results, uint32_t n, double *scratch, tool_error *err)
+static int run_rows(const options *o, result *results, uint32_t n, double *scratch, tool_error *err)
 {
     pool_work *work = pool_work_make(o->block_bytes, err);
     if (!work) return -1;
@@ -256,32 +224,39 @@ static int run(const options *o, result *results, uint32_t n, double *scratch, t
     return status;
 }
 
-int bench_pool(int argc, char **argv)
+static int run(void *target, tool_error *err)
 {
-    options o;
-    tool_error err = {""};
-    int parsed = read_options(argc, argv, &o, &err);
-    if (parsed > 0) return cli_finish(COMMAND);
-    if (parsed < 0) return cli_usage_error(COMMAND, &err);
+    const options *o = target;
     result *results = calloc(pool_row_count, sizeof *results);
-    double *values = calloc((pool_row_count + 1) * o.rounds, sizeof *values);
+    double *values = calloc((pool_row_count + 1) * o->rounds, sizeof *values);
     uint32_t n = 0;
     for (uint32_t i = 0; results && values && i < pool_row_count; i++) {
-        if (o.only && strcmp(o.only, pool_rows[i].name) != 0) continue;
-        results[n] = (result){.row = &pool_rows[i], .value = values + n * o.rounds};
+        if (!wanted(o, i)) continue;
+        results[n] = (result){.row = &pool_rows[i], .value = values + n * o->rounds};
         n++;
     }
-    int status = TOOL_EXIT_OK;
-    if (!results || !values) {
-        tool_fail(&err, "out of memory");
-        status = cli_failed(COMMAND, &err);
-    } else if (!n) {
-        tool_fail(&err, "unknown row '%.60s'", o.only);
-        status = cli_usage_error(COMMAND, &err);
-    } else if (run(&o, results, n, values + pool_row_count * o.rounds, &err)) {
-        status = cli_failed(COMMAND, &err);
-    }
+    int status = n == 0 ? tool_fail(err, "out of memory")
+                        : run_rows(o, results, n, values + pool_row_count * o->rounds, err);
     free(results);
     free(values);
-    return status ? status : cli_finish(COMMAND);
+    return status;
+}
+
+int bench_pool(int argc, char **argv)
+{
+    static const cli_command pool = {
+        .name = "pkv-bench pool",
+        .summary = "Times page allocation, appending and forking in steady state, beside jemalloc, "
+                   "libc and a free list behind a mutex. Every round runs every row once, so what "
+                   "else the machine does hits all alike; the figures are medians over rounds, and "
+                   "ratios are taken within rounds.\n",
+        .options = options_list,
+        .notes = "Allocation rows: a thread holds 64 pages and replaces the oldest; nanoseconds "
+                 "per alloc+free of one thread. Geometry: Llama-3-8B, f16, 16 tokens per page. ids "
+                 "only for append and fork.",
+        .size = sizeof(options),
+        .defaults = defaults,
+        .prepare = prepare,
+        .run = run};
+    return cli_run(&pool, argc, argv);
 }

@@ -1,5 +1,4 @@
 /* pkv-bench prefix: matching, publishing and evicting in the prefix index, ids only. */
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,11 +14,10 @@
 #include "stats_summary.h"
 #include "table.h"
 
-#define COMMAND "pkv-bench prefix"
 enum { PAGE = 16, LONG = 100000, MIDDLE = 32768, SEQUENCE = 16000, MAX_ROUNDS = 10000 };
 
 typedef struct options {
-    int json;
+    bool json;
     uint64_t rounds, cached;
     const char *policy;
 } options;
@@ -183,45 +181,24 @@ static row rows[] = {
 };
 enum { ROWS = sizeof rows / sizeof rows[0] };
 
-static void help(void)
+static const cli_option options_list[] = {
+    {"rounds", "N", CLI_U64, offsetof(options, rounds), 1, MAX_ROUNDS, .help = "(default 41)"},
+    {"cached", "N", CLI_U64, offsetof(options, cached), 1000, 1e8,
+     .help = "cached pages while evicting (default 1000000)"},
+    {"policy", "NAME", CLI_TEXT, offsetof(options, policy),
+     .help = "replacement policy (default lru-leaf)"},
+    {"json", NULL, CLI_JSON, offsetof(options, json), .help = "results as JSON on stdout"},
+    {0},
+};
+
+static void defaults(void *target)
 {
-    puts("Usage: " COMMAND " [OPTION...]\n"
-         "Times the prefix index: 16 tokens per page, page ids without storage, one thread. Every\n"
-         "round runs every row once; the figures are medians over rounds.\n\n"
-         "  --rounds N    rounds (default 41)\n"
-         "  --cached N    cached pages while evicting (default 1000000)\n"
-         "  --policy NAME replacement policy (default lru-leaf)\n"
-         "  --json        results for programs on stdout\n"
-         "  --help        print this text");
+    *(options *)target = (options){.rounds = 41, .cached = 1000000};
 }
 
-/* 0, 1 after --help, -1 with err. */
-static int read_options(int argc, char **argv, options *o, tool_error *err)
+static int check(void *target, tool_error *err)
 {
-    static const struct option longs[] = {
-        {"rounds", required_argument, NULL, 'r'}, {"cached", required_argument, NULL, 'c'},
-        {"policy", required_argument, NULL, 'p'}, {"json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
-    *o = (options){.rounds = 41, .cached = 1000000};
-    opterr = 0;
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, ":h", longs, NULL)) != -1;) {
-        int bad = 0;
-        if (c == 'r')
-            bad = parse_u64(optarg, "--rounds", 1, MAX_ROUNDS, &o->rounds, err);
-        else if (c == 'c')
-            bad = parse_u64(optarg, "--cached", 1000, 100000000, &o->cached, err);
-        else if (c == 'p')
-            o->policy = optarg;
-        else if (c == 'j')
-            o->json = 1;
-        else if (c == 'h')
-            return help(), 1;
-        else
-            return cli_bad_option(c, optopt, argv[optind - 1], err);
-        if (bad) return -1;
-    }
-    if (optind < argc) return tool_fail(err, "unexpected argument '%s'", argv[optind]);
+    const options *o = target;
     uint32_t offline = 1;
     for (uint32_t i = 0; o->policy; i++) {
         const char *name = pkv_policy_name(i, &offline);
@@ -312,8 +289,9 @@ static int prepare(work *w)
     return top_up(w);
 }
 
-static int run(const options *o, tool_error *err)
+static int run(void *target, tool_error *err)
 {
+    const options *o = target;
     work w = {.options = o, .random = 1, .err = err};
     int status = prepare(&w);
     if (!status) status = measure(&w, o->rounds);
@@ -338,11 +316,15 @@ static int run(const options *o, tool_error *err)
 
 int bench_prefix(int argc, char **argv)
 {
-    options o;
-    tool_error err;
-    int status = read_options(argc, argv, &o, &err);
-    if (status < 0) return cli_usage_error(COMMAND, &err);
-    if (status > 0) return cli_finish(COMMAND);
-    if (run(&o, &err)) return cli_failed(COMMAND, &err);
-    return cli_finish(COMMAND);
+    static const cli_command prefix = {
+        .name = "pkv-bench prefix",
+        .summary = "Times the prefix index: 16 tokens per page, page ids without storage, one "
+                   "thread. Every round runs every row once; the figures are medians over "
+                   "rounds.\n",
+        .options = options_list,
+        .size = sizeof(options),
+        .defaults = defaults,
+        .prepare = check,
+        .run = run};
+    return cli_run(&prefix, argc, argv);
 }

@@ -1,6 +1,5 @@
 /* pkv-bench step: where the time of a decode step goes: bookkeeping (commit, reserve, plan) beside
  * writing and attending, for a batch over all layers of a model. */
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,22 +12,19 @@
 #include "stats_summary.h"
 #include "table.h"
 
-#define COMMAND "pkv-bench step"
-
 enum { LAYERS = 32, HEADS_Q = 32, HEADS_KV = 8, DIM = 128, STEPS = 40 };
 
-static const char usage[] = "usage: pkv-bench step [options]\n"
-                            "Time of the parts of a decode step, medians: 32 layers of 32 query "
-                            "and 8 KV heads of 128, f16.\n"
-                            "  --batch N          sequences (default 16)\n"
-                            "  --context N        tokens per sequence (default 512)\n"
-                            "  --threads N        (default: CPUs online, at most 64)\n"
-                            "  --json             results as JSON on stdout\n";
+typedef struct options {
+    uint32_t batch, context, threads;
+    bool json;
+} options;
 
 static const char *const part_names[STEP_PARTS] = {"commit", "reserve", "plan", "write", "attend"};
 
-static int run(uint32_t batch, uint32_t context, uint32_t threads, bool json, tool_error *err)
+static int run(void *target, tool_error *err)
 {
+    const options *o = target;
+    const uint32_t batch = o->batch, context = o->context, threads = o->threads;
     attn_shape shape = {.heads_q = HEADS_Q,
                         .heads_kv = HEADS_KV,
                         .head_dim = DIM,
@@ -59,7 +55,7 @@ static int run(uint32_t batch, uint32_t context, uint32_t threads, bool json, to
     for (int p = 0; p < STEP_PARTS; p++)
         all += medians[p] = stats_summarise(spent[p], STEPS).p50;
     double keeping = (medians[STEP_COMMIT] + medians[STEP_RESERVE] + medians[STEP_PLAN]) / all;
-    if (json) {
+    if (o->json) {
         json_t *j = json_object();
         json_object_set_new(j, "batch", json_integer(batch));
         json_object_set_new(j, "context", json_integer(context));
@@ -86,49 +82,30 @@ static int run(uint32_t batch, uint32_t context, uint32_t threads, bool json, to
     return 0;
 }
 
-enum { OPT_BATCH = 256, OPT_CONTEXT, OPT_THREADS, OPT_JSON };
+static const cli_option options_list[] = {
+    {"batch", "N", CLI_U32, offsetof(options, batch), 1, 4096, .help = "sequences (default 16)"},
+    {"context", "N", CLI_U32, offsetof(options, context), 2, 1 << 20,
+     .help = "tokens per sequence (default 512)"},
+    {"threads", "N", CLI_U32, offsetof(options, threads), 1, 256,
+     .help = "(default: CPUs online, at most 64)"},
+    {"json", NULL, CLI_JSON, offsetof(options, json), .help = "results as JSON on stdout"},
+    {0},
+};
 
-static const struct option long_options[] = {
-    {"batch", required_argument, NULL, OPT_BATCH},     {"json", no_argument, NULL, OPT_JSON},
-    {"context", required_argument, NULL, OPT_CONTEXT}, {"help", no_argument, NULL, 'h'},
-    {"threads", required_argument, NULL, OPT_THREADS}, {NULL, 0, NULL, 0}};
+static void defaults(void *target)
+{
+    *(options *)target = (options){.batch = 16, .context = 512, .threads = team_online()};
+}
 
 int bench_step(int argc, char **argv)
 {
-    tool_error err = {""};
-    uint64_t batch = 16, context = 512, threads = team_online();
-    bool json = false;
-    opterr = 0;
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, ":h", long_options, NULL)) != -1;) {
-        int bad = 0;
-        switch (c) {
-        case OPT_BATCH:
-            bad = parse_u64(optarg, "--batch", 1, 4096, &batch, &err);
-            break;
-        case OPT_CONTEXT:
-            bad = parse_u64(optarg, "--context", 2, 1 << 20, &context, &err);
-            break;
-        case OPT_THREADS:
-            bad = parse_u64(optarg, "--threads", 1, 256, &threads, &err);
-            break;
-        case OPT_JSON:
-            json = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return cli_finish(COMMAND);
-        default:
-            bad = cli_bad_option(c, optopt, argv[optind - 1], &err);
-            break;
-        }
-        if (bad) return cli_usage_error(COMMAND, &err);
-    }
-    if (optind < argc) {
-        tool_fail(&err, "unexpected argument '%s'", argv[optind]);
-        return cli_usage_error(COMMAND, &err);
-    }
-    if (run((uint32_t)batch, (uint32_t)context, (uint32_t)threads, json, &err))
-        return cli_failed(COMMAND, &err);
-    return cli_finish(COMMAND);
+    static const cli_command step = {
+        .name = "pkv-bench step",
+        .summary = "Time of the parts of a decode step, medians: 32 layers of 32 query and 8 KV "
+                   "heads of 128, f16.\n",
+        .options = options_list,
+        .size = sizeof(options),
+        .defaults = defaults,
+        .run = run};
+    return cli_run(&step, argc, argv);
 }

@@ -196,7 +196,7 @@ int cli_run(const cli_command *c, int argc, char **argv)
         tool_fail(&err, "out of memory");
         return cli_failed(c->name, &err);
     }
-    c->defaults(target);
+    if (c->defaults != NULL) c->defaults(target);
     int status, parsed = parse(c, target, argc, argv, &err);
     if (parsed < 0) {
         status = cli_usage_error(c->name, &err);

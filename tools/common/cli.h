@@ -35,12 +35,12 @@ typedef struct cli_option {
 } cli_option; /* an array ends with one that is all zero */
 
 typedef struct cli_command {
-    const char *name;          /* the program and subcommand as typed: "pkv-sim waste" */
-    const char *summary;       /* what it does */
-    const cli_option *options; /* --help comes by itself */
-    const char *notes;         /* below the options; may be NULL */
-    size_t size;               /* of the struct that the options fill; zeroed */
-    void (*defaults)(void *command);
+    const char *name;                /* the program and subcommand as typed: "pkv-sim waste" */
+    const char *summary;             /* what it does */
+    const cli_option *options;       /* --help comes by itself */
+    const char *notes;               /* below the options; may be NULL */
+    size_t size;                     /* of the struct that the options fill; zeroed */
+    void (*defaults)(void *command); /* may be NULL */
     /* Checks what was given together; a failure is a wrong command line. May be NULL. */
     int (*prepare)(void *command, tool_error *err);
     int (*run)(void *command, tool_error *err);

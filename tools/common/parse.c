@@ -119,6 +119,16 @@ int parse_duration(const char *text, const char *what, double *seconds, tool_err
     return 0;
 }
 
+int parse_page_tokens(void *target, const char *text, tool_error *err)
+{
+    uint64_t p = 0;
+    if (parse_u64(text, "--page-tokens", 8, 128, &p, err) != 0) return -1;
+    if ((p & (p - 1)) != 0)
+        return tool_fail(err, "--page-tokens: %u is not 8, 16, 32, 64 or 128", (unsigned)p);
+    *(uint32_t *)target = (uint32_t)p;
+    return 0;
+}
+
 int parse_list_next(const char **cursor, char *item, size_t capacity, const char *what,
                     tool_error *err)
 {

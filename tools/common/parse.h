@@ -25,6 +25,9 @@ int parse_size(const char *text, const char *what, uint64_t *bytes, tool_error *
 /* Seconds: "90", "90s", "250ms", "30us", "2m", "1.5h". Not negative. */
 int parse_duration(const char *text, const char *what, double *seconds, tool_error *err);
 
+/* --page-tokens: 8, 16, 32, 64 or 128 into a uint32_t. */
+int parse_page_tokens(void *target, const char *text, tool_error *err);
+
 /* Steps through a comma-separated list: *cursor starts at the text; every call copies the next item
  * (spaces around it dropped) to item[0..capacity) and returns 1, or 0 at the end, or -1 for an
  * empty or too long item. */

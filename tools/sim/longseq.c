@@ -43,7 +43,7 @@ static const cli_option options[] = {
     {"model", "MODEL", CLI_TEXT, offsetof(command, model_text),
      .help = "geometry (see pkv-sim --models); windows are ignored (default "
              "'layers=2,kv_heads=2,q_heads=8,head_dim=128')"},
-    {"page-tokens", "N", CLI_CALL, offsetof(command, o.page_tokens), .call = sim_set_page_tokens,
+    {"page-tokens", "N", CLI_CALL, offsetof(command, o.page_tokens), .call = parse_page_tokens,
      .help = "8, 16, 32, 64 or 128 (default 16)"},
     {"memory", "SIZE", CLI_SIZE, offsetof(command, o.memory),
      .help = "limit of pages and metadata (default 256MiB)"},

@@ -190,11 +190,6 @@ static int run(void *target, tool_error *err)
     return failed;
 }
 
-static void defaults(void *target)
-{
-    (void)target;
-}
-
 static void end(void *target)
 {
     command *c = target;
@@ -223,7 +218,6 @@ int sim_prefix(int argc, char **argv)
         .options = options,
         .notes = notes,
         .size = sizeof(command),
-        .defaults = defaults,
         .prepare = prepare,
         .run = run,
         .end = end};

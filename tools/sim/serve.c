@@ -54,7 +54,7 @@ static const cli_option options[] = {
              "limit at the start and is added to the current one"},
     {.kind = CLI_TITLE, .help = "Scheduler"},
     {"page-tokens", "N", CLI_CALL, offsetof(command, options.page_tokens),
-     .call = sim_set_page_tokens, .help = "8, 16 (default), 32, 64 or 128"},
+     .call = parse_page_tokens, .help = "8, 16 (default), 32, 64 or 128"},
     {"max-seqs", "N", CLI_U32, offsetof(command, options.max_seqs), 1, 65536,
      .help = "most requests running at once (default 256)"},
     {"chunk", "N", CLI_U32, offsetof(command, options.chunk), 1, 1u << 24,

@@ -44,9 +44,6 @@ extern const cli_option sim_output_options[];
 /* Is a table for people wanted on standard output? */
 bool sim_wants_table(const sim_output *output);
 
-/* --page-tokens: a uint32_t target. */
-int sim_set_page_tokens(void *target, const char *text, tool_error *err);
-
 /* Processors this process may use, at least 1. */
 unsigned sim_processors(void);
 

@@ -66,16 +66,6 @@ bool sim_wants_table(const sim_output *output)
     return !output->json && !cli_is_stdout(output->csv);
 }
 
-int sim_set_page_tokens(void *target, const char *text, tool_error *err)
-{
-    uint64_t p;
-    if (parse_u64(text, "--page-tokens", 8, 128, &p, err) != 0) return -1;
-    if ((p & (p - 1)) != 0)
-        return tool_fail(err, "--page-tokens: %u is not 8, 16, 32, 64 or 128", (unsigned)p);
-    *(uint32_t *)target = (uint32_t)p;
-    return 0;
-}
-
 unsigned sim_processors(void)
 {
     cpu_set_t set;

@@ -64,7 +64,7 @@ static int add_paged(command *c, const char *list, tool_error *err)
     int got;
     while ((got = parse_list_next(&list, item, sizeof item, "--page-tokens", err)) == 1) {
         uint32_t p;
-        if (sim_set_page_tokens(&p, item, err) != 0) return -1;
+        if (parse_page_tokens(&p, item, err) != 0) return -1;
         for (size_t i = 0; i < c->n_schemes; i++)
             if (c->schemes[i].parameter == p)
                 return tool_fail(err, "--page-tokens: %u is given twice", p);
