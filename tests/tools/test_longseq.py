@@ -112,6 +112,8 @@ class LongSeq(unittest.TestCase):
             .stderr)))
         self.assertEqual({r["policy"] for r in rows}, {"sink", "none"})
         self.assertEqual(float(rows[-1]["tokens"]), 2400)
+        alone = list(csv.reader(run(*SMALL, "--budget", 256, "--policy", "sink", "--csv", "-").stdout.splitlines()))
+        self.assertEqual({len(row) for row in alone}, {10})
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, "plot.svg")
             run(*SMALL, "--budget", 256, "--policy", "sink,none", "--plot", path)

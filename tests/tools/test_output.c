@@ -44,6 +44,35 @@ static char *contents(void)
     return text;
 }
 
+START_TEST(rounding_claims_neither_all_nor_none)
+{
+    static const struct {
+        double share;
+        int decimals;
+        const char *text;
+    } cases[] = {{0, 1, "0.0 %"},         {1, 1, "100.0 %"},     {0.99996, 1, "99.9 %"},
+                 {0.99996, 2, "99.99 %"}, {0.9994, 1, "99.9 %"}, {1e-6, 1, "<0.1 %"},
+                 {0.0006, 1, "0.1 %"},    {0.5, 2, "50.00 %"},   {1e-9, 2, "<0.01 %"},
+                 {NAN, 1, "-"},           {1.25, 1, "125.0 %"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        table *t = table_new("<x");
+        table_share(t, cases[i].share, cases[i].decimals);
+        FILE *file = fopen(path, "w");
+        ck_assert_ptr_nonnull(file);
+        table_print(t, file);
+        fclose(file);
+        table_free(t);
+        char *text = contents();
+        char *last = strrchr(text, '\n');
+        *last = '\0';
+        ck_assert_str_eq(strrchr(text, '\n') + 1, cases[i].text);
+        free(text);
+    }
+    ck_assert_double_eq_tol(table_percent(0.99999, 1), 99.9, 1e-9);
+    ck_assert_double_eq(table_percent(1, 1), 100);
+}
+END_TEST
+
 START_TEST(tables_are_aligned)
 {
     table *t = table_new("<name|n");
@@ -193,6 +222,7 @@ Suite *pkvt_suite(void)
     Suite *suite = suite_create("tools output");
     TCase *c = tcase_create("output");
     tcase_add_checked_fixture(c, setup, teardown);
+    tcase_add_test(c, rounding_claims_neither_all_nor_none);
     tcase_add_test(c, tables_are_aligned);
     tcase_add_test(c, csv_quotes_and_round_trips);
     tcase_add_test(c, json_values);

@@ -278,6 +278,10 @@ class Outputs(Base):
         self.assertEqual(xml.dom.minidom.parse(plot).documentElement.tagName, "svg")
         self.assertIn("Usage: pkv-sim serve", run("--help", check=0).stdout)
 
+    def test_csv_on_stdout_is_alone_there(self):
+        rows = list(csv.reader(run("--synthetic", "chat,requests=20", "--csv", "-", check=0).stdout.splitlines()))
+        self.assertEqual({len(row) for row in rows}, {12})
+
     def test_deterministic(self):
         args = ("--synthetic", "chat,requests=80", "--memory", "1GiB", "--json", "--compare", "none")
         self.assertEqual(run(*args, check=0).stdout, run(*args, check=0).stdout)

@@ -234,6 +234,25 @@ class Outputs(Files):
         self.assertEqual(rows[1]["served"], "50")
         self.assertEqual(xml.dom.minidom.parse(plot).documentElement.tagName, "svg")
 
+    def test_all_but_one_is_not_all(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "t.csv")
+            with open(path, "w") as f:
+                f.write("num_prefill_tokens,num_decode_tokens\n" + "10,10\n" * 2999 + "9000,10\n")
+            out = run("waste", "--trace", path, "--page-tokens", 16, check=0).stdout
+            row = next(line for line in out.splitlines() if line.startswith("max-8192"))
+            self.assertIn("2999", row)
+            self.assertIn("99.9 %", row)
+            self.assertNotIn("100.0 %", row)
+
+    def test_csv_on_stdout_is_alone_there(self):
+        args = ("waste", "--synthetic", "lengths,requests=20", "--csv", "-")
+        rows = list(csv.reader(run(*args, check=0).stdout.splitlines()))
+        self.assertEqual({len(row) for row in rows}, {9})
+        done = run(*args, "--json")
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
+        self.assertIn("--json and --csv - both write to standard output", done.stderr)
+
     def test_same_seed_same_result(self):
         run_once = lambda seed: run("waste", "--synthetic", f"lengths,requests=200,seed={seed}", "--json",
                                     check=0).stdout

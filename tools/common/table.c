@@ -1,5 +1,6 @@
 #include "table.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -78,6 +79,22 @@ void table_cell(table *t, const char *format, ...)
     size_t column = t->n_cells % t->n_columns;
     if (width(cell) > t->widths[column]) t->widths[column] = width(cell);
     add(t, cell);
+}
+
+double table_percent(double share, int decimals)
+{
+    return share < 1 ? fmin(100 * share, 100 - pow(10, -decimals)) : 100 * share;
+}
+
+void table_share(table *t, double share, int decimals)
+{
+    double least = pow(10, -decimals);
+    if (isnan(share))
+        table_cell(t, "-");
+    else if (share > 0 && 100 * share < least / 2)
+        table_cell(t, "<%.*f %%", decimals, least);
+    else
+        table_cell(t, "%.*f %%", decimals, table_percent(share, decimals));
 }
 
 void table_rule(table *t)

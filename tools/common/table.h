@@ -13,6 +13,14 @@ table *table_new(const char *columns);
 /* Adds the next cell, left to right, row by row. A table that ran out of memory prints nothing. */
 void table_cell(table *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* A share in percent as it may be shown with so many decimals: rounding must not claim all, so what
+ * is less than everything is at most 99.9. NaN stays. */
+double table_percent(double share, int decimals);
+
+/* Adds a share as "12.3 %", or "-" for NaN. Rounding claims neither all nor none: next to all is
+ * "99.9 %", next to nothing "<0.1 %". */
+void table_share(table *t, double share, int decimals);
+
 /* A thin rule before the next row. */
 void table_rule(table *t);
 

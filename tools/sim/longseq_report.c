@@ -9,14 +9,6 @@
 #include "plot.h"
 #include "table.h"
 
-static void cell_share(table *t, double share)
-{
-    if (isnan(share))
-        table_cell(t, "-");
-    else
-        table_cell(t, "%.1f %%", 100 * share);
-}
-
 static void cell_error(table *t, double error)
 {
     if (isnan(error))
@@ -45,10 +37,10 @@ static void add_row(table *t, const longseq_result *r)
     table_cell(t, "%llu%s", (unsigned long long)r->tokens_reached, r->exhausted ? " (full)" : "");
     table_cell(t, "%llu", (unsigned long long)r->resident_tokens_max);
     table_cell(t, "%s", format_size(r->memory_bytes_max, text, sizeof text));
-    cell_share(t, r->mass_retained);
-    cell_share(t, r->mass_retained_oracle);
+    table_share(t, r->mass_retained, 1);
+    table_share(t, r->mass_retained_oracle, 1);
     cell_error(t, r->output_error);
-    cell_share(t, r->regret_rate);
+    table_share(t, r->regret_rate, 1);
     cell_us(t, r->us_first_tenth);
     cell_us(t, r->us_last_tenth);
 }

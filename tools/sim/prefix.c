@@ -43,7 +43,7 @@ static const cli_option options[] = {
     {"model", "MODEL", CLI_TEXT, offsetof(command, model_text),
      .help = "geometry for --memory: a preset (pkv-sim --models), or as in 'pkv-sim waste --help'"},
     {"policy", "LIST", CLI_TEXT, offsetof(command, policies),
-     .help = "replacement policies, or 'all' (default " DEFAULT_POLICIES "); listed below"},
+     .help = "replacement policies, or 'all' (default " DEFAULT_POLICIES "); --help lists them"},
     {"warmup", "SHARE", CLI_REAL, offsetof(command, warmup), 0, 1,
      .help = "run this share of the requests (0..1) before counting (default 0)"},
     {"jobs", "N", CLI_U64, offsetof(command, jobs), 1, MAX_JOBS,
@@ -201,7 +201,7 @@ static void end(void *target)
 
 int sim_prefix(int argc, char **argv)
 {
-    char notes[800] = "Policies (* = knows the future: a bound, not a policy to use):";
+    char notes[800] = "The policies (* = knows the future: a bound, not a policy to use):";
     uint32_t offline;
     const char *name;
     for (uint32_t i = 0; (name = pkv_policy_name(i, &offline)) != NULL; i++)

@@ -54,7 +54,7 @@ void prefix_report_table(const prefix_run *runs, size_t n)
                 table_cell(t, "%llu", (unsigned long long)r->pages);
             table_cell(t, "%llu", (unsigned long long)r->hit_blocks);
             table_cell(t, "%llu", (unsigned long long)r->total_blocks);
-            table_cell(t, "%.2f %%", 100 * prefix_hit_rate(r));
+            table_share(t, prefix_hit_rate(r), 2);
             table_cell(t, "%llu", (unsigned long long)r->hit_tokens);
             table_cell(t, "%llu", (unsigned long long)r->total_tokens);
             table_cell(t, "%.1f", speed(r));

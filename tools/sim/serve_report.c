@@ -52,10 +52,10 @@ static void print_speed(const serve_result *results, size_t n)
         cell(t, "%.1f", r->running_mean);
         table_cell(t, "%llu", (unsigned long long)r->preemptions);
         table_cell(t, "%llu", (unsigned long long)r->recomputed_tokens);
-        cell(t, "%.1f %%", 100 * share(r->hit_tokens, r->asked_tokens));
+        table_share(t, share(r->hit_tokens, r->asked_tokens), 1);
         cell_size(t, (double)r->used_peak);
         cell_size(t, r->used_mean);
-        cell(t, "%.2f %%", 100 * r->waste_mean);
+        table_share(t, r->waste_mean, 2);
     }
     table_print(t, stdout);
     table_free(t);

@@ -14,12 +14,9 @@ static bool is_paged(const waste_scheme *s)
     return s->kind == WASTE_PAGED || s->kind == WASTE_PAGED_FLAT;
 }
 
-static void cell_percent(table *t, double share)
+static double served_share(const waste_scheme *s, const trace *input)
 {
-    if (isnan(share))
-        table_cell(t, "-");
-    else
-        table_cell(t, "%.2f %%", 100 * share);
+    return (double)s->totals.served / (double)input->n_requests;
 }
 
 static double reserved_per_request(const waste_scheme *s)
@@ -32,9 +29,9 @@ static void add_row(table *t, const waste_scheme *s, const trace *input, const m
     char text[32];
     table_cell(t, "%s", s->name);
     table_cell(t, "%llu", (unsigned long long)s->totals.served);
-    table_cell(t, "%.1f %%", 100.0 * (double)s->totals.served / (double)input->n_requests);
-    cell_percent(t, waste_at_completion(&s->totals));
-    cell_percent(t, waste_decode_averaged(&s->totals));
+    table_share(t, served_share(s, input), 1);
+    table_share(t, waste_at_completion(&s->totals), 2);
+    table_share(t, waste_decode_averaged(&s->totals), 2);
     if (s->totals.served == 0)
         table_cell(t, "-");
     else
@@ -83,11 +80,10 @@ static json_t *json_scheme(const waste_scheme *s, const trace *input, const mode
 {
     const waste_totals *t = &s->totals;
     json_t *row = json_pack("{s:s, s:I, s:f, s:o, s:o, s:f}", "scheme", s->name, "served",
-                            (json_int_t)t->served, "served_share",
-                            (double)t->served / (double)input->n_requests, "waste_at_completion",
-                            output_real(waste_at_completion(t)), "waste_decode_averaged",
-                            output_real(waste_decode_averaged(t)), "metadata_bytes_per_token",
-                            waste_metadata_per_token(s));
+                            (json_int_t)t->served, "served_share", served_share(s, input),
+                            "waste_at_completion", output_real(waste_at_completion(t)),
+                            "waste_decode_averaged", output_real(waste_decode_averaged(t)),
+                            "metadata_bytes_per_token", waste_metadata_per_token(s));
     if (row == NULL) return NULL;
     int code =
         json_object_set_new(row, "needed_bytes_at_completion", json_real((double)t->needed_end));
@@ -163,7 +159,7 @@ int waste_write_plot(const char *path, const waste_scheme *schemes, size_t n, co
             names[i] = schemes[i].name;
             at_end[i] = 100 * waste_at_completion(&schemes[i].totals);
             decode[i] = 100 * waste_decode_averaged(&schemes[i].totals);
-            served[i] = 100.0 * (double)schemes[i].totals.served / (double)input->n_requests;
+            served[i] = table_percent(served_share(&schemes[i], input), 1);
         }
         const plot_series waste[] = {{"when complete", NULL, at_end, n, PLOT_BAR},
                                      {"over decode steps", NULL, decode, n, PLOT_BAR}};
