@@ -140,6 +140,7 @@ class S3Fifo(Policy):
     def from_small(self, pinned):
         while (block := oldest(self.small, pinned)) is not None and self.uses[block] > 1:
             del self.small[block]
+            self.uses[block] = 0
             self.main[block] = True
         return block
 

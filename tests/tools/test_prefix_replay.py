@@ -194,6 +194,7 @@ class S3Fifo(Policy):
         while (b := oldest(self.small, pinned)) is not None:
             if self.pages[b] <= 1:
                 return b
+            self.pages[b] = 0
             self.small.remove(b)
             self.main.append(b)
         return None
@@ -252,7 +253,7 @@ class Arc(Policy):
 
     def replace(self, pinned):
         n = len(self.t1)
-        first = n >= 1 and (n > self.p or (self.case == "b2" and n >= self.p))
+        first = n >= 1 and (n > self.p or (self.case == "b2" and n == self.p))
         order = (self.t1, self.t2) if first else (self.t2, self.t1)
         b = oldest(order[0], pinned)
         return b if b is not None else oldest(order[1], pinned)

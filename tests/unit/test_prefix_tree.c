@@ -234,6 +234,31 @@ START_TEST(drop_takes_every_node)
 }
 END_TEST
 
+/* What a policy remembers of pages that are gone does not outgrow what it has: with everything
+ * reclaimed only a handful of nodes is left. */
+START_TEST(ghosts_go_with_the_pages)
+{
+    enum { PROMPTS = 400 };
+    static const char *const policies[] = {"arc", "2q", "s3fifo"};
+    pkv_cache *cache = pkvt_open(policies[_i], 0, false);
+    int32_t t[3 * PAGE];
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < PROMPTS; i++) {
+            pkvt_count_from(1000 * i, t, 3 * PAGE);
+            pkvt_end(pkvt_run(cache, NULL, t, 3 * PAGE));
+        }
+        pkvt_reclaim(cache, 2 * PROMPTS);
+        pkvt_verify(cache);
+    }
+    pkvt_reclaim(cache, UINT64_MAX);
+    pkv_stats stats = {.struct_size = sizeof stats};
+    ck_assert_int_eq(pkv_cache_stats(cache, &stats), PKV_OK);
+    ck_assert_uint_eq(stats.pages_cached, 0);
+    ck_assert_uint_le(stats.prefix_nodes, 30);
+    pkvt_close(cache);
+}
+END_TEST
+
 Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("prefix_tree");
@@ -245,6 +270,7 @@ Suite *pkvt_suite(void)
     tcase_add_loop_test(all, children_without_pages_do_not_hide_others, 0, 2);
     tcase_add_loop_test(all, a_quota_counts_what_comes_back, 0, 2);
     tcase_add_loop_test(all, drop_takes_every_node, 0, 2);
+    tcase_add_loop_test(all, ghosts_go_with_the_pages, 0, 3);
     suite_add_tcase(suite, all);
     return suite;
 }

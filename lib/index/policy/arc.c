@@ -1,6 +1,12 @@
 /* ARC (Megiddo and Modha, FAST 2003): T1 holds pages seen once, T2 pages seen again, B1 and B2
  * their ghosts. A hit in a ghost list moves the target size p of T1, a real number, towards the
- * list that would have helped. */
+ * list that would have helped.
+ *
+ * What the paper leaves open: a page is chosen that may go, from the other list if REPLACE's has
+ * none. Where nothing can go, so that the block that was asked for is not inserted, p keeps what the
+ * request taught it and the ghosts stay as they are, the block's own included. In a live index pages
+ * also go without a request (memory is short), and c is what is held: then nothing comes from B2, and
+ * the ghosts are cut to |L1| <= c and |L1| + |L2| <= 2c. */
 #include "index/policies.h"
 #include "index/policy.h"
 
@@ -73,14 +79,16 @@ static void insert(struct pkvi_policy *policy, uint32_t id, const struct pkvi_us
         pkvi_ghost_revive(policy, &arc->ghosts[pkvi_policy_member(policy, id)->list], id);
         list = AGAIN;
     }
+    arc->from_ghost = arc->from_again = false;
     place(arc, id, list);
 }
 
-/* REPLACE of the paper. */
+/* REPLACE of the paper: |T1| is not empty, and exceeds the target, or is equal to it and the block
+ * is in B2. */
 static uint32_t replace(struct arc *arc)
 {
     double once = arc->queue[ONCE].size;
-    bool take_once = once >= 1 && (once > arc->target || (arc->from_again && once >= arc->target));
+    bool take_once = once > 0 && (once > arc->target || (arc->from_again && !(once < arc->target)));
     int first = take_once ? ONCE : AGAIN;
     uint32_t id = pkvi_queue_oldest(&arc->base, &arc->queue[first]);
     return id != PKVI_NIL ? id : pkvi_queue_oldest(&arc->base, &arc->queue[!first]);
@@ -90,6 +98,7 @@ static uint32_t victim(struct pkvi_policy *policy)
 {
     struct arc *arc = (struct arc *)policy;
     arc->forget_victim = false;
+    arc->target = smaller(arc->target, (double)policy->capacity); /* it shrinks in a live index */
     if (arc->from_ghost) return replace(arc);
     uint64_t t1 = arc->queue[ONCE].size, b1 = arc->ghosts[ONCE].size;
     uint64_t t2 = arc->queue[AGAIN].size, b2 = arc->ghosts[AGAIN].size;
@@ -109,12 +118,26 @@ static uint32_t victim(struct pkvi_policy *policy)
     return id;
 }
 
+/* Never takes the newest ghost. In a replay nothing is ever beyond these bounds. */
+static void bound_ghosts(struct arc *arc)
+{
+    const uint64_t c = arc->base.capacity;
+    const struct pkvi_queue *t = arc->queue, *b = arc->ghosts;
+    while (b[ONCE].size > 1 && t[ONCE].size + b[ONCE].size > c)
+        pkvi_ghost_drop_oldest(&arc->base, &arc->ghosts[ONCE]);
+    while (b[AGAIN].size > 1 && t[ONCE].size + b[ONCE].size + t[AGAIN].size + b[AGAIN].size > 2 * c)
+        pkvi_ghost_drop_oldest(&arc->base, &arc->ghosts[AGAIN]);
+}
+
 static void remove_member(struct pkvi_policy *policy, uint32_t id, bool evicted)
 {
     struct arc *arc = (struct arc *)policy;
     uint8_t list = pkvi_policy_member(policy, id)->list;
     pkvi_queue_remove(policy, &arc->queue[list], id);
-    if (evicted && !arc->forget_victim) pkvi_ghost_push(policy, &arc->ghosts[list], id);
+    if (evicted && !arc->forget_victim) {
+        pkvi_ghost_push(policy, &arc->ghosts[list], id);
+        bound_ghosts(arc);
+    }
     arc->forget_victim = false;
 }
 

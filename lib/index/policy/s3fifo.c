@@ -1,6 +1,7 @@
 /* S3-FIFO (Yang et al., SOSP 2023): a small FIFO (a tenth) filters pages that are used once, the
  * main FIFO gives a used page another round per use (at most three), and a ghost FIFO sends pages
- * that return soon straight to the main one. */
+ * that return soon straight to the main one. A page that moves to the main FIFO starts there with
+ * no use counted. */
 #include "index/policies.h"
 #include "index/policy.h"
 
@@ -53,7 +54,9 @@ static uint32_t small_victim(struct s3fifo *s3)
 {
     uint32_t id;
     while ((id = pkvi_queue_oldest(&s3->base, &s3->queue[SMALL])) != PKVI_NIL) {
-        if (pkvi_policy_member(&s3->base, id)->count <= 1) return id;
+        struct pkvi_member *m = pkvi_policy_member(&s3->base, id);
+        if (m->count <= 1) return id;
+        m->count = 0;
         pkvi_queue_remove(&s3->base, &s3->queue[SMALL], id);
         place(s3, id, MAIN);
     }
