@@ -208,7 +208,8 @@ typedef struct pkv_evict_info {
 PKV_API pkv_status pkv_seq_evict_info(pkv_seq seq, uint32_t group, pkv_evict_info *info);
 
 /* 1 if the sequence publishes no further pages because a data-dependent policy dropped (TOPK: left
- * out) something. Over all groups. Undoing all evictions by truncation clears it. O(groups). */
+ * out) something. Over all groups. Truncation to before that clears it if nothing below the new end
+ * is missing: all evictions there were undone, or there were none. O(groups). */
 PKV_API pkv_status pkv_seq_tainted(pkv_seq seq, uint32_t *tainted);
 
 /* The policy's current score of every resident page in logical order (lower goes first; +inf for

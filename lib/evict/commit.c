@@ -228,15 +228,36 @@ static void undo(const struct pkvi_evict_call *call, uint64_t n_tokens)
     if (call->policy->ops->restored != NULL) call->policy->ops->restored(call, entry.logical);
 }
 
+/* Evictions of pages beyond the new end are no longer missed. In a window group pages are missing
+ * that nobody evicted, so that only an end at 0 tells. */
+static void forget_beyond(struct pkvi_evict_seq *es, uint32_t group, const struct pkvi_table *table,
+                          uint64_t n_tokens)
+{
+    struct pkvi_evict_state *state = &es->groups[group];
+    if (n_tokens == 0) state->gone = 0;
+    if (state->gone == 0 || es->evict->groups[group].window != 0) return;
+    const uint64_t page_tokens = UINT64_C(1) << es->evict->page_shift;
+    const uint32_t pages = (uint32_t)((n_tokens + page_tokens - 1) >> es->evict->page_shift);
+    uint32_t beyond = 0, slot = pkvi_table_seek(table, pages);
+    struct pkvi_resident page;
+    while (slot != PKVI_NO_SLOT && pkvi_table_next(table, &slot, &page))
+        beyond++;
+    state->gone = pkvi_min_u64(state->gone, pages - (table->resident - beyond));
+}
+
 void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
                          const struct pkvi_evict_target *target, uint64_t n_tokens)
 {
     struct pkvi_evict_state *state = &es->groups[group];
-    if (state->policy == NULL) return;
+    if (state->policy == NULL) {
+        forget_beyond(es, group, target->table, n_tokens);
+        return;
+    }
     const struct pkvi_evict_call call = pkvi_evict_call(es, group, target);
     struct pkvi_journal *journal = &state->journal;
     while (journal->count > 0 && pkvi_journal_at(journal, journal->count - 1)->length > n_tokens)
         undo(&call, n_tokens);
+    forget_beyond(es, group, target->table, n_tokens);
     if (call.policy->ops->truncate != NULL) call.policy->ops->truncate(&call, n_tokens);
     const uint32_t full = (uint32_t)(n_tokens >> call.page_shift);
     if (state->cursor > full) state->cursor = full; /* pages will come again with these numbers */

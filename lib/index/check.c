@@ -4,8 +4,7 @@
 static const char *check_node(const struct pkvi_index *ix, uint32_t id)
 {
     const struct pkvi_node *node = pkvi_node(ix, id);
-    if (!pkvi_node_needed(ix, node))
-        return "index: a node that nothing needs is still there";
+    if (!pkvi_node_needed(ix, node)) return "index: a node that nothing needs is still there";
     if (node->parent != PKVI_NIL) {
         const struct pkvi_node *parent = pkvi_node(ix, node->parent);
         if (parent->space == PKVI_NIL) return "index: a node's parent is free";

@@ -188,7 +188,8 @@ void pkvi_index_prefetch_node(const struct pkvi_index *ix, uint64_t hash);
 void pkvi_index_prefetch_removal(const struct pkvi_index *ix, uint32_t id);
 
 /* Adds a node without pages (the caller checked that it is not there) and returns it, or PKVI_NIL
- * when memory is refused. Token mode: pkvi_siblings_settle it when its pages are set. Expected O(1).
+ * when memory is refused. Token mode: pkvi_siblings_settle it when its pages are set. Expected
+ * O(1).
  */
 uint32_t pkvi_index_add(struct pkvi_index *ix, uint32_t space, uint32_t parent, uint64_t hash,
                         const uint32_t *tokens, uint64_t id);
@@ -209,7 +210,8 @@ static inline void pkvi_index_set_page(struct pkvi_index *ix, uint32_t id, uint3
     ix->n_resident[group]++;
 }
 
-/* Takes it away; the caller tells the policy, and settles the node or collects it. Returns the page.
+/* Takes it away; the caller tells the policy, and settles the node or collects it. Returns the
+ * page.
  */
 static inline uint32_t pkvi_index_clear_page(struct pkvi_index *ix, uint32_t id, uint32_t group)
 {

@@ -210,8 +210,8 @@ static inline uint32_t pkvi_prefix_first(const struct pkvi_prefix *px, uint32_t 
 
 /* ---- quota.c: with the lock held ---- */
 
-/* Makes room for one more page of a namespace in a group, if it is at its limit. False: everything it
- * has there is held, pinned, or above such a page. */
+/* Makes room for one more page of a namespace in a group, if it is at its limit. False: everything
+ * it has there is held, pinned, or above such a page. */
 bool pkvi_quota_room(struct pkvi_prefix *px, const struct pkvi_space *space, uint32_t group);
 
 /* ---- inner.c: with the lock held ---- */
@@ -224,15 +224,9 @@ uint32_t pkvi_inner_victim(const struct pkvi_prefix *px, uint32_t group);
 /* ---- grant.c: with the lock held ----------------------------------------------------------------
  */
 
-/* What a match keeps in pkv_match.opaque: nodes by generation << 32 | number (UINT64_MAX = none), the
- * namespace by generation << 32 | slot, the first page with a salt, and a mark. */
-enum {
-    PKVI_MATCH_LAST,
-    PKVI_MATCH_PARTIAL,
-    PKVI_MATCH_SPACE,
-    PKVI_MATCH_SALTED,
-    PKVI_MATCH_MARK
-};
+/* What a match keeps in pkv_match.opaque: nodes by generation << 32 | number (UINT64_MAX = none),
+ * the namespace by generation << 32 | slot, the first page with a salt, and a mark. */
+enum { PKVI_MATCH_LAST, PKVI_MATCH_PARTIAL, PKVI_MATCH_SPACE, PKVI_MATCH_SALTED, PKVI_MATCH_MARK };
 #define PKVI_MATCH_MAGIC UINT64_C(0x706b766d61746368)
 
 /* What a match refers to, if it is still what it was. */
@@ -261,8 +255,8 @@ void pkvi_digests_destroy(struct pkvi_prefix *px);
 
 /* ---- seq.c --------------------------------------------------------------------------------------
  */
-/* If the sequence's namespace was dropped under it, it stands nowhere any more and nothing of what it
- * holds is known; an empty one goes on like a new one. With the lock held, before anything that
+/* If the sequence's namespace was dropped under it, it stands nowhere any more and nothing of what
+ * it holds is known; an empty one goes on like a new one. With the lock held, before anything that
  * looks at the cursor. */
 void pkvi_seq_leave_dropped(struct pkvi_prefix_seq *seq);
 /* Moves the sequence's hold to another node (or PKVI_NIL). */

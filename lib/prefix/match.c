@@ -19,11 +19,11 @@ struct walk {
     const uint32_t *tokens;
     uint64_t n, n_full, salt; /* n_full: full pages of tokens */
 
-    uint32_t last;             /* node of page n_pages - 1 */
-    uint64_t hash;             /* its hash */
-    uint32_t n_pages;          /* pages compared and usable in every full group */
-    uint32_t first_salted;     /* page, or PKVI_NO_SALTED */
-    uint32_t best, best_pages; /* longest that also has every window */
+    uint32_t last;                /* node of page n_pages - 1 */
+    uint64_t hash;                /* its hash */
+    uint32_t n_pages;             /* pages compared and usable in every full group */
+    uint32_t first_salted;        /* page, or PKVI_NO_SALTED */
+    uint32_t best, best_pages;    /* longest that also has every window */
     uint32_t run[PKV_MAX_GROUPS]; /* window groups: pages resident in a row up to `last` */
 
     struct longest found;
@@ -112,7 +112,8 @@ static void walk_salted(struct walk *w)
 }
 
 /* Of the children of node `last` (page pages - 1) that the walk may use, the one that shares the
- * most of the tokens left; PKVI_NIL if there is none, or a window group lacks what it would need. */
+ * most of the tokens left; PKVI_NIL if there is none, or a window group lacks what it would need.
+ */
 static uint32_t longest_partial(const struct walk *w, uint32_t last, uint32_t pages,
                                 uint32_t *shared)
 {
@@ -120,8 +121,7 @@ static uint32_t longest_partial(const struct walk *w, uint32_t last, uint32_t pa
     uint64_t at = (uint64_t)pages << w->px->page_shift;
     if (at >= w->n) return PKVI_NIL;
     uint32_t most = (uint32_t)pkvi_min_u64(w->n - at, w->px->config.page_tokens - 1u);
-    uint32_t id =
-        pkvi_siblings_longest(ix, w->space->slot, last, 0, w->tokens + at, most, shared);
+    uint32_t id = pkvi_siblings_longest(ix, w->space->slot, last, 0, w->tokens + at, most, shared);
     if (PKVI_UNLIKELY(w->salt)) {
         uint32_t more;
         uint32_t salted =
@@ -152,8 +152,8 @@ static void finish(struct walk *w)
     if (l.partial != PKVI_NIL && pkvi_node(&w->px->core, l.partial)->id)
         l.first_salted = pkvi_min_u32(l.first_salted, l.pages);
     if (l.first_salted >= l.pages + (l.partial != PKVI_NIL)) l.first_salted = PKVI_NO_SALTED;
-    const bool longer = l.pages > w->found.pages || (l.pages == w->found.pages &&
-                                                     l.partial_tokens > w->found.partial_tokens);
+    const bool longer = l.pages > w->found.pages ||
+                        (l.pages == w->found.pages && l.partial_tokens > w->found.partial_tokens);
     if (longer) w->found = l;
 }
 

@@ -122,8 +122,8 @@ static void end(struct pkvi_prefix *px, uint32_t slot)
     pins->free = slot;
 }
 
-/* Room for one more pin, or false. Pins whose namespace was dropped and that nobody releases go when
- * they are the half: amortised O(1), plus O(log pins) each. */
+/* Room for one more pin, or false. Pins whose namespace was dropped and that nobody releases go
+ * when they are the half: amortised O(1), plus O(log pins) each. */
 static bool make_room(struct pkvi_prefix *px)
 {
     struct pkvi_pins *pins = &px->pins;

@@ -165,7 +165,8 @@ static void merge_page(const struct publisher *p, uint32_t id, uint32_t group, u
 }
 
 /* Gives a node those pages of the table that it lacks; *had = how many it had already. The node
- * must be held, or evictions for the quota's sake could take it along. False: the quota has no room.
+ * must be held, or evictions for the quota's sake could take it along. False: the quota has no
+ * room.
  */
 static bool fill_node(const struct publisher *p, uint32_t id, uint32_t logical, uint32_t *had)
 {

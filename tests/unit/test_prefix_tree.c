@@ -234,6 +234,44 @@ START_TEST(drop_takes_every_node)
 }
 END_TEST
 
+/* Truncation to before everything that was evicted leaves a sequence as if nothing had been. */
+START_TEST(a_sequence_before_its_evictions_publishes)
+{
+    const uint32_t left = _i & 1 ? 5 : 0;
+    pkv_cache *cache = pkvt_open(NULL, 0, false);
+    pkv_evict_config policy;
+    ck_assert_int_eq(pkv_evict_config_init(&policy, sizeof policy,
+                                           _i & 2 ? PKV_EVICT_RANDOM : PKV_EVICT_SINK, 2 * PAGE),
+                     PKV_OK);
+    int32_t t[8 * PAGE];
+    pkvt_count_from(1, t, 8 * PAGE);
+    pkv_seq seq;
+    ck_assert_int_eq(pkv_seq_create(cache, &seq), PKV_OK);
+    ck_assert_int_eq(pkv_seq_set_evict(seq, 0, &policy), PKV_OK);
+    for (uint32_t at = 0; at < 8 * PAGE; at += PAGE)
+        pkvt_append(cache, seq, t + at, PAGE);
+    pkv_evict_info info = {.struct_size = sizeof info};
+    ck_assert_int_eq(pkv_seq_evict_info(seq, 0, &info), PKV_OK);
+    ck_assert_uint_eq(info.tainted, (_i & 2) != 0);
+    ck_assert_uint_eq(info.dropped_tokens, 6 * PAGE);
+    if (_i & 4) ck_assert_int_eq(pkv_seq_set_evict(seq, 0, NULL), PKV_OK);
+    ck_assert_int_eq(pkv_seq_truncate(seq, left), PKV_OK); /* the sink is still there */
+    pkvt_verify(cache);
+    uint32_t tainted;
+    ck_assert_int_eq(pkv_seq_tainted(seq, &tainted), PKV_OK);
+    ck_assert_uint_eq(tainted, 0);
+    ck_assert_int_eq(pkv_seq_evict_info(seq, 0, &info), PKV_OK);
+    ck_assert_uint_eq(info.dropped_tokens, 0);
+    ck_assert_uint_eq(info.salt, 0);
+    for (uint32_t i = 0; i < 8 * PAGE; i++)
+        t[i] += i < left ? 0 : 1000;
+    pkvt_append(cache, seq, t + left, 3 * PAGE - left); /* nothing is dropped before that */
+    ck_assert_uint_eq(pkvt_match(cache, NULL, t, 3 * PAGE).n_tokens, 3 * PAGE);
+    pkvt_end(seq);
+    pkvt_close(cache);
+}
+END_TEST
+
 /* What a policy remembers of pages that are gone does not outgrow what it has: with everything
  * reclaimed only a handful of nodes is left. */
 START_TEST(ghosts_go_with_the_pages)
@@ -270,6 +308,7 @@ Suite *pkvt_suite(void)
     tcase_add_loop_test(all, children_without_pages_do_not_hide_others, 0, 2);
     tcase_add_loop_test(all, a_quota_counts_what_comes_back, 0, 2);
     tcase_add_loop_test(all, drop_takes_every_node, 0, 2);
+    tcase_add_loop_test(all, a_sequence_before_its_evictions_publishes, 0, 8);
     tcase_add_loop_test(all, ghosts_go_with_the_pages, 0, 3);
     suite_add_tcase(suite, all);
     return suite;

@@ -3,10 +3,10 @@
  * list that would have helped.
  *
  * What the paper leaves open: a page is chosen that may go, from the other list if REPLACE's has
- * none. Where nothing can go, so that the block that was asked for is not inserted, p keeps what the
- * request taught it and the ghosts stay as they are, the block's own included. In a live index pages
- * also go without a request (memory is short), and c is what is held: then nothing comes from B2, and
- * the ghosts are cut to |L1| <= c and |L1| + |L2| <= 2c. */
+ * none. Where nothing can go, so that the block that was asked for is not inserted, p keeps what
+ * the request taught it and the ghosts stay as they are, the block's own included. In a live index
+ * pages also go without a request (memory is short), and c is what is held: then nothing comes from
+ * B2, and the ghosts are cut to |L1| <= c and |L1| + |L2| <= 2c. */
 #include "index/policies.h"
 #include "index/policy.h"
 
