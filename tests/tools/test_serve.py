@@ -185,6 +185,54 @@ class Prefix(Base):
         r = self.serve(path, "--compare", "none")["paged"]
         self.assertEqual(r["hit_tokens"], 89)
 
+    def test_requests_that_arrive_together_share(self):
+        # The first computes the 512 tokens that all eight begin with; the others wait for them.
+        path = self.trace([(0, 600, 4)] * 8, [[1, 2, 3, 4, 10 + k] for k in range(8)], block=128)
+        r = self.serve(path, "--compare", "none")["paged"]
+        self.assertEqual(r["hit_tokens"], 7 * 512)
+        self.assertEqual(r["computed_prompt_tokens"], 512 + 8 * 88)
+        self.assertEqual(r["followers"], 7)
+
+    def test_who_shares_little_does_not_wait(self):
+        # 128 of 600 are less than a quarter of the work; 144 of 560 are more.
+        for prompt, shared, waits in ((600, 128, 0), (560, 144, 1)):
+            path = self.trace([(0, prompt, 4)] * 2, [[1, 10 + k] for k in range(2)], block=shared)
+            r = self.serve(path, "--compare", "none")["paged"]
+            self.assertEqual(r["followers"], waits, (prompt, shared))
+            self.assertEqual(r["hit_tokens"], shared * waits, (prompt, shared))
+
+    def test_requests_behind_a_follower_pass(self):
+        # One place is taken by the leader, the second goes to the stranger, not to the follower.
+        path = self.trace([(0, 4000, 2), (0, 4000, 2), (0, 4000, 2)], [[1], [1], [2]], block=4096)
+        r = self.serve(path, "--compare", "none", "--max-seqs", 2, "--chunk", 512)["paged"]
+        self.assertEqual((r["followers"], r["hit_tokens"], r["running_peak"]), (1, 3999, 2))
+
+    def test_a_prompt_is_matched_again_before_each_chunk(self):
+        # 400 of 2000 tokens are too few to wait for, but the first has them before the second's turn comes,
+        # or (chunks of 500: 450 + 50) while it computes them, too.
+        for chunk, first, computed in ((512, 600, 600 + 1600), (500, 450, 450 + 50 + 1600)):
+            for admission in ("watermark", "safe"):
+                path = self.trace([(0, first, 1), (0, 2000, 1)], [[1, 2], [1, 3, 4, 5, 6]], block=400)
+                r = self.serve(path, "--compare", "none", "--chunk", chunk, "--admission", admission)["paged"]
+                self.assertEqual((r["followers"], r["hit_tokens"], r["computed_prompt_tokens"]),
+                                 (0, first + 2000 - computed, computed))
+
+    def test_many_who_share_are_computed_once(self):
+        rng = random.Random(SEED)
+        for admission in ("watermark", "safe"):
+            blocks = [[rng.randrange(3)] for _ in range(60)]
+            for b in blocks:  # an id has one parent
+                while len(b) < 6:
+                    b.append(b[-1] * 3 + rng.randrange(3) + 100)
+            path = self.trace([(rng.random() / 10, 6 * 64 + 20, 8) for _ in blocks],
+                              [b + [10**6 + k] for k, b in enumerate(blocks)], block=64)
+            r = self.serve(path, "--compare", "none", "--chunk", rng.choice((64, 300, 2048)), "--admission",
+                           admission)["paged"]
+            distinct = {tuple(b[:k]) for b in blocks for k in range(1, 7)}
+            # What is computed twice is less than a quarter of somebody's work.
+            self.assertLessEqual(r["computed_prompt_tokens"], 64 * len(distinct) + 60 * (20 + 101), f"seed {SEED}")
+            self.assertEqual(r["computed_prompt_tokens"] + r["hit_tokens"], r["asked_tokens"], f"seed {SEED}")
+
     def test_every_policy_finishes(self):
         names = ("fifo", "lru", "lru-leaf", "lfu", "sieve", "s3fifo", "arc", "2q", "slru",
                  "priority", "adaptive")
@@ -243,6 +291,21 @@ class Pressure(Base):
             self.assertEqual(run_["never_fit_lines"], [2])
         text = run("--trace", path, "--model", MODEL, "--memory", "16MiB", check=0).stdout
         self.assertIn("1 requests can never fit the memory; the first on line 2", text)
+
+    def test_what_cannot_end_does_not_begin(self):
+        # Between what the memory is and what of it can be pages: either a request ends, or nothing of it
+        # is computed. The same with others before it.
+        tokens = (16 << 20) // TOKEN_BYTES
+        for model in (MODEL, MODEL + ",window=256,full_every=2"):
+            for before in ([], [(0, 100, 20)]):
+                for length in range(tokens - 1100, tokens + 50, 37):
+                    for admission in ("watermark", "safe"):
+                        path = self.trace(before + [(0, length - 499, 500)])
+                        r = self.serve(path, "--memory", "16MiB", "--compare", "none", "--model", model,
+                                       "--admission", admission)["paged"]
+                        self.assertEqual(r["preemptions"], 0, length)
+                        self.assertEqual(r["computed_prompt_tokens"],
+                                         100 * len(before) + (0 if r["never_fit"] else length - 499), length)
 
     def test_a_request_waits_for_the_limit_to_grow(self):
         path = self.trace([(0, 100, 5), (0, 9000, 5)])

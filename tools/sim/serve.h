@@ -4,7 +4,7 @@
 #ifndef TOOLS_SIM_SERVE_H
 #define TOOLS_SIM_SERVE_H
 
-#include <pagedkv/types.h>
+#include <pagedkv/prefix.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -49,6 +49,9 @@ typedef struct serve_sequence {
     uint32_t step;      /* new tokens in this step; 0 = sits out */
     int32_t *tokens;    /* target token ids, or NULL */
     pkv_seq seq;        /* the library's handle */
+    pkv_match match;    /* what the last match found */
+    uint64_t published; /* pages of its prompt that it finished */
+    uint64_t seen;      /* pages of others that were published when it was matched last */
     uint64_t slots;     /* contiguous: reserved token slots */
 } serve_sequence;
 
@@ -77,11 +80,18 @@ typedef struct serve_memory serve_memory;
 
 /* Functions return 1 = done, 0 = not now (nothing changed), -1 = failed with err. */
 struct serve_memory {
-    /* Starts a sequence if there is room: sets ->length to the tokens found cached (< target).
-     * `outstanding` = prompt tokens that running sequences still have to compute; `alone` = nothing
-     * is running, so reserves kept for others do not matter. */
+    /* Looks for what is cached of a sequence with ->tokens (< target): sets ->match. NULL where
+     * nothing is. */
+    int (*match)(serve_memory *m, serve_sequence *s, tool_error *err);
+    /* Starts a sequence, with what ->match says if it has tokens, if there is room for it now and,
+     * alone, for its final length: sets ->length. `outstanding` = prompt tokens that running
+     * sequences still have to compute; `alone` = nothing is running, so reserves kept for others do
+     * not matter. */
     int (*start)(serve_memory *m, serve_sequence *s, uint64_t outstanding, bool alone,
                  tool_error *err);
+    /* Begins a running sequence anew with ->match, which is longer than what it has. 0: what it had
+     * is released, and it does not run. */
+    int (*replace)(serve_memory *m, serve_sequence *s, tool_error *err);
     /* Memory for every sequence's ->step tokens, or 0. May set ->step of some to 0 instead (safe
      * admission), but not of all. */
     int (*reserve)(serve_memory *m, serve_sequence *const *list, size_t n, tool_error *err);
@@ -139,6 +149,7 @@ typedef struct serve_result {
     char name[32]; /* "paged", "max-32768", … */
     uint64_t completed, never_fit, preemptions, limit_changes;
     uint64_t first_never_fit[4]; /* lines of the trace */
+    uint64_t followers;          /* waits for the pages of a leader */
     uint64_t steps, verified;
     double end; /* simulated seconds from the first arrival to the last completion */
     uint64_t prompt_tokens, output_tokens; /* of completed requests */
@@ -160,6 +171,8 @@ int serve_run(const serve_options *options, const trace *input, serve_memory *me
 /* The token ids of a request's first n tokens: made from its block ids, so that equal blocks have
  * equal tokens; tokens after the prompt are the request's own. */
 void serve_tokens(const trace *input, const trace_request *r, uint64_t n, int32_t *tokens);
+/* The leading prompt tokens that two requests have in common. */
+uint64_t serve_common_tokens(const trace *input, const trace_request *a, const trace_request *b);
 /* The same for position `at` behind the prompt's blocks (answers). */
 int32_t serve_answer_token(const trace *input, const trace_request *r, uint64_t at);
 

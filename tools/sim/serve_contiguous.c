@@ -98,7 +98,8 @@ serve_memory *serve_contiguous_create(const serve_options *options, serve_reserv
         tool_fail(err, "out of memory");
         return NULL;
     }
-    c->base = (serve_memory){start, reserve, commit, stop, set_limit, usage, verify, destroy};
+    c->base =
+        (serve_memory){NULL, start, NULL, reserve, commit, stop, set_limit, usage, verify, destroy};
     c->kind = kind;
     c->token_bytes = model_token_bytes(options->model);
     c->max_tokens = max_tokens;

@@ -1,181 +1,17 @@
-/* The scheduler of pkv-sim serve.
+/* The steps of pkv-sim serve.
  *
- * Order: requests are served first come, first served; an older one never waits for a younger one.
- * `running` is sorted by arrival, a preempted request goes back to the front of the queue, and when
- * memory is short the youngest running request gives way. So the oldest request always goes on, and
- * once it is alone and still does not fit it never will under this limit: it then waits for the
- * limit to grow, or is reported as one that can never fit. That is why there is neither deadlock
- * nor livelock. */
+ * Order: requests are served first come, first served, except that one passes those which wait for
+ * another's pages (serve_queue.c). `running` is in order of admission, a preempted request goes
+ * back to the front of the queue, and when memory is short the youngest running request gives way.
+ * So the one that was admitted first always goes on: a request starts only if its final length fits
+ * the memory alone, and when it is alone and a chunk does not fit, it takes a smaller one. If the
+ * limit has shrunk so that it does not fit even so, it waits for the limit to grow, or is reported
+ * as one that can never fit. That is why there is neither deadlock nor livelock. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "serve.h"
-
-/* A request's story over all attempts, by order of arrival. */
-typedef struct story {
-    const trace_request *request;
-    uint32_t generated;
-    uint64_t computed; /* most tokens it ever had computed: what recomputation is counted against */
-    double first_token;
-} story;
-
-typedef struct engine {
-    const serve_options *options;
-    const trace *input;
-    serve_memory *memory;
-    serve_result *result;
-    progress *bar;
-    tool_error *err;
-    story *stories;      /* in order of arrival */
-    size_t n, next;      /* next one never started */
-    uint32_t *preempted; /* sorted, youngest first: the last one starts again next */
-    size_t n_preempted;
-    serve_sequence **running; /* sorted by arrival */
-    size_t n_running;
-    double now;
-    double limit_base; /* bytes, for relative changes */
-    uint64_t limit;
-    size_t next_pressure;
-    bool blocked; /* the head of the queue found no room, and nothing was released since */
-    double *ttft, *tpot, *latency;
-    size_t n_ttft, n_tpot, n_latency;
-    double used_area, cached_area, waste_area, running_area;
-    serve_sample stretch; /* counts since the last step's end */
-} engine;
-
-/* ---- queue ---------------------------------------------------------------------------------- */
-
-static bool head(const engine *e, uint32_t *index)
-{
-    if (e->n_preempted > 0) {
-        *index = e->preempted[e->n_preempted - 1];
-        return true;
-    }
-    if (e->next < e->n && e->stories[e->next].request->arrival <= e->now) {
-        *index = (uint32_t)e->next;
-        return true;
-    }
-    return false;
-}
-
-static void pop(engine *e)
-{
-    if (e->n_preempted > 0)
-        e->n_preempted--;
-    else
-        e->next++;
-}
-
-static size_t waiting(const engine *e)
-{
-    /* Arrived and never started: arrivals are sorted, so a binary search. */
-    size_t low = e->next, high = e->n;
-    while (low < high) {
-        size_t mid = low + (high - low) / 2;
-        if (e->stories[mid].request->arrival <= e->now)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return e->n_preempted + (low - e->next);
-}
-
-/* ---- start, stop, preempt ------------------------------------------------------------------- */
-
-static void free_sequence(serve_sequence *s)
-{
-    if (s == NULL) return;
-    free(s->tokens);
-    free(s);
-}
-
-/* Makes the sequence of a request that is about to start. */
-static serve_sequence *make_sequence(engine *e, uint32_t index)
-{
-    const story *t = &e->stories[index];
-    serve_sequence *s = calloc(1, sizeof *s);
-    if (s == NULL) return NULL;
-    s->request = t->request;
-    s->index = index;
-    s->generated = t->generated;
-    s->target = serve_prompt(t->request) + t->generated;
-    if (!e->options->no_prefix && e->input->has_blocks) {
-        s->tokens = malloc(s->target * sizeof *s->tokens);
-        if (s->tokens == NULL) {
-            free(s);
-            return NULL;
-        }
-        serve_tokens(e->input, t->request, s->target, s->tokens);
-    }
-    return s;
-}
-
-static uint64_t outstanding(const engine *e)
-{
-    uint64_t tokens = 0;
-    for (size_t i = 0; i < e->n_running; i++)
-        if (e->running[i]->length < e->running[i]->target)
-            tokens += e->running[i]->target - e->running[i]->length;
-    return tokens;
-}
-
-static int stop(engine *e, size_t i)
-{
-    serve_sequence *s = e->running[i];
-    if (e->memory->stop(e->memory, s, e->err) < 0) return -1;
-    free_sequence(s);
-    e->n_running--;
-    memmove(&e->running[i], &e->running[i + 1], (e->n_running - i) * sizeof *e->running);
-    e->blocked = false;
-    return 0;
-}
-
-/* The youngest running request gives way; it will compute its tokens again. */
-static int preempt_youngest(engine *e)
-{
-    serve_sequence *s = e->running[e->n_running - 1];
-    story *t = &e->stories[s->index];
-    t->generated = s->generated;
-    if (s->length > t->computed) t->computed = s->length;
-    e->preempted[e->n_preempted++] = s->index;
-    e->result->preemptions++;
-    e->stretch.preemptions++;
-    return stop(e, e->n_running - 1);
-}
-
-static void count_start(engine *e, const serve_sequence *s)
-{
-    story *t = &e->stories[s->index];
-    serve_result *r = e->result;
-    if (s->tokens != NULL) {
-        r->asked_tokens += s->target;
-        r->hit_tokens += s->length;
-        e->stretch.hit_tokens += s->length;
-    }
-    if (t->computed > s->length) r->recomputed_tokens += t->computed - s->length;
-}
-
-/* Starts waiting requests, oldest first, while there is room for them. */
-static int admit(engine *e)
-{
-    uint32_t index;
-    while (!e->blocked && e->n_running < e->options->max_seqs && head(e, &index)) {
-        serve_sequence *s = make_sequence(e, index);
-        if (s == NULL) return tool_fail(e->err, "out of memory");
-        int got = e->memory->start(e->memory, s, outstanding(e), e->n_running == 0, e->err);
-        if (got <= 0) {
-            free_sequence(s);
-            if (got < 0) return -1;
-            e->blocked = true;
-            break;
-        }
-        pop(e);
-        count_start(e, s);
-        e->running[e->n_running++] = s;
-    }
-    return 0;
-}
+#include "serve_engine.h"
 
 /* ---- memory pressure ------------------------------------------------------------------------ */
 
@@ -189,11 +25,11 @@ static int set_limit(engine *e, const parse_pressure *change)
         if (e->n_running == 0)
             return tool_fail(e->err, "--pressure at %gs: the limit cannot become %llu bytes",
                              change->at, (unsigned long long)bytes);
-        if (preempt_youngest(e) != 0) return -1;
+        if (queue_preempt_youngest(e) != 0) return -1;
     }
     if (got < 0) return -1;
     e->limit = bytes;
-    e->blocked = false;
+    e->blocked = 0;
     e->result->limit_changes++;
     return 0;
 }
@@ -208,11 +44,9 @@ static int apply_pressure(engine *e)
 
 /* ---- steps ---------------------------------------------------------------------------------- */
 
-/* Every decoding sequence gets one token, prompts share the chunk, oldest first. */
-static size_t plan_step(engine *e)
+/* Every decoding sequence gets one token, prompts share `budget`, oldest first. */
+static void plan_step(engine *e, uint64_t budget)
 {
-    uint64_t budget = e->options->chunk;
-    size_t active = 0;
     for (size_t i = 0; i < e->n_running; i++) {
         serve_sequence *s = e->running[i];
         if (s->length >= s->target) {
@@ -222,19 +56,23 @@ static size_t plan_step(engine *e)
             s->step = (uint32_t)(left < budget ? left : budget);
             budget -= s->step;
         }
-        active += s->step > 0;
     }
-    return active;
 }
 
-/* Plans and reserves; the youngest give way until it fits. 0 = nothing can run. */
+/* Plans and reserves. Until it fits the youngest give way, and the last one takes smaller chunks.
+ * 0 = nothing can run. */
 static int reserve_step(engine *e)
 {
+    uint64_t chunk = e->options->chunk;
     while (e->n_running > 0) {
-        plan_step(e);
+        plan_step(e, chunk);
         int got = e->memory->reserve(e->memory, e->running, e->n_running, e->err);
         if (got != 0) return got;
-        if (preempt_youngest(e) != 0) return -1;
+        uint32_t step = e->running[0]->step;
+        if (e->n_running == 1 && step > 1)
+            chunk = step / 2;
+        else if (queue_preempt_youngest(e) != 0)
+            return -1;
     }
     return 0;
 }
@@ -253,7 +91,7 @@ static int complete(engine *e, size_t i)
     r->end = e->now;
     e->stretch.completed++;
     progress_add(e->bar, 1);
-    return stop(e, i);
+    return queue_stop(e, i);
 }
 
 /* After a step's tokens are there: sample, and take out what is complete. */
@@ -287,8 +125,12 @@ static double step_time(engine *e)
         if (s->step == 0) continue;
         roofline_add(&work, e->options->model, s->length, s->step);
         if (s->length < s->target) {
+            const uint64_t page = e->options->page_tokens;
+            const uint64_t pages = (s->length + s->step) / page - s->length / page;
             e->stretch.prompt_tokens += s->step;
             e->result->computed_tokens += s->step;
+            s->published += pages;
+            e->published += pages;
         }
     }
     return roofline_time(&work, e->options->model, e->options->hardware);
@@ -324,7 +166,7 @@ static int step(engine *e)
 {
     serve_usage usage;
     double from = e->now;
-    size_t running = e->n_running, queued = waiting(e);
+    size_t running = e->n_running, queued = queue_waiting(e);
     double seconds = step_time(e);
     if (e->memory->commit(e->memory, e->running, e->n_running, e->err) < 0 ||
         e->memory->usage(e->memory, e->running, e->n_running, &usage, e->err) < 0)
@@ -347,7 +189,7 @@ static int idle_until(engine *e, double then)
 {
     serve_usage usage;
     double from = e->now;
-    size_t queued = waiting(e);
+    size_t queued = queue_waiting(e);
     if (e->memory->usage(e->memory, NULL, 0, &usage, e->err) < 0) return -1;
     e->now = then;
     account(e, from, &usage, 0, queued);
@@ -361,8 +203,7 @@ static void never_fits(engine *e, uint32_t index)
     size_t room = sizeof r->first_never_fit / sizeof r->first_never_fit[0];
     if (r->never_fit < room) r->first_never_fit[r->never_fit] = e->stories[index].request->line;
     r->never_fit++;
-    pop(e);
-    e->blocked = false;
+    queue_pop(e);
     progress_add(e->bar, 1);
 }
 
@@ -371,12 +212,12 @@ static int idle(engine *e)
     uint32_t index;
     bool change = e->next_pressure < e->options->n_pressure;
     double change_at = change ? e->options->pressure[e->next_pressure].at : INFINITY;
-    if (head(e, &index)) {
+    if (queue_head(e, &index)) {
         if (change) return idle_until(e, change_at);
         never_fits(e, index);
         return 0;
     }
-    double arrival = e->next < e->n ? e->stories[e->next].request->arrival : INFINITY;
+    double arrival = e->head < e->n ? e->stories[e->queue[e->head]].request->arrival : INFINITY;
     return idle_until(e, arrival < change_at ? arrival : change_at);
 }
 
@@ -384,8 +225,8 @@ static int idle(engine *e)
 
 static int loop(engine *e)
 {
-    while (e->n_running > 0 || e->n_preempted > 0 || e->next < e->n) {
-        if (apply_pressure(e) != 0 || admit(e) != 0) return -1;
+    while (e->n_running > 0 || e->head < e->n) {
+        if (apply_pressure(e) != 0 || queue_admit(e) != 0 || queue_match_again(e) != 0) return -1;
         int got = reserve_step(e);
         if (got < 0) return -1;
         if (got > 0 ? step(e) != 0 : idle(e) != 0) return -1;
@@ -405,16 +246,16 @@ static int prepare(engine *e)
 {
     e->n = e->input->n_requests;
     e->stories = calloc(e->n, sizeof *e->stories);
-    e->preempted = calloc(e->options->max_seqs, sizeof *e->preempted);
     e->running = calloc(e->options->max_seqs, sizeof *e->running);
     e->ttft = calloc(3 * e->n, sizeof *e->ttft);
-    if (e->stories == NULL || e->preempted == NULL || e->running == NULL || e->ttft == NULL)
+    if (e->stories == NULL || e->running == NULL || e->ttft == NULL)
         return tool_fail(e->err, "out of memory");
     e->tpot = e->ttft + e->n;
     e->latency = e->tpot + e->n;
     for (size_t i = 0; i < e->n; i++)
         e->stories[i].request = &e->input->requests[i];
     qsort(e->stories, e->n, sizeof *e->stories, by_arrival);
+    if (queue_init(e) != 0) return -1;
     e->limit = e->options->memory;
     e->limit_base = (double)e->options->memory;
     return serve_timeline_init(&e->result->timeline, e->err);
@@ -446,10 +287,10 @@ int serve_run(const serve_options *options, const trace *input, serve_memory *me
     int code = prepare(&e);
     if (code == 0) code = loop(&e);
     if (code == 0) summarise(&e);
-    for (size_t i = 0; i < e.n_running; i++)
-        free_sequence(e.running[i]);
+    while (e.n_running > 0)
+        queue_leave(&e, e.n_running - 1);
     free(e.stories);
-    free(e.preempted);
+    free(e.queue);
     free(e.running);
     free(e.ttft);
     return code;

@@ -1,4 +1,5 @@
 /* The memory of pkv-sim serve on the library: ids only, one cache. */
+#include <math.h>
 #include <pagedkv/pagedkv.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@ typedef struct paged {
 } paged;
 
 enum { STEPS_PER_SAMPLE = 256 };
+#define SLACK ((uint64_t)4 << 20) /* per layer group: regions that are begun */
 
 static paged *self(serve_memory *m)
 {
@@ -83,69 +85,95 @@ static int usage(serve_memory *m, serve_sequence *const *list, size_t n, serve_u
 
 /* ---- start ---------------------------------------------------------------------------------- */
 
+/* Bytes of pages that can be had without taking everything: what a request needs more than that
+ * depends on metadata that is still to come, and is tried only while nothing else runs. */
+static uint64_t easily_had(const paged *p)
+{
+    uint64_t kept = p->metadata + p->limit / 32 + p->n_groups * SLACK;
+    return kept < p->limit ? p->limit - kept : 0;
+}
+
 /* Would its prompt find memory now, beside the prompts being computed? The safe rule alone would
  * start everything, for a sequence that holds nothing harms nobody. */
-static int fits_now(paged *p, const serve_sequence *s, uint64_t outstanding, uint64_t shared,
-                    tool_error *err)
+static int fits_now(paged *p, const serve_sequence *s, uint64_t outstanding, tool_error *err)
 {
     serve_usage now;
     if (usage(&p->base, NULL, 0, &now, err) < 0) return -1;
-    double wanted = (double)bytes_alone(p, s->target - shared + outstanding);
+    double wanted = (double)bytes_alone(p, s->target - s->match.n_tokens + outstanding);
     double kept = p->options->watermark * (double)p->limit;
     return (double)now.used + (double)now.metadata + wanted + kept <= (double)p->limit;
 }
 
-/* May a sequence of this length start, by the watermark rule? */
-static int room(paged *p, const serve_sequence *s, uint64_t outstanding, uint64_t shared,
-                tool_error *err)
+/* Are there pages for a new sequence of so many tokens, of which the match has some? */
+static int probe(paged *p, const serve_sequence *s, uint64_t tokens, tool_error *err)
 {
     uint32_t safe = 0;
-    uint64_t tokens = s->target + outstanding;
     if (tokens > INT32_MAX) tokens = INT32_MAX; /* the longest sequence; it will not fit */
-    pkv_status status = pkv_admit_probe(p->cache, tokens, shared, &safe, NULL, 0);
+    pkv_status status = pkv_admit_probe(p->cache, tokens, s->match.n_tokens, &safe, NULL, 0);
     if (status != PKV_OK) return failed(p, "pkv_admit_probe", status, err);
     return safe == 1;
 }
 
-/* A new sequence with what the match found, and its claim if the rule wants one. */
-static int open_sequence(paged *p, serve_sequence *s, const pkv_match *match, tool_error *err)
+/* May a sequence start, by the watermark rule? */
+static int room(paged *p, const serve_sequence *s, uint64_t outstanding, tool_error *err)
 {
-    pkv_status status = PKV_OK;
+    double page = (double)bytes_alone(p, 1);
+    double kept = floor(p->options->watermark * (double)p->limit / page) * p->page_tokens;
+    return probe(p, s, s->target + outstanding + (uint64_t)kept, err);
+}
+
+/* Nothing else runs: can it be brought to its end? */
+static int fits_alone(paged *p, const serve_sequence *s, tool_error *err)
+{
+    uint64_t final = serve_final_length(s->request);
+    return bytes_alone(p, final) <= p->limit && final <= INT32_MAX ? probe(p, s, final, err) : 0;
+}
+
+/* A new sequence with what the match found, and its claim if the rule wants one. */
+static int open_sequence(paged *p, serve_sequence *s, tool_error *err)
+{
+    pkv_status status = pkv_seq_create(p->cache, &s->seq);
+    if (status != PKV_OK) return failed(p, "pkv_seq_create", status, err);
     const char *call = "pkv_seq_attach";
-    if (match->n_tokens > 0) status = pkv_seq_attach(s->seq, match);
+    if (s->match.n_tokens > 0) status = pkv_seq_attach(s->seq, &s->match);
     if (status == PKV_OK && p->options->admission == SERVE_SAFE) {
         call = "pkv_admit";
         status = pkv_admit(s->seq, serve_final_length(s->request));
     }
-    if (status == PKV_EUNSAFE) return 0;
-    return status == PKV_OK ? 1 : failed(p, call, status, err);
+    if (status == PKV_OK) {
+        s->length = s->match.n_tokens;
+        return 1;
+    }
+    int code = status == PKV_EUNSAFE ? 0 : failed(p, call, status, err);
+    pkv_seq_destroy(s->seq);
+    return code;
+}
+
+static int match(serve_memory *m, serve_sequence *s, tool_error *err)
+{
+    /* All but the last token: the model needs one to run on. */
+    s->match = (pkv_match){.struct_size = sizeof s->match};
+    pkv_status status = pkv_prefix_match(self(m)->cache, NULL, s->tokens, s->target - 1, &s->match);
+    return status == PKV_OK ? 1 : failed(self(m), "pkv_prefix_match", status, err);
+}
+
+static int replace(serve_memory *m, serve_sequence *s, tool_error *err)
+{
+    pkv_status status = pkv_seq_destroy(s->seq); /* what it published stays matched */
+    if (status != PKV_OK) return failed(self(m), "pkv_seq_destroy", status, err);
+    return open_sequence(self(m), s, err);
 }
 
 static int start(serve_memory *m, serve_sequence *s, uint64_t outstanding, bool alone,
                  tool_error *err)
 {
     paged *p = self(m);
-    pkv_match match = {.struct_size = sizeof match};
-    pkv_status status;
-    if (bytes_alone(p, serve_final_length(s->request)) > p->limit) return 0;
-    if (s->tokens != NULL) { /* all but the last token: the model needs one to run on */
-        status = pkv_prefix_match(p->cache, NULL, s->tokens, s->target - 1, &match);
-        if (status != PKV_OK) return failed(p, "pkv_prefix_match", status, err);
-    }
-    if (!alone) {
-        int got = p->options->admission == SERVE_SAFE
-                      ? fits_now(p, s, outstanding, match.n_tokens, err)
-                      : room(p, s, outstanding, match.n_tokens, err);
-        if (got != 1) return got;
-    }
-    status = pkv_seq_create(p->cache, &s->seq);
-    if (status != PKV_OK) return failed(p, "pkv_seq_create", status, err);
-    int got = open_sequence(p, s, &match, err);
-    if (got == 1)
-        s->length = match.n_tokens;
-    else
-        pkv_seq_destroy(s->seq);
-    return got;
+    if (sample_metadata(p, err) != 0) return -1;
+    int got = alone ? fits_alone(p, s, err)
+              : bytes_alone(p, serve_final_length(s->request)) > easily_had(p) ? 0
+              : p->options->admission == SERVE_SAFE ? fits_now(p, s, outstanding, err)
+                                                    : room(p, s, outstanding, err);
+    return got == 1 ? open_sequence(p, s, err) : got;
 }
 
 /* ---- steps ---------------------------------------------------------------------------------- */
@@ -275,9 +303,6 @@ static int open_cache(paged *p, tool_error *err)
     config.max_sequences = o->max_seqs + 1;
     config.prefix = !o->no_prefix && p->input->has_blocks;
     config.prefix_policy = o->policy;
-    double page = (double)model_token_bytes(o->model) * o->page_tokens;
-    double kept = o->watermark * (double)o->memory / page;
-    config.watermark_pages = kept > 1e9 ? 1000000000 : (uint32_t)kept;
     status = pkv_config_check(&config, text, sizeof text);
     if (status != PKV_OK) return tool_fail(err, "%s: %s", pkv_status_text(status), text);
     status = pkv_cache_create(&config, &p->cache);
@@ -298,7 +323,8 @@ serve_memory *serve_paged_create(const serve_options *options, const trace *inpu
         tool_fail(err, "out of memory");
         return NULL;
     }
-    p->base = (serve_memory){start, reserve, commit, stop, set_limit, usage, verify, destroy};
+    p->base = (serve_memory){match, start,     replace, reserve, commit,
+                             stop,  set_limit, usage,   verify,  destroy};
     p->options = options;
     p->input = input;
     p->n_groups = options->model->n_groups;

@@ -57,3 +57,18 @@ int32_t serve_answer_token(const trace *input, const trace_request *r, uint64_t 
 {
     return draw(mix(own_seed(input, r)), at - covered(r));
 }
+
+uint64_t serve_common_tokens(const trace *input, const trace_request *a, const trace_request *b)
+{
+    const uint64_t *x = input->blocks + a->first_block, *y = input->blocks + b->first_block;
+    uint64_t end = covered(a) < covered(b) ? covered(a) : covered(b), at = 0;
+    if (a->block_tokens == b->block_tokens) {
+        for (uint32_t i = 0; at < end && x[i] == y[i]; i++)
+            at += a->block_tokens;
+        return at < end ? at : end;
+    }
+    /* Blocks of different sizes are equal as far as the shorter one goes, and only at the start. */
+    uint64_t shorter = a->block_tokens < b->block_tokens ? a->block_tokens : b->block_tokens;
+    if (end == 0 || x[0] != y[0]) return 0;
+    return shorter < end ? shorter : end;
+}
