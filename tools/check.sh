@@ -73,19 +73,17 @@ phase_static() {
     expect "layer-order" python3 tests/layers.py
     expect "headers-self-contained" tests/abi/headers.sh
 }
-# Nothing is left out for want of a library.
-all="-Dtools=enabled -Dtests=enabled"
 # Assignments in front of `suite` hold for that call only. Emulation and sanitizers are slow, so
 # Check's own time limits are stretched there like meson's.
-phase_gcc() { CC=gcc CXX=g++ suite gcc --buildtype=release -Dwerror=true $all; }
+phase_gcc() { CC=gcc CXX=g++ suite gcc --buildtype=release -Dwerror=true; }
 phase_clang() {
-    CC=clang CXX=clang++ suite clang --buildtype=release -Dwerror=true $all -- --suite kernel --suite unit
+    CC=clang CXX=clang++ suite clang --buildtype=release -Dwerror=true -- --suite kernel --suite unit
 }
 phase_asan() {
     CC=clang CXX=clang++ CK_TIMEOUT_MULTIPLIER=10 \
         ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1 \
         UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-        suite asan --buildtype=debugoptimized $all -Ddebug_checks=true -Dfuzzers=true \
+        suite asan --buildtype=debugoptimized -Ddebug_checks=true -Dfuzzers=true \
         -Db_sanitize=address,undefined -Db_lundef=false -- --timeout-multiplier 4 --no-suite abi
     for target in trace attention prefix; do # new inputs for a moment; longer runs: docs/testing.md
         scratch=$(mktemp -d)
@@ -96,7 +94,7 @@ phase_asan() {
 }
 phase_tsan() {
     CC=clang CXX=clang++ CK_TIMEOUT_MULTIPLIER=10 TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
-        suite tsan --buildtype=debugoptimized $all -Ddebug_checks=true \
+        suite tsan --buildtype=debugoptimized -Ddebug_checks=true \
         -Db_sanitize=thread -Db_lundef=false -- --timeout-multiplier 6 --suite stress
 }
 phase_aarch64() {
@@ -104,7 +102,7 @@ phase_aarch64() {
     # -O2: GCC 12's cross compiler dies with an internal error on one test at -O3.
     # qemu-user ignores MADV_DONTFORK, which one test checks: PKV_TEST_EMULATED skips it.
     CK_TIMEOUT_MULTIPLIER=20 PKV_TEST_EMULATED=1 \
-        suite aarch64 --cross-file tools/cross/aarch64-debian.ini -Dtools=disabled -Dtests=enabled -Doptimization=2 -- \
+        suite aarch64 --cross-file tools/cross/aarch64-debian.ini -Dtools=false -Doptimization=2 -- \
         --timeout-multiplier 6 --suite kernel --suite unit
 }
 phase_install() {

@@ -139,7 +139,8 @@ static bool worth_it(const struct search *s, uint32_t n, uint32_t leaves)
 {
     if (s->plan->options.cascade == 2) return true;
     const pkvi_layout *l = &s->ag->layout;
-    uint64_t leaf_bytes = (uint64_t)PKVI_LEAF * (l->dim_k + l->dim_v) * l->elem_bytes * l->kv_heads;
+    uint64_t leaf_bytes =
+        (uint64_t)(PKVI_LEAF / l->page_tokens) * (l->k_head_bytes + l->v_head_bytes) * l->kv_heads;
     return leaf_bytes * leaves * (n - 1) >= CASCADE_SAVES;
 }
 

@@ -47,7 +47,7 @@ static uint64_t item_cost(const struct pkvi_attn_model *model, const struct pkvi
         uint64_t digests = pages / (model->page_tokens / 2u);
         pages = lane->wish.select_pages + digests;
     }
-    uint64_t per_token = (uint64_t)(l->dim_k + l->dim_v) * l->elem_bytes + row_cost(rows, l);
+    uint64_t per_token = (l->k_head_bytes + l->v_head_bytes) / l->page_tokens + row_cost(rows, l);
     return (pages * model->page_tokens * per_token + 1024 + (uint64_t)rows * l->dim_v * 8) *
            item->n_heads;
 }

@@ -29,13 +29,13 @@ void pkvi_transfer_read(const struct pkvi_attn_model *model, uint32_t group, uin
     }
 }
 
-static pkvi_tensor plain_rows(unsigned char *at, const pkvi_layout *l, uint32_t dim,
-                              pkv_layout layout)
+static pkvi_tensor plain_rows(unsigned char *at, const pkvi_layout *l, pkv_dtype dtype,
+                              uint32_t dim, pkv_layout layout)
 {
-    ptrdiff_t row = (ptrdiff_t)dim * l->elem_bytes;
+    ptrdiff_t row = (ptrdiff_t)(dim * pkv_dtype_size(dtype));
     bool by_token = layout == PKV_LAYOUT_NHD;
     return (pkvi_tensor){.data = at,
-                         .dtype = l->dtype,
+                         .dtype = dtype,
                          .token_stride = by_token ? row * (ptrdiff_t)l->kv_heads : row,
                          .head_stride = by_token ? row : row * (ptrdiff_t)l->page_tokens};
 }
@@ -43,15 +43,15 @@ static pkvi_tensor plain_rows(unsigned char *at, const pkvi_layout *l, uint32_t 
 static pkvi_move_job whole_page(const pkvi_layout *l, unsigned char *part, pkv_layout layout,
                                 unsigned char *plain)
 {
-    size_t k_bytes = (size_t)l->page_tokens * l->kv_heads * l->dim_k * l->elem_bytes;
+    size_t k_bytes = (size_t)l->page_tokens * l->kv_heads * l->dim_k * l->k_elem_bytes;
     return (pkvi_move_job){.layout = l,
                            .part = part,
                            .head0 = 0,
                            .head1 = l->kv_heads,
                            .slot = 0,
                            .n_tokens = l->page_tokens,
-                           .k = plain_rows(plain, l, l->dim_k, layout),
-                           .v = plain_rows(plain + k_bytes, l, l->dim_v, layout)};
+                           .k = plain_rows(plain, l, l->dtype_k, l->dim_k, layout),
+                           .v = plain_rows(plain + k_bytes, l, l->dtype_v, l->dim_v, layout)};
 }
 
 void pkvi_transfer_unpack(const struct pkvi_attn_model *model, uint32_t group, const void *part,

@@ -182,7 +182,8 @@ static pkv_status check_page(pkv_cache *cache, const char *caller, uint32_t grou
     if (layout != PKV_LAYOUT_NHD && layout != PKV_LAYOUT_HND)
         return pkvi_fail(cache, PKV_EINVAL, "%s: layout %d is unknown", caller, layout);
     const pkvi_layout *l = &cache->groups[group].layout;
-    size_t need = (size_t)l->page_tokens * l->kv_heads * (l->dim_k + l->dim_v) * l->elem_bytes;
+    size_t need = (size_t)l->page_tokens * l->kv_heads *
+                  (l->dim_k * l->k_elem_bytes + l->dim_v * l->v_elem_bytes);
     if (plain_bytes != need)
         return pkvi_fail(cache, PKV_EINVAL, "%s: %zu plain bytes, the page has %zu", caller,
                          plain_bytes, need);

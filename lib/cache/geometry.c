@@ -28,8 +28,8 @@ void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_g
                          (group->head_dim_k + group->head_dim_v) * pkv_dtype_size(group->dtype);
     /* The config was checked, so the layout accepts it. */
     const pkv_status status =
-        pkvi_layout_init(&group->layout, group->dtype, config->page_tokens, group->kv_heads,
-                         group->head_dim_k, group->head_dim_v, digests_of(config));
+        pkvi_layout_init(&group->layout, group->dtype, group->dtype, config->page_tokens,
+                         group->kv_heads, group->head_dim_k, group->head_dim_v, digests_of(config));
     PKVI_ASSERT(status == PKV_OK);
     (void)status;
     group->layer_bytes = group->layout.part_bytes;

@@ -14,7 +14,7 @@
 static size_t half_bytes(const struct pkvi_evict_group *info)
 {
     const struct pkvi_layout *l = info->layout;
-    return ((size_t)l->kv_heads * l->dim_k * l->elem_bytes + 63) / 64 * 64;
+    return ((size_t)l->kv_heads * l->dim_k * l->k_elem_bytes + 63) / 64 * 64;
 }
 
 static size_t layer_bytes(const struct pkvi_evict_group *info)
@@ -66,7 +66,7 @@ void pkvi_regret_keep(struct pkvi_regret *regret, const struct pkvi_evict_group 
     if (regret->capacity == 0) return;
     if (regret->next >= regret->capacity) regret->next = 0;
     const struct pkvi_layout *layout = info->layout;
-    const size_t bytes = (size_t)layout->kv_heads * layout->dim_k * layout->elem_bytes;
+    const size_t bytes = (size_t)layout->kv_heads * layout->dim_k * layout->k_elem_bytes;
     const unsigned char *part = pkvi_pool_address(info->pool, page);
     unsigned char *block = regret->blocks + (size_t)regret->next * block_bytes(info);
     for (uint32_t l = 0; l < info->n_layers; l++) {

@@ -9,8 +9,8 @@
 
 #include "kernels.h"
 
-/* How tile elements are read. F32 also serves panels (keys converted to f32 in scratch). */
-enum { KIND_F32, KIND_F16, KIND_BF16, KIND_BFDOT };
+/* How tile elements are read. F32 also serves panels (tiles converted to f32 in scratch). */
+enum { KIND_F32, KIND_F16, KIND_BF16, KIND_BFDOT, KIND_K8, KIND_K4, KIND_V8, KIND_V4 };
 
 enum {
     GROUP = 64, /* slots handled together: one step of the page loop */
@@ -43,11 +43,13 @@ enum {
 #include "body_qk.h"
 #include "body_pv.h"
 #include "body_mask.h"
+#include "body_convert.h"
+#include "body_codes.h"
 #include "body_tile.h"
 #include "body_pack.h"
 #include "body_attend.h"
-#include "body_convert.h"
 #include "body_move.h"
+#include "body_seal.h"
 #include "body_merge.h"
 #include "body_digest.h"
 

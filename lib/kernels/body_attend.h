@@ -149,6 +149,48 @@ static __attribute__((noinline)) void leaf_maxima(const struct tile *t)
         }
 }
 
+/* Floats between tokens of a panel of values. */
+#define PANEL_STRIDE(l) ((size_t)(l)->dim_v + V4_GROUP)
+
+/* Converts a group's V tiles in codes of one head to the panel [GROUP][PANEL_STRIDE] of f32. */
+VI void decode_values_panel(const struct tile *t, bool four, const struct group *g, uint32_t gi,
+                            uint32_t h)
+{
+    const pkvi_layout *l = t->job->layout;
+    const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
+    const uint32_t per = four ? l->v_groups : 1; /* scales per token */
+    float scale[GROUP * (PKV_MAX_HEAD_DIM / V4_GROUP)], min[GROUP * (PKV_MAX_HEAD_DIM / V4_GROUP)];
+    for (uint32_t at = g->first / run * run; at < g->last; at += run) {
+        const int64_t slot = g->slot0 + at;
+        const char *row = v_tile(t, t->head0 + h, slot), *next = tile_ahead(t, 1, true, gi, h, at);
+        const char *tile = part_of(t->job, slot >> t->page_shift) + l->v_offset +
+                           (size_t)(t->head0 + h) * l->v_head_bytes;
+        const size_t skip = 2 * (size_t)(slot & (l->page_tokens - 1)) * per;
+        float *out = t->v_panel + at * PANEL_STRIDE(l);
+        convert(scale, PKV_DTYPE_F32, tile + l->v_scale + skip, PKV_DTYPE_F16, run * per);
+        if (four) convert(min, PKV_DTYPE_F32, tile + l->v_min + skip, PKV_DTYPE_F16, run * per);
+        for (uint32_t i = 0; i < run; i++, out += PANEL_STRIDE(l)) {
+            const size_t from = (size_t)(four ? i / 2 : i) * l->dim_v;
+            for (uint32_t line = 0; line < l->v_row_bytes; line += 64)
+                v_prefetch(next + (size_t)i * l->v_row_bytes + line);
+            for (uint32_t d = 0; d < l->dim_v; d += VL)
+                v_store(out + d, four ? v_fma(v_nibble(v_load_bytes(row + from + d), i % 2),
+                                              v_set1(scale[i * per + d / V4_GROUP]),
+                                              v_set1(min[i * per + d / V4_GROUP]))
+                                      : v_mul(v_load_i8(row + from + d), v_set1(scale[i])));
+        }
+    }
+}
+
+static __attribute__((noinline)) void fill_values(const struct tile *t, const struct group *g,
+                                                  uint32_t gi, uint32_t h)
+{
+    if (t->v_kind == KIND_V4)
+        decode_values_panel(t, true, g, gi, h);
+    else
+        decode_values_panel(t, false, g, gi, h);
+}
+
 /* Where the values of one group and head are. */
 static __attribute__((noinline)) void value_span(const struct tile *t, uint32_t gi, uint32_t h,
                                                  struct pv_span *span)
@@ -157,11 +199,14 @@ static __attribute__((noinline)) void value_span(const struct tile *t, uint32_t 
     const pkvi_layout *l = t->job->layout;
     const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
     span->n_pages = 0;
-    span->row_bytes = (size_t)l->dim_v * (t->kind == KIND_F16 ? 2 : 4);
+    span->row_bytes = t->v_panel              ? PANEL_STRIDE(l) * sizeof(float)
+                      : t->v_kind == KIND_F16 ? (size_t)l->dim_v * 2
+                                              : (size_t)l->dim_v * 4;
     for (uint32_t at = g->first / run * run; at < g->last; at += run) {
         uint32_t i = span->n_pages++;
-        span->v[i] = v_tile(t, t->head0 + h, g->slot0 + at);
-        span->next[i] = tile_ahead(t, 1, true, gi, h, at);
+        span->v[i] = t->v_panel ? (const char *)(t->v_panel + at * PANEL_STRIDE(l))
+                                : v_tile(t, t->head0 + h, g->slot0 + at);
+        span->next[i] = t->v_panel ? span->v[i] : tile_ahead(t, 1, true, gi, h, at);
         span->t0[i] = g->first > at ? g->first - at : 0;
         span->t1[i] = g->last < at + run ? g->last - at : run;
         span->column[i] = at;
@@ -254,8 +299,9 @@ static __attribute__((noinline)) void group_values(const struct tile *t, uint32_
     const uint32_t dims = job->layout->dim_v;
     const size_t head = t->head0 - job->head0 + h;
     float *o = job->o + head * job->o_head_stride + t->row0 * job->o_stride;
-    const int kind = t->kind;
+    const int kind = t->v_panel ? KIND_F32 : t->v_kind;
     struct pv_span span;
+    if (t->v_panel) fill_values(t, g, gi, h);
     value_span(t, gi, h, &span);
     for (uint32_t r = 0; r < t->rows; r++) {
         const size_t at = h * t->rows + r, row = head * job->n_rows + t->row0 + r;
@@ -360,6 +406,8 @@ static void tile_scratch(struct tile *t)
         t->groups[g].vis = vis + (size_t)g * t->rows;
     t->k_panel = at;
     at += t->panel ? (size_t)GROUP * l->dim_k : 0;
+    t->v_panel = pkvi_layout_v_coded(l) ? at : NULL;
+    at += t->v_panel ? GROUP * PANEL_STRIDE(l) : 0;
     t->q = at;
     t->q_low = NULL;
 #ifdef PKVI_BFDOT
@@ -401,11 +449,10 @@ static void attend(const pkvi_attend_job *job)
     struct tile t = {.job = job};
     t.page_shift = (uint32_t)__builtin_ctz(l->page_tokens);
 #ifdef PKVI_BFDOT
-    t.kind = KIND_BFDOT;
+    t.k_kind = t.v_kind = KIND_BFDOT;
 #else
-    t.kind = l->dtype == PKV_DTYPE_F32 ? KIND_F32
-             : l->dtype == PKV_DTYPE_F16 ? KIND_F16
-                                         : KIND_BF16;
+    t.k_kind = key_kind(l);
+    t.v_kind = value_kind(l);
 #endif
     uint32_t rows = job->n_rows <= PKVI_TILE_ROWS ? job->n_rows : PKVI_PREFILL_ROWS;
     uint32_t heads = PKVI_TILE_ROWS / rows;
@@ -413,7 +460,8 @@ static void attend(const pkvi_attend_job *job)
         t.heads = job->head1 - t.head0 < heads ? job->head1 - t.head0 : heads;
         for (t.row0 = 0; t.row0 < job->n_rows; t.row0 += t.rows) {
             t.rows = job->n_rows - t.row0 < rows ? job->n_rows - t.row0 : rows;
-            t.panel = VL > l->page_tokens; /* a vector of tokens must lie in one page */
+            /* A vector of tokens must lie in one page. */
+            t.panel = VL > l->page_tokens || pkvi_layout_k_coded(l);
             attend_tile(&t);
         }
     }

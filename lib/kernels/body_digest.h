@@ -51,31 +51,66 @@ static void dim_summary(int kind, const char *at, bool odd, uint32_t tokens, uin
     *sum = v_hsum(total);
 }
 
-static int layout_kind(const pkvi_layout *l)
+/* Sums of the normalised keys of a head in codes; flagged tokens add nothing. */
+static void coded_sums(const pkvi_layout *l, const void *part, uint32_t head, uint32_t n,
+                       float *sum)
 {
-    return l->dtype == PKV_DTYPE_F32 ? KIND_F32 : l->dtype == PKV_DTYPE_F16 ? KIND_F16 : KIND_BF16;
+    const char *tile = (const char *)part + (size_t)head * l->k_head_bytes;
+    const uint8_t *flags = key_flags(l, part, head);
+    struct key_scales scales;
+    float x[MAX_PAGE + PAD], norm[MAX_PAGE + PAD] = {0};
+    load_key_scales(l, tile, &scales);
+    for (uint32_t d = 0; d < l->dim_k; d++) {
+        channel_floats(l, tile, &scales, d, x);
+        for (uint32_t s = 0; s < l->page_tokens; s += VL) {
+            const vf y = v_load(x + s);
+            v_store(norm + s, v_fma(y, y, v_load(norm + s)));
+        }
+    }
+    for (uint32_t t = 0; t < l->page_tokens; t++) {
+        const bool counts = t < n && !(flags[t / 8] >> (t % 8) & 1);
+        norm[t] = counts && norm[t] > 0 && norm[t] < -NEG_INF ? 1.0f / sqrtf(norm[t]) : 0.0f;
+    }
+    memset(norm + l->page_tokens, 0, PAD * sizeof *norm);
+    for (uint32_t d = 0; d < l->dim_k; d++) {
+        vf total = v_zero();
+        channel_floats(l, tile, &scales, d, x);
+        for (uint32_t s = 0; s < l->page_tokens; s += VL)
+            total = v_fma(v_load(x + s), v_load(norm + s), total);
+        sum[d] = v_hsum(total);
+    }
+}
+
+static void plain_summaries(const pkvi_layout *l, const void *part, uint32_t head, uint32_t n,
+                            float *min, float *max, float *sum)
+{
+    const int kind = key_kind(l);
+    const size_t row = (size_t)l->page_tokens * k_slot_bytes(kind);
+    const bool pairs = kind == KIND_BF16;
+    const char *k = (const char *)part + (size_t)head * l->k_head_bytes;
+    float inverse[MAX_PAGE];
+    inverse_norms(kind, k, pairs ? l->dim_k / 2 : l->dim_k, row, l->page_tokens, inverse);
+    for (uint32_t d = 0; d < l->dim_k; d++)
+        dim_summary(kind, k + (pairs ? d / 2 : d) * row, pairs && d % 2, l->page_tokens, n, inverse,
+                    &min[d], &max[d], &sum[d]);
 }
 
 static void digest(const pkvi_layout *l, void *part, uint32_t head0, uint32_t head1,
                    uint32_t n_tokens)
 {
-    const int kind = layout_kind(l);
-    const size_t row = (size_t)l->page_tokens * k_slot_bytes(kind);
-    const bool pairs = kind == KIND_BF16;
+    const bool coded = pkvi_layout_k_coded(l); /* the bounds are there already */
     float min[PKV_MAX_HEAD_DIM], max[PKV_MAX_HEAD_DIM], sum[PKV_MAX_HEAD_DIM];
-    float inverse[128];
-    if (!l->digest) return;
+    if (!l->digest || (coded && !(l->digest & PKVI_DIGEST_SUM))) return;
     for (uint32_t h = head0; h < head1; h++) {
-        const char *k = (const char *)part + (size_t)h * l->k_head_bytes;
-        inverse_norms(kind, k, pairs ? l->dim_k / 2 : l->dim_k, row, l->page_tokens, inverse);
-        for (uint32_t d = 0; d < l->dim_k; d++)
-            dim_summary(kind, k + (pairs ? d / 2 : d) * row, pairs && d % 2, l->page_tokens,
-                        n_tokens, inverse, &min[d], &max[d], &sum[d]);
         const size_t keys = (size_t)h * l->dim_k;
-        if (l->digest & PKVI_DIGEST_MINMAX) {
-            convert((char *)part + l->min_offset + keys * l->elem_bytes, l->dtype, min,
+        if (coded)
+            coded_sums(l, part, h, n_tokens, sum);
+        else
+            plain_summaries(l, part, h, n_tokens, min, max, sum);
+        if (!coded && l->digest & PKVI_DIGEST_MINMAX) {
+            convert((char *)part + l->min_offset + keys * l->k_elem_bytes, l->dtype_k, min,
                     PKV_DTYPE_F32, l->dim_k);
-            convert((char *)part + l->max_offset + keys * l->elem_bytes, l->dtype, max,
+            convert((char *)part + l->max_offset + keys * l->k_elem_bytes, l->dtype_k, max,
                     PKV_DTYPE_F32, l->dim_k);
         }
         if (l->digest & PKVI_DIGEST_SUM)
@@ -107,17 +142,19 @@ VI float larger(float a, float b)
 
 /* The largest bound of NR rows (dims apart) for one page and head: a min or max element is loaded
  * and converted once for all of them. The bound's terms max(q * min, q * max) follow from q's sign
- * alone. */
+ * alone. levels > 0: max holds scales, and the maximum is min + levels * scale. */
 #define SCORE_ROWS 4
-VI float page_score(pkv_dtype dtype, uint32_t dims, int nr, const char *min, const char *max,
-                    const float *q)
+VI float page_score(pkv_dtype dtype, float levels, uint32_t dims, int nr, const char *min,
+                    const char *max, const float *q)
 {
     const size_t bytes = bytes_of(dtype);
     vf sum[SCORE_ROWS];
     UNROLL for (int r = 0; r < nr; r++) sum[r] = v_zero();
     uint32_t d = 0;
     for (; d + VL <= dims; d += VL) {
-        const vf a = load_as(dtype, min + d * bytes), b = load_as(dtype, max + d * bytes);
+        const vf a = load_as(dtype, min + d * bytes);
+        vf b = load_as(dtype, max + d * bytes);
+        if (levels > 0) b = v_fma(v_set1(levels), b, a);
         UNROLL for (int r = 0; r < nr; r++)
         {
             const vf x = v_load(q + (size_t)r * dims + d);
@@ -126,7 +163,8 @@ VI float page_score(pkv_dtype dtype, uint32_t dims, int nr, const char *min, con
     }
     if (d < dims) {
         const vf a = load_plain(dtype, min + d * bytes, true);
-        const vf b = load_plain(dtype, max + d * bytes, true);
+        vf b = load_plain(dtype, max + d * bytes, true);
+        if (levels > 0) b = v_fma(v_set1(levels), b, a);
         UNROLL for (int r = 0; r < nr; r++)
         {
             const vf x = load_out(q + (size_t)r * dims + d, true);
@@ -142,41 +180,52 @@ VI float page_score(pkv_dtype dtype, uint32_t dims, int nr, const char *min, con
  * memory, out of reach of the hardware's prefetcher. */
 #define SCORE_AHEAD 4u
 
+/* Where a page's bounds are: one head's follow those of the head before by `stride`. */
+struct bound_place {
+    size_t min, max, stride, bytes;
+};
+
+static struct bound_place bound_place(const pkvi_layout *l)
+{
+    const size_t bytes = (size_t)l->dim_k * l->k_elem_bytes;
+    if (pkvi_layout_k_coded(l))
+        return (struct bound_place){l->k_min, l->k_scale, l->k_head_bytes, 2 * (size_t)l->dim_k};
+    return (struct bound_place){l->min_offset, l->max_offset, bytes, bytes};
+}
+
 /* Always inline: GCC finds a function that only prefetches to be without effect and drops its
  * calls.
  */
-VI void prefetch_digest(const pkvi_layout *l, const void *part, size_t at)
+VI void prefetch_digest(const struct bound_place *at, const void *part, uint32_t head)
 {
-    const size_t bytes = (size_t)l->dim_k * l->elem_bytes;
-    const char *min = (const char *)part + l->min_offset + at;
-    const char *max = (const char *)part + l->max_offset + at;
-    for (size_t line = 0; line < bytes; line += 64) {
+    const char *min = (const char *)part + at->min + head * at->stride;
+    const char *max = (const char *)part + at->max + head * at->stride;
+    for (size_t line = 0; line < at->bytes; line += 64) {
         v_prefetch(min + line);
         v_prefetch(max + line);
     }
 }
 
 /* Pages outside, heads inside: the digests of a page's heads are neighbours in memory. */
-VI void score_pages(pkv_dtype dtype, const pkvi_layout *l, const void *const *parts,
+VI void score_pages(pkv_dtype dtype, float levels, const pkvi_layout *l, const void *const *parts,
                     uint32_t n_pages, uint32_t head0, uint32_t head1, const float *q,
                     uint32_t n_rows, float *out)
 {
-    const size_t bytes = (size_t)l->dim_k * l->elem_bytes;
+    const struct bound_place at = bound_place(l);
     for (uint32_t page = 0; page < n_pages; page++)
         for (uint32_t h = head0; h < head1; h++) {
-            if (page + SCORE_AHEAD < n_pages)
-                prefetch_digest(l, parts[page + SCORE_AHEAD], h * bytes);
-            const char *min = (const char *)parts[page] + l->min_offset + h * bytes;
-            const char *max = (const char *)parts[page] + l->max_offset + h * bytes;
+            if (page + SCORE_AHEAD < n_pages) prefetch_digest(&at, parts[page + SCORE_AHEAD], h);
+            const char *min = (const char *)parts[page] + at.min + h * at.stride;
+            const char *max = (const char *)parts[page] + at.max + h * at.stride;
             const float *rows = q + (size_t)(h - head0) * n_rows * l->dim_k;
             float best = NEG_INF;
             uint32_t r = 0;
             for (; r + SCORE_ROWS <= n_rows; r += SCORE_ROWS)
-                best = larger(best, page_score(dtype, l->dim_k, SCORE_ROWS, min, max,
+                best = larger(best, page_score(dtype, levels, l->dim_k, SCORE_ROWS, min, max,
                                                rows + (size_t)r * l->dim_k));
             for (; r < n_rows; r++)
-                best = larger(
-                    best, page_score(dtype, l->dim_k, 1, min, max, rows + (size_t)r * l->dim_k));
+                best = larger(best, page_score(dtype, levels, l->dim_k, 1, min, max,
+                                               rows + (size_t)r * l->dim_k));
             out[(size_t)(h - head0) * n_pages + page] = best;
         }
 }
@@ -184,10 +233,13 @@ VI void score_pages(pkv_dtype dtype, const pkvi_layout *l, const void *const *pa
 static void score(const pkvi_layout *l, const void *const *parts, uint32_t n_pages, uint32_t head0,
                   uint32_t head1, const float *q, uint32_t n_rows, float *best)
 {
-    if (l->dtype == PKV_DTYPE_F16)
-        score_pages(PKV_DTYPE_F16, l, parts, n_pages, head0, head1, q, n_rows, best);
-    else if (l->dtype == PKV_DTYPE_BF16)
-        score_pages(PKV_DTYPE_BF16, l, parts, n_pages, head0, head1, q, n_rows, best);
+    if (pkvi_layout_k_coded(l))
+        score_pages(PKV_DTYPE_F16, l->dtype_k == PKV_DTYPE_K8 ? 255.0f : 15.0f, l, parts, n_pages,
+                    head0, head1, q, n_rows, best);
+    else if (l->dtype_k == PKV_DTYPE_F16)
+        score_pages(PKV_DTYPE_F16, 0, l, parts, n_pages, head0, head1, q, n_rows, best);
+    else if (l->dtype_k == PKV_DTYPE_BF16)
+        score_pages(PKV_DTYPE_BF16, 0, l, parts, n_pages, head0, head1, q, n_rows, best);
     else
-        score_pages(PKV_DTYPE_F32, l, parts, n_pages, head0, head1, q, n_rows, best);
+        score_pages(PKV_DTYPE_F32, 0, l, parts, n_pages, head0, head1, q, n_rows, best);
 }

@@ -20,7 +20,7 @@ struct tile_steps {
 static struct tile_steps k_steps(const pkvi_layout *l)
 {
     size_t P = l->page_tokens;
-    if (l->dtype == PKV_DTYPE_BF16) return (struct tile_steps){4, 2, 2 * P, 1};
+    if (l->dtype_k == PKV_DTYPE_BF16) return (struct tile_steps){4, 2, 2 * P, 1};
     return (struct tile_steps){2, 1, 2 * P, P};
 }
 
@@ -63,10 +63,10 @@ VI void scatter_words(uint32_t *tile, struct tile_steps s, uint32_t slot, uint32
 }
 
 /* One tile's share of a move. `plain` is the first token's row of this head. */
-static void move_tile(const pkvi_move_job *job, char *tile, struct tile_steps steps, uint32_t dims,
-                      const pkvi_tensor *tensor, char *plain, bool to_tile)
+static void move_tile(const pkvi_move_job *job, char *tile, pkv_dtype dtype,
+                      struct tile_steps steps, uint32_t dims, const pkvi_tensor *tensor,
+                      char *plain, bool to_tile)
 {
-    const pkv_dtype dtype = job->layout->dtype;
     struct move_buffer buffer;
     for (uint32_t t = 0; t < job->n_tokens; t += MOVE_TOKENS) {
         const uint32_t left = job->n_tokens - t, n = left < MOVE_TOKENS ? left : MOVE_TOKENS;
@@ -90,7 +90,7 @@ static void move_tile(const pkvi_move_job *job, char *tile, struct tile_steps st
 static void move_plain_tile(const pkvi_move_job *job, char *tile, uint32_t dims,
                             const pkvi_tensor *tensor, char *plain, bool to_tile)
 {
-    const pkv_dtype dtype = job->layout->dtype;
+    const pkv_dtype dtype = job->layout->dtype_v;
     for (uint32_t t = 0; t < job->n_tokens; t++) {
         char *stored = tile + (size_t)(job->slot + t) * dims * bytes_of(dtype);
         char *row = plain + (ptrdiff_t)t * tensor->token_stride;
@@ -101,19 +101,59 @@ static void move_plain_tile(const pkvi_move_job *job, char *tile, uint32_t dims,
     }
 }
 
+/* Keys of a head read out of codes, a few tokens at a time. */
+static void decode_keys(const pkvi_move_job *job, uint32_t head, char *plain)
+{
+    const pkvi_layout *l = job->layout;
+    const char *tile = (const char *)job->part + (size_t)head * l->k_head_bytes;
+    const uint8_t *flags = key_flags(l, job->part, head);
+    struct key_scales scales;
+    float rows[MOVE_TOKENS][PKV_MAX_HEAD_DIM];
+    load_key_scales(l, tile, &scales);
+    for (uint32_t t = 0; t < job->n_tokens; t += MOVE_TOKENS) {
+        const uint32_t left = job->n_tokens - t, n = left < MOVE_TOKENS ? left : MOVE_TOKENS;
+        for (uint32_t d = 0; d < l->dim_k; d++)
+            for (uint32_t i = 0; i < n; i++) {
+                const uint32_t slot = job->slot + t + i;
+                const bool flagged = flags[slot / 8] >> (slot % 8) & 1;
+                const float code = (float)pkvi_layout_k_code(l, job->part, head, slot, d);
+                /* code * scale is exact: the sum rounds once, as a fused one does. */
+                rows[i][d] = flagged ? __builtin_nanf("") : code * scales.scale[d] + scales.min[d];
+            }
+        for (uint32_t i = 0; i < n; i++)
+            convert(plain + (ptrdiff_t)(t + i) * job->k.token_stride, job->k.dtype, rows[i],
+                    PKV_DTYPE_F32, l->dim_k);
+    }
+}
+
+static void decode_values(const pkvi_move_job *job, const char *tile, char *plain)
+{
+    float row[PKV_MAX_HEAD_DIM + V4_GROUP];
+    for (uint32_t t = 0; t < job->n_tokens; t++) {
+        token_floats(job->layout, tile, job->slot + t, row);
+        convert(plain + (ptrdiff_t)t * job->v.token_stride, job->v.dtype, row, PKV_DTYPE_F32,
+                job->layout->dim_v);
+    }
+}
+
 static void move(const pkvi_move_job *job, bool to_tile)
 {
     const pkvi_layout *l = job->layout;
     char *part = job->part;
     for (uint32_t h = job->head0; h < job->head1; h++) {
-        if (job->k.data)
-            move_tile(job, part + (size_t)h * l->k_head_bytes, k_steps(l), l->dim_k, &job->k,
-                      (char *)job->k.data + (ptrdiff_t)h * job->k.head_stride, to_tile);
+        char *keys = (char *)job->k.data + (ptrdiff_t)h * job->k.head_stride;
+        if (job->k.data && pkvi_layout_k_coded(l))
+            decode_keys(job, h, keys);
+        else if (job->k.data)
+            move_tile(job, part + (size_t)h * l->k_head_bytes, l->dtype_k, k_steps(l), l->dim_k,
+                      &job->k, keys, to_tile);
         if (!job->v.data) continue;
         char *tile = part + l->v_offset + (size_t)h * l->v_head_bytes;
         char *plain = (char *)job->v.data + (ptrdiff_t)h * job->v.head_stride;
-        if (l->dtype == PKV_DTYPE_BF16)
-            move_tile(job, tile, v_steps(l), l->dim_v, &job->v, plain, to_tile);
+        if (pkvi_layout_v_coded(l))
+            decode_values(job, tile, plain);
+        else if (l->dtype_v == PKV_DTYPE_BF16)
+            move_tile(job, tile, l->dtype_v, v_steps(l), l->dim_v, &job->v, plain, to_tile);
         else
             move_plain_tile(job, tile, l->dim_v, &job->v, plain, to_tile);
     }

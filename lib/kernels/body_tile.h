@@ -5,15 +5,16 @@ struct tile {
     const pkvi_attend_job *job;
     uint32_t row0, rows;   /* query rows [row0, row0 + rows) of the job … */
     uint32_t head0, heads; /* … for these KV heads */
-    int kind;              /* how the page's tiles are read */
-    bool panel;            /* pages are narrower than vectors: keys pass through k_panel */
+    int k_kind, v_kind;    /* how the page's tiles are read */
+    bool panel;            /* keys pass through k_panel: codes, or pages narrower than vectors */
     uint32_t page_shift;
     float *q;       /* packed queries, per head in blocks of rows: [dim][block] */
     float *q_low;   /* BFDOT: their low parts, or NULL */
     float *s;       /* [heads * rows][S_STRIDE] scores, then probabilities */
     float *vmax;    /* [heads * rows][VL] running maximum of the leaf */
     float *vsum;    /* [heads * rows][VL] running sum of the leaf */
-    float *k_panel; /* [dim][GROUP] */
+    float *k_panel; /* [dim_k][GROUP] */
+    float *v_panel; /* [GROUP][dim_v + V4_GROUP], or NULL: values are read where they lie */
     struct group groups[LEAF_GROUPS];
     uint32_t n_groups;
 };
@@ -30,7 +31,7 @@ VI uint32_t block_rows(uint32_t rows)
 /* Bytes of a slot in a K row (one dim; bf16: one pair of dims). */
 VI uint32_t k_slot_bytes(int kind)
 {
-    return kind == KIND_F16 ? 2 : 4;
+    return kind == KIND_F16 ? 2 : kind == KIND_K8 || kind == KIND_K4 ? 1 : 4;
 }
 
 VI const char *part_of(const pkvi_attend_job *job, int64_t page)
@@ -45,14 +46,14 @@ VI const char *k_tile(const struct tile *t, uint32_t head, int64_t slot)
     const pkvi_layout *l = t->job->layout;
     const char *part = part_of(t->job, slot >> t->page_shift);
     return part + (size_t)head * l->k_head_bytes +
-           (size_t)(slot & (l->page_tokens - 1)) * k_slot_bytes(t->kind);
+           (size_t)(slot & (l->page_tokens - 1)) * k_slot_bytes(t->k_kind);
 }
 VI const char *v_tile(const struct tile *t, uint32_t head, int64_t slot)
 {
     const pkvi_layout *l = t->job->layout;
     const char *part = part_of(t->job, slot >> t->page_shift);
     return part + l->v_offset + (size_t)head * l->v_head_bytes +
-           (size_t)(slot & (l->page_tokens - 1)) * l->dim_v * l->elem_bytes;
+           (size_t)(slot & (l->page_tokens - 1)) * l->v_row_bytes;
 }
 
 /* The tile that is read `steps` after that of (phase K or V, group g, head h): where prefetches go.
@@ -89,39 +90,93 @@ VI void bridge(const struct tile *t, uint32_t steps, bool values, uint32_t g, ui
     }
 }
 
+/* Converts a group's K tiles in codes of one head to a panel [dim][GROUP] of f32. */
+VI void decode_panel(const struct tile *t, bool four, const struct group *g, uint32_t gi,
+                     uint32_t h)
+{
+    const pkvi_layout *l = t->job->layout;
+    const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
+    struct key_scales scales;
+    for (uint32_t at = g->first / run * run; at < g->last; at += run) {
+        const int64_t slot = g->slot0 + at;
+        const char *tile =
+            part_of(t->job, slot >> t->page_shift) + (size_t)(t->head0 + h) * l->k_head_bytes;
+        const char *k = k_tile(t, t->head0 + h, slot), *next = tile_ahead(t, 1, false, gi, h, at);
+        float *out = t->k_panel + at;
+        load_key_scales(l, tile, &scales);
+        for (uint32_t d = 0; d < l->dim_k; d++, out += GROUP) {
+            const size_t row = (size_t)(four ? d / 2 : d) * l->page_tokens;
+            if (row % 64 == 0 && !(four && d % 2)) v_prefetch(next + row);
+            const vf scale = v_set1(scales.scale[d]), min = v_set1(scales.min[d]);
+            for (uint32_t s = 0; s < run; s += VL)
+                store_out(out + s, v_fma(key_codes(four, k + row + s, d % 2), scale, min),
+                          VL > run);
+        }
+    }
+}
+
 /* Converts a group's K tiles of one head to a panel [dim][GROUP] of f32 (BFDOT: pairs). */
 static __attribute__((noinline)) void fill_panel(const struct tile *t, const struct group *g,
                                                  uint32_t gi, uint32_t h)
 {
     const pkvi_layout *l = t->job->layout;
     const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
-    const size_t stride = (size_t)l->page_tokens * k_slot_bytes(t->kind);
+    if (t->k_kind == KIND_K8) {
+        decode_panel(t, false, g, gi, h);
+        return;
+    }
+    if (t->k_kind == KIND_K4) {
+        decode_panel(t, true, g, gi, h);
+        return;
+    }
+    const size_t stride = (size_t)l->page_tokens * k_slot_bytes(t->k_kind);
     for (uint32_t at = g->first / run * run; at < g->last; at += run) {
         const char *k = k_tile(t, t->head0 + h, g->slot0 + at);
         const char *next = tile_ahead(t, 1, false, gi, h, at);
         float *out = t->k_panel + at;
-        const uint32_t rows = t->kind == KIND_F16 || t->kind == KIND_F32 ? l->dim_k : l->dim_k / 2;
+        const uint32_t rows =
+            t->k_kind == KIND_F16 || t->k_kind == KIND_F32 ? l->dim_k : l->dim_k / 2;
         for (uint32_t i = 0; i < rows; i++, k += stride, next += stride) {
             if ((i * stride) % 64 == 0 || stride >= 64)
-                for (uint32_t line = 0; line < run * k_slot_bytes(t->kind); line += 64)
+                for (uint32_t line = 0; line < run * k_slot_bytes(t->k_kind); line += 64)
                     v_prefetch(next + line);
             for (uint32_t s = 0; s < run; s += VL) {
                 const bool half = VL > run;
-                const char *from = k + s * k_slot_bytes(t->kind);
+                const char *from = k + s * k_slot_bytes(t->k_kind);
                 float *to = out + s;
 #ifdef PKVI_BFDOT
                 store_out(to + (size_t)i * GROUP, load_out((const float *)(const void *)from, half),
                           half);
 #else
-                if (t->kind == KIND_BF16) {
+                if (t->k_kind == KIND_BF16) {
                     vpair w = half ? v_load_pair_half(from) : v_load_pair(from);
                     store_out(to + (size_t)(2 * i) * GROUP, v_pair_lo(w), half);
                     store_out(to + (size_t)(2 * i + 1) * GROUP, v_pair_hi(w), half);
                 } else
-                    store_out(to + (size_t)i * GROUP, load_value(t->kind, from, half, false), half);
+                    store_out(to + (size_t)i * GROUP, load_value(t->k_kind, from, half, false),
+                              half);
 #endif
             }
         }
+    }
+}
+
+/* Scores of tokens whose keys a seal could not represent are not numbers. */
+static void flag_scores(const struct tile *t, const struct group *g, uint32_t gi, uint32_t h)
+{
+    const pkvi_layout *l = t->job->layout;
+    const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
+    for (uint32_t at = g->first / run * run; at < g->last; at += run) {
+        const int64_t slot = g->slot0 + at;
+        const uint8_t *flags = key_flags(l, part_of(t->job, slot >> t->page_shift), t->head0 + h) +
+                               (slot & (l->page_tokens - 1)) / 8;
+        for (uint32_t i = 0; i < run / 8; i++)
+            for (uint32_t bits = flags[i]; bits != 0; bits &= bits - 1) {
+                float *s = t->s + (size_t)h * t->rows * S_STRIDE + gi * GROUP + at + i * 8 +
+                           (uint32_t)__builtin_ctz(bits);
+                for (uint32_t r = 0; r < t->rows; r++)
+                    s[(size_t)r * S_STRIDE] = __builtin_nanf("");
+            }
     }
 }
 
@@ -134,7 +189,7 @@ static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_
     const uint32_t run = P < GROUP ? P : GROUP;
     const uint32_t first = g->first / VL, last = (g->last + VL - 1) / VL;
     struct qk_block b = {.dims = l->dim_k};
-    int kind = t->kind;
+    int kind = t->k_kind;
     if (t->panel) {
         fill_panel(t, g, gi, h);
         if (kind != KIND_BFDOT) kind = KIND_F32;
@@ -145,12 +200,12 @@ static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_
             b.pf[j] = b.k[0];
     } else {
         b.k_stride = (size_t)P * k_slot_bytes(kind);
-        b.pf_stride = 2 * (size_t)P * l->elem_bytes;
+        b.pf_stride = 2 * (size_t)P * l->k_elem_bytes;
         for (uint32_t v = first; v < last; v++)
             b.k[v] = k_tile(t, t->head0 + h, g->slot0 + v * VL);
         const uint32_t row = run * k_slot_bytes(kind);
-        const uint32_t pair = 2 * run * l->elem_bytes;
-        for (uint32_t j = 0; j < 2 * l->elem_bytes; j++) {
+        const uint32_t pair = 2 * run * l->k_elem_bytes;
+        for (uint32_t j = 0; j < 2 * l->k_elem_bytes; j++) {
             uint32_t page = j * 64 / pair, rest = j * 64 % pair;
             b.pf[j] = tile_ahead(t, 1, false, gi, h, page * run) +
                       (size_t)(rest / row) * P * k_slot_bytes(kind) + rest % row;
@@ -171,4 +226,5 @@ static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_
             fetched = true;
         }
     }
+    if (pkvi_layout_k_coded(l)) flag_scores(t, g, gi, h);
 }

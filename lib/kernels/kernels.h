@@ -149,9 +149,27 @@ typedef struct pkvi_kernels {
     /* Attention of a job. */
     void (*attend)(const pkvi_attend_job *job);
 
-    /* Writes rows into tiles (converting, round to nearest even; NaN stays NaN) and reads back. */
+    /* Writes rows into tiles (converting, round to nearest even; NaN stays NaN; not of a layout
+     * with codes) and reads back (of any layout). */
     void (*write)(const pkvi_move_job *job);
     void (*read)(const pkvi_move_job *job);
+
+    /* Quantises heads [head0, head1) of a full page's part into a part of a layout with codes (K, V
+     * or both; a tensor that is not coded is converted). The layouts agree in everything but
+     * formats and digest; the open one is f32, f16 or bf16. Codes are to the nearest, computed
+     * against the stored half scale and minimum, so that a value is off by half a stored step at
+     * most; a channel (V8: token, V4: group) of equal values that a half can hold is exact. Returns
+     * how many (head, token) keys and values could not be represented, and are flagged in the page
+     * (layout.h): not finite, or above what a half (V8: 127 times that) holds. Others are not
+     * affected. The bytes, padding included, depend on the open part alone. Digests are not
+     * filled. */
+    uint32_t (*seal)(const pkvi_layout *open, const void *open_part, const pkvi_layout *sealed,
+                     void *sealed_part, uint32_t head0, uint32_t head1);
+
+    /* The reverse: the sealed values, as attend computes them, rounded to the open layout's types;
+     * what is flagged becomes NaN. Digests are not filled. */
+    void (*unseal)(const pkvi_layout *sealed, const void *sealed_part, const pkvi_layout *open,
+                   void *open_part, uint32_t head0, uint32_t head1);
 
     /* Fills the digest of heads [head0, head1) from slots [0, n_tokens) of the part. Nothing if the
      * layout has none. NaN keys are ignored by min and max. */
@@ -159,8 +177,9 @@ typedef struct pkvi_kernels {
                    uint32_t n_tokens);
 
     /* Upper bound of q*k over each page (Quest), the largest of the rows': best[h - head0][page] =
-     * max over rows of sum_i max(q_i * min_i, q_i * max_i); a bound that is not a number counts as
-     * -inf. q as in a job, contiguous [heads][n_rows][dim_k]. */
+     * max over rows of sum_i max(q_i * min_i, q_i * max_i); of keys in codes the bounds are minimum
+     * and minimum + highest code * scale, with or without a digest; a bound that is not a number
+     * counts as -inf. q as in a job, contiguous [heads][n_rows][dim_k]. */
     void (*score)(const pkvi_layout *layout, const void *const *parts, uint32_t n_pages,
                   uint32_t head0, uint32_t head1, const float *q, uint32_t n_rows, float *best);
 

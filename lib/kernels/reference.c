@@ -32,16 +32,43 @@ static double element(pkv_dtype dtype, const char *at)
     return (double)x;
 }
 
+/* Element i of an array of halves, which a part need not align. */
+static double half_at(const char *halves, size_t i)
+{
+    uint16_t h;
+    memcpy(&h, halves + 2 * i, sizeof h);
+    return half_value(h);
+}
+
+static int key_flagged(const pkvi_layout *l, const char *part, uint32_t head, uint32_t slot)
+{
+    const char *flags = part + l->flag_offset + (size_t)head * (l->page_tokens / 8);
+    return flags[slot / 8] >> (slot % 8) & 1;
+}
+
 double pkvi_reference_k(const pkvi_layout *l, const void *part, uint32_t head, uint32_t slot,
                         uint32_t dim)
 {
-    return element(l->dtype, (const char *)part + pkvi_layout_k_at(l, head, slot, dim));
+    if (pkvi_layout_k_coded(l)) {
+        const char *tile = (const char *)part + (size_t)head * l->k_head_bytes;
+        if (key_flagged(l, part, head, slot)) return (double)NAN;
+        return half_at(tile + l->k_min, dim) +
+               half_at(tile + l->k_scale, dim) * pkvi_layout_k_code(l, part, head, slot, dim);
+    }
+    return element(l->dtype_k, (const char *)part + pkvi_layout_k_at(l, head, slot, dim));
 }
 
 double pkvi_reference_v(const pkvi_layout *l, const void *part, uint32_t head, uint32_t slot,
                         uint32_t dim)
 {
-    return element(l->dtype, (const char *)part + pkvi_layout_v_at(l, head, slot, dim));
+    if (pkvi_layout_v_coded(l)) {
+        const char *tile = (const char *)part + l->v_offset + (size_t)head * l->v_head_bytes;
+        const int32_t code = pkvi_layout_v_code(l, part, head, slot, dim);
+        if (l->dtype_v == PKV_DTYPE_V8) return half_at(tile + l->v_scale, slot) * code;
+        const size_t at = (size_t)slot * l->v_groups + dim / 32;
+        return half_at(tile + l->v_min, at) + half_at(tile + l->v_scale, at) * code;
+    }
+    return element(l->dtype_v, (const char *)part + pkvi_layout_v_at(l, head, slot, dim));
 }
 
 static int sees(const pkvi_attend_job *job, uint32_t row, uint32_t slot)

@@ -11,7 +11,7 @@
 
 static void attend_bf16(const pkvi_attend_job *job)
 {
-    if (job->layout->dtype == PKV_DTYPE_BF16)
+    if (job->layout->dtype_k == PKV_DTYPE_BF16 && job->layout->dtype_v == PKV_DTYPE_BF16)
         attend(job);
     else
         pkvi_row_avx512.attend(job);
@@ -23,6 +23,8 @@ const pkvi_kernels pkvi_row_avx512bf16 = {
     .attend = attend_bf16,
     .write = write_rows,
     .read = read_rows,
+    .seal = seal,
+    .unseal = unseal,
     .digest = digest,
     .score = score,
     .merge = merge,

@@ -19,6 +19,9 @@
  *   v_add_hsum4               adds the sums of four vectors, one after another in memory, to four
  *                             floats
  *   v_prefetch, v_prefetch_l2 sends for the line at an address: to the first or second cache
+ *   v_load_u8/i8              VL bytes as floats
+ *   v_load_bytes, v_nibble    VL bytes as words; the low or high half of each as floats
+ *   v_store_bytes(p, x)       integral x in [-128, 255] as VL bytes
  *   v_dot_pair(acc, a, b)     acc + a.lo * b.lo + a.hi * b.hi in bf16 (PKVI_BFDOT rows only)
  *   v_store_prob(p, x)        v_store_bf16 for x in [0, 1], by the instruction (PKVI_BFDOT rows) */
 #ifndef PKVI_VEC_H

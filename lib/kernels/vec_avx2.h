@@ -3,6 +3,7 @@
 #define PKVI_VEC_AVX2_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define VL 8
@@ -63,6 +64,34 @@ VI vf v_pair_lo(vpair w)
 VI vf v_pair_hi(vpair w)
 {
     return _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000u)));
+}
+
+/* Codes: bytes and halves of bytes. */
+VI vpair v_load_bytes(const void *p)
+{
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+VI vf v_load_u8(const void *p)
+{
+    return _mm256_cvtepi32_ps(v_load_bytes(p));
+}
+VI vf v_load_i8(const void *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+VI vf v_nibble(vpair w, bool high)
+{
+    w = high ? _mm256_srli_epi32(w, 4) : _mm256_and_si256(w, _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(w);
+}
+VI void v_store_bytes(void *p, vf x)
+{
+    const __m256i pick =
+        _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                         -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1);
+    __m256i w = _mm256_shuffle_epi8(_mm256_cvtps_epi32(x), pick);
+    __m128i both = _mm_or_si128(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+    _mm_storel_epi64((__m128i *)p, both);
 }
 
 VI vf v_add(vf a, vf b)

@@ -3,6 +3,7 @@
 #define PKVI_VEC_AVX512_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define VL 16
@@ -93,6 +94,34 @@ VI vf v_pair_lo(vpair w)
 VI vf v_pair_hi(vpair w)
 {
     return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000u)));
+}
+
+/* Codes: bytes and halves of bytes. A permutation by a table of 16 floats looks at an index's low
+ * four bits only. */
+VI vpair v_load_bytes(const void *p)
+{
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+VI vf v_load_u8(const void *p)
+{
+    return _mm512_cvtepi32_ps(v_load_bytes(p));
+}
+VI vf v_load_i8(const void *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+VI vf nibble_value(__m512i index)
+{
+    const vf values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(index, values);
+}
+VI vf v_nibble(vpair w, bool high)
+{
+    return nibble_value(high ? _mm512_srli_epi32(w, 4) : w);
+}
+VI void v_store_bytes(void *p, vf x)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
 }
 
 VI vf v_add(vf a, vf b)

@@ -4,6 +4,7 @@
 #define PKVI_VEC_GENERIC_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -111,6 +112,38 @@ VI vf v_pair_lo(vpair w)
 VI vf v_pair_hi(vpair w)
 {
     return (vf)(w & u_set1(0xffff0000u));
+}
+
+/* Codes: bytes and halves of bytes. */
+VI vpair v_load_bytes(const void *p)
+{
+    uint8_t b[4];
+    memcpy(b, p, sizeof b);
+    return (vpair){b[0], b[1], b[2], b[3]};
+}
+VI vf v_from_words(vpair w)
+{
+    return __builtin_convertvector((vint)w, vf);
+}
+VI vf v_load_u8(const void *p)
+{
+    return v_from_words(v_load_bytes(p));
+}
+VI vf v_load_i8(const void *p)
+{
+    int8_t b[4];
+    memcpy(b, p, sizeof b);
+    return (vf){b[0], b[1], b[2], b[3]};
+}
+VI vf v_nibble(vpair w, bool high)
+{
+    return v_from_words(high ? w >> 4 : w & u_set1(15));
+}
+VI void v_store_bytes(void *p, vf x)
+{
+    const vint w = (vint)(vpair)(x + v_set1(0x1.8p23f));
+    const uint8_t b[4] = {(uint8_t)w[0], (uint8_t)w[1], (uint8_t)w[2], (uint8_t)w[3]};
+    memcpy(p, b, sizeof b);
 }
 
 VI vf v_add(vf a, vf b)

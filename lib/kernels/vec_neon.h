@@ -3,7 +3,9 @@
 #define PKVI_VEC_NEON_H
 
 #include <arm_neon.h>
+#include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #define VL 4
 #define VREGS 32
@@ -59,6 +61,37 @@ VI vf v_pair_lo(vpair w)
 VI vf v_pair_hi(vpair w)
 {
     return vreinterpretq_f32_u32(vandq_u32(w, vdupq_n_u32(0xffff0000u)));
+}
+
+/* Codes: bytes and halves of bytes. */
+VI vpair v_load_bytes(const void *p)
+{
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(four));
+    return vmovl_u16(vget_low_u16(vmovl_u8(bytes)));
+}
+VI vf v_load_u8(const void *p)
+{
+    return vcvtq_f32_u32(v_load_bytes(p));
+}
+VI vf v_load_i8(const void *p)
+{
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    const int8x8_t bytes = vreinterpret_s8_u32(vdup_n_u32(four));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
+}
+VI vf v_nibble(vpair w, bool high)
+{
+    return vcvtq_f32_u32(high ? vshrq_n_u32(w, 4) : vandq_u32(w, vdupq_n_u32(15)));
+}
+VI void v_store_bytes(void *p, vf x)
+{
+    const uint16x4_t halves = vmovn_u32(vreinterpretq_u32_s32(vcvtnq_s32_f32(x)));
+    const uint8x8_t bytes = vmovn_u16(vcombine_u16(halves, halves));
+    const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(bytes), 0);
+    memcpy(p, &four, sizeof four);
 }
 
 VI vf v_add(vf a, vf b)

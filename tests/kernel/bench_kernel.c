@@ -145,7 +145,8 @@ static double timed(struct bench *b, int phase)
 static void setup(struct bench *b)
 {
     const struct options *o = &b->o;
-    if (pkvi_layout_init(&b->layout, o->dtype, o->page, o->heads, o->dim, o->dim, 0) != PKV_OK)
+    if (pkvi_layout_init(&b->layout, o->dtype, o->dtype, o->page, o->heads, o->dim, o->dim, 0) !=
+        PKV_OK)
         exit(2);
     b->n_pages = (o->context + o->page - 1) / o->page;
     b->layer_bytes = b->layout.part_bytes * b->n_pages;

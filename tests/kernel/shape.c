@@ -8,6 +8,16 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+const struct format formats[N_FORMATS] = {
+    {PKV_DTYPE_F32, PKV_DTYPE_F32},   {PKV_DTYPE_F16, PKV_DTYPE_F16},
+    {PKV_DTYPE_BF16, PKV_DTYPE_BF16}, {PKV_DTYPE_K8, PKV_DTYPE_V8},
+    {PKV_DTYPE_K8, PKV_DTYPE_V4},     {PKV_DTYPE_K4, PKV_DTYPE_V4},
+    {PKV_DTYPE_K8, PKV_DTYPE_F16},    {PKV_DTYPE_F16, PKV_DTYPE_V8},
+    {PKV_DTYPE_K4, PKV_DTYPE_BF16},   {PKV_DTYPE_BF16, PKV_DTYPE_V4},
+    {PKV_DTYPE_F32, PKV_DTYPE_F16},
+};
+const uint32_t page_sizes[N_PAGE_SIZES] = {8, 16, 32, 64, 128, 256};
+
 uint64_t rng_next(struct rng *rng)
 {
     uint64_t x = rng->state;
@@ -69,8 +79,9 @@ static void fill_tokens(struct problem *p, const pkvi_kernels *kernels, struct r
         for (size_t i = 0; i < v_row; i++)
             v[i] = rng_normal(rng) * s->v_scale;
         pkvi_move_job move = {
-            .layout = &p->layout,
-            .part = (void *)(uintptr_t)p->parts[t / s->page_tokens],
+            .layout = p->open_parts ? &p->open : &p->layout,
+            .part = p->open_parts ? p->open_parts[t / s->page_tokens]
+                                  : (void *)(uintptr_t)p->parts[t / s->page_tokens],
             .head1 = s->heads,
             .slot = t % s->page_tokens,
             .n_tokens = 1,
@@ -81,6 +92,17 @@ static void fill_tokens(struct problem *p, const pkvi_kernels *kernels, struct r
     }
     free(k);
     free(v);
+    p->stale = p->open_parts != NULL;
+    problem_seal(p);
+}
+
+void problem_seal(struct problem *p)
+{
+    const uint32_t n = (p->shape.tokens + p->shape.page_tokens - 1) / p->shape.page_tokens;
+    for (uint32_t i = 0; p->stale && i < n; i++)
+        p->kernels->seal(&p->open, p->open_parts[i], &p->layout, (void *)(uintptr_t)p->parts[i], 0,
+                         p->shape.heads);
+    p->stale = false;
 }
 
 static void place_pages(struct problem *p, uint32_t n_pages, struct rng *rng)
@@ -97,6 +119,20 @@ static void place_pages(struct problem *p, uint32_t n_pages, struct rng *rng)
     }
 }
 
+/* Plain pages of their own, filled with NaN, for a layout that cannot be written by rows. */
+static void place_open_pages(struct problem *p, uint32_t n_pages)
+{
+    const struct shape *s = &p->shape;
+    ck_assert_int_eq(pkvi_layout_init(&p->open, PKV_DTYPE_F32, PKV_DTYPE_F32, s->page_tokens,
+                                      s->heads, s->dim_k, s->dim_v, 0),
+                     PKV_OK);
+    p->open_parts = must(calloc(n_pages, sizeof *p->open_parts));
+    for (uint32_t i = 0; i < n_pages; i++) {
+        p->open_parts[i] = must(aligned_alloc(64, p->open.part_bytes));
+        memset(p->open_parts[i], 0xff, p->open.part_bytes);
+    }
+}
+
 struct problem *problem_new(const pkvi_kernels *kernels, const struct shape *shape, struct rng *rng)
 {
     struct problem *p = must(calloc(1, sizeof *p));
@@ -104,19 +140,21 @@ struct problem *problem_new(const pkvi_kernels *kernels, const struct shape *sha
     p->logit_factor = 1;
     p->kernels = kernels;
     struct shape *s = &p->shape;
-    if (!s->dtype) s->dtype = PKV_DTYPE_F32;
+    if (!s->format.k) s->format = formats[0];
     if (!s->page_tokens) s->page_tokens = 16;
     if (!s->heads) s->heads = 1;
     if (!s->rows) s->rows = 1;
     if (!s->dim_v) s->dim_v = s->dim_k;
     if (s->q_scale == 0) s->q_scale = 1;
     if (s->v_scale == 0) s->v_scale = 1;
-    ck_assert_int_eq(pkvi_layout_init(&p->layout, s->dtype, s->page_tokens, s->heads, s->dim_k,
-                                      s->dim_v, s->digest),
+    ck_assert_int_eq(pkvi_layout_init(&p->layout, s->format.k, s->format.v, s->page_tokens,
+                                      s->heads, s->dim_k, s->dim_v, s->digest),
                      PKV_OK);
     uint32_t n_pages = (s->tokens + s->page_tokens - 1) / s->page_tokens;
     if (n_pages == 0) n_pages = 1;
     place_pages(p, n_pages, rng);
+    if (pkvi_layout_k_coded(&p->layout) || pkvi_layout_v_coded(&p->layout))
+        place_open_pages(p, n_pages);
     fill_tokens(p, kernels, rng);
 
     const size_t states = (size_t)s->heads * s->rows;
@@ -166,6 +204,9 @@ void problem_free(struct problem *p)
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     uintptr_t base = (uintptr_t)p->arena / page * page;
     munmap((void *)base, p->arena_bytes);
+    for (uint32_t i = 0; p->open_parts && i < p->job.n_pages; i++)
+        free(p->open_parts[i]);
+    free(p->open_parts);
     free((void *)(uintptr_t)p->parts);
     free(p->q);
     free(p->lo);
@@ -179,27 +220,32 @@ void problem_free(struct problem *p)
     free(p);
 }
 
-static void set_element(const struct problem *p, uint32_t page, size_t offset, float x)
+static void set_element(struct problem *p, bool keys, uint32_t head, uint32_t slot, uint32_t dim,
+                        float x)
 {
-    char *at = (char *)(uintptr_t)p->parts[page] + offset;
-    p->kernels->convert(at, p->layout.dtype, &x, PKV_DTYPE_F32, 1);
+    const uint32_t P = p->layout.page_tokens;
+    const pkvi_layout *l = p->open_parts ? &p->open : &p->layout;
+    char *part = p->open_parts ? p->open_parts[slot / P] : (char *)(uintptr_t)p->parts[slot / P];
+    const size_t at =
+        keys ? pkvi_layout_k_at(l, head, slot % P, dim) : pkvi_layout_v_at(l, head, slot % P, dim);
+    p->kernels->convert(part + at, keys ? l->dtype_k : l->dtype_v, &x, PKV_DTYPE_F32, 1);
+    p->stale = p->open_parts != NULL;
 }
 
 void problem_set_k(struct problem *p, uint32_t head, uint32_t slot, uint32_t dim, float x)
 {
-    const uint32_t P = p->layout.page_tokens;
-    set_element(p, slot / P, pkvi_layout_k_at(&p->layout, head, slot % P, dim), x);
+    set_element(p, true, head, slot, dim, x);
 }
 
 void problem_set_v(struct problem *p, uint32_t head, uint32_t slot, uint32_t dim, float x)
 {
-    const uint32_t P = p->layout.page_tokens;
-    set_element(p, slot / P, pkvi_layout_v_at(&p->layout, head, slot % P, dim), x);
+    set_element(p, false, head, slot, dim, x);
 }
 
 static bool rounds_probabilities(const struct problem *p, const pkvi_kernels *kernels)
 {
-    return p->layout.dtype == PKV_DTYPE_BF16 && strstr(kernels->name, "bf16") != NULL;
+    return p->layout.dtype_k == PKV_DTYPE_BF16 && p->layout.dtype_v == PKV_DTYPE_BF16 &&
+           strstr(kernels->name, "bf16") != NULL;
 }
 
 double problem_gate(const struct problem *p, const pkvi_kernels *kernels)
@@ -257,11 +303,12 @@ static void check_row(struct problem *p, const pkvi_kernels *kernels, uint32_t h
     for (uint32_t d = 0; d < p->layout.dim_v; d++)
         ck_assert_msg(isnan(ref[d]) ? isnan(out[d])
                                     : fabs((double)out[d] - ref[d]) <= gate * weights[d] + 1e-30,
-                      "%s %s P=%u d=%u/%u rows=%u tokens=%u: head %u row %u dim %u: %g, not %g "
+                      "%s %s/%s P=%u d=%u/%u rows=%u tokens=%u: head %u row %u dim %u: %g, not %g "
                       "(gate %g of %g)",
-                      kernels->name, pkv_dtype_name(p->layout.dtype), p->layout.page_tokens,
-                      p->layout.dim_k, p->layout.dim_v, p->shape.rows, p->shape.tokens, head, row,
-                      d, (double)out[d], ref[d], gate, weights[d]);
+                      kernels->name, pkv_dtype_name(p->layout.dtype_k),
+                      pkv_dtype_name(p->layout.dtype_v), p->layout.page_tokens, p->layout.dim_k,
+                      p->layout.dim_v, p->shape.rows, p->shape.tokens, head, row, d, (double)out[d],
+                      ref[d], gate, weights[d]);
     const bool same = isnan(ref_lse)   ? isnan(lse)
                       : isinf(ref_lse) ? (double)lse == ref_lse
                                        : fabs((double)lse - ref_lse) <=
@@ -273,6 +320,7 @@ void problem_check(struct problem *p, const pkvi_kernels *kernels, const float *
 {
     char *end = (char *)p->scratch + p->scratch_bytes;
     memset(end, 0x5a, 64);
+    problem_seal(p);
     kernels->attend(&p->job);
     for (int i = 0; i < 64; i++)
         ck_assert_msg(end[i] == 0x5a, "scratch overrun");

@@ -16,9 +16,17 @@ uint64_t rng_next(struct rng *rng);
 uint32_t rng_below(struct rng *rng, uint32_t n);
 float rng_normal(struct rng *rng); /* roughly standard normal */
 
+/* Formats of pages that the tests go through: the plain ones first, then mixed ones and codes. */
+enum { N_PLAIN = 3, N_FORMATS = 11, N_PAGE_SIZES = 6 };
+struct format {
+    pkv_dtype k, v;
+};
+extern const struct format formats[N_FORMATS];
+extern const uint32_t page_sizes[N_PAGE_SIZES];
+
 /* What a problem looks like. Zeroed fields mean: f32, P 16, 1 head, 1 row. */
 struct shape {
-    pkv_dtype dtype;
+    struct format format;
     uint32_t page_tokens, heads, dim_k, dim_v, rows, tokens, leaf_phase, digest;
     float q_scale; /* standard deviation of q; 0 = 1 */
     float v_scale; /* of v; 0 = 1 */
@@ -29,6 +37,9 @@ struct problem {
     struct shape shape;
     const pkvi_kernels *kernels;
     pkvi_layout layout;
+    pkvi_layout open;    /* what is sealed, where the layout has codes: f32 */
+    char **open_parts;   /* [n_pages], or NULL */
+    bool stale;          /* open parts changed since they were sealed */
     pkvi_attend_job job; /* ready to attend: everything visible, scale 1/sqrt(d) */
     char *arena;
     size_t arena_bytes;
@@ -50,9 +61,13 @@ struct problem *problem_new(const pkvi_kernels *kernels, const struct shape *sha
                             struct rng *rng);
 void problem_free(struct problem *p);
 
-/* Stores one element (converted by the double value's nearest float). */
+/* Stores one element (converted by the double value's nearest float). With codes the page is sealed
+ * anew by problem_check or problem_seal. */
 void problem_set_k(struct problem *p, uint32_t head, uint32_t slot, uint32_t dim, float x);
 void problem_set_v(struct problem *p, uint32_t head, uint32_t slot, uint32_t dim, float x);
+
+/* Seals the pages of a problem with codes again if elements were set. */
+void problem_seal(struct problem *p);
 
 /* Runs the job and compares every row with the reference: |o - ref| <= gate * A + what the error of
  * a logit of this size explains. `row_name` labels failures. */

@@ -8,8 +8,6 @@
 #include <string.h>
 #include "suite.h"
 
-static const pkv_dtype dtypes[] = {PKV_DTYPE_F32, PKV_DTYPE_F16, PKV_DTYPE_BF16};
-static const uint32_t page_sizes[] = {8, 16, 32, 64, 128};
 static const uint32_t row_counts[] = {1, 2, 3, 5, 6, 7, 8, 12, 16, 17, 40};
 
 static const pkvi_kernels *row_at(int i)
@@ -20,8 +18,11 @@ static const pkvi_kernels *row_at(int i)
 static void check_shape(const pkvi_kernels *kernels, struct shape shape, uint64_t seed)
 {
     struct rng rng = {seed * 2654435761u + 1};
+    /* A plain format and two of the others, in turn. */
+    const uint64_t mixed = N_FORMATS - N_PLAIN;
+    const uint64_t turn[3] = {seed % N_PLAIN, N_PLAIN + seed % mixed, N_PLAIN + (seed + 3) % mixed};
     for (int d = 0; d < 3; d++) {
-        shape.dtype = dtypes[d];
+        shape.format = formats[turn[d]];
         struct problem *p = problem_new(kernels, &shape, &rng);
         problem_check(p, kernels, NULL);
         problem_free(p);
@@ -32,7 +33,7 @@ START_TEST(every_group_size_and_page_size)
 {
     const pkvi_kernels *kernels = row_at(_i);
     for (size_t i = 0; i < sizeof row_counts / sizeof *row_counts; i++)
-        for (size_t j = 0; j < 5; j++)
+        for (size_t j = 0; j < N_PAGE_SIZES; j++)
             check_shape(kernels,
                         (struct shape){.page_tokens = page_sizes[j],
                                        .heads = 2,
@@ -65,7 +66,7 @@ END_TEST
 START_TEST(every_length)
 {
     const pkvi_kernels *kernels = row_at(_i);
-    for (size_t j = 0; j < 5; j++) {
+    for (size_t j = 0; j < N_PAGE_SIZES; j++) {
         const uint32_t P = page_sizes[j];
         const uint32_t lengths[] = {1, 2, P - 1, P, P + 1, 63, 65, 127, 511, 512, 513};
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
@@ -75,7 +76,7 @@ START_TEST(every_length)
                                        .dim_k = 16,
                                        .rows = 3,
                                        .tokens = lengths[i],
-                                       .leaf_phase = (uint32_t)(i * 7 % 4) * 128},
+                                       .leaf_phase = (uint32_t)(i * 7 % 2) * 256},
                         i);
     }
 }
@@ -95,9 +96,9 @@ START_TEST(windows_and_empty_rows)
 {
     const pkvi_kernels *kernels = row_at(_i);
     struct rng rng = {77};
-    for (int i = 0; i < 60; i++) {
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i % 5],
+    for (int i = 0; i < 33; i++) {
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i % N_PAGE_SIZES],
                               .heads = 2,
                               .dim_k = 48,
                               .rows = row_counts[i % 11],
@@ -126,8 +127,8 @@ START_TEST(causal_prefill)
     struct rng rng = {5};
     for (int i = 0; i < 12; i++) {
         const uint32_t group = 1 + (uint32_t)i % 4, queries = 40 + 5 * (uint32_t)i;
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i % 5],
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i % N_PAGE_SIZES],
                               .heads = 1,
                               .dim_k = 32,
                               .dim_v = 40,
@@ -149,8 +150,8 @@ START_TEST(tree_masks)
     for (int i = 0; i < 24; i++) {
         const uint32_t n = 1 + rng_below(&rng, 70), group = 1 + rng_below(&rng, 4);
         const uint32_t bytes = (n + 7) / 8;
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i % 5],
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i % N_PAGE_SIZES],
                               .heads = 2,
                               .dim_k = 64,
                               .rows = n * group,
@@ -182,8 +183,8 @@ START_TEST(softcap_alibi_sinks)
     const pkvi_kernels *kernels = row_at(_i);
     struct rng rng = {17};
     for (int i = 0; i < 24; i++) {
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i % 5],
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i % N_PAGE_SIZES],
                               .heads = 2,
                               .dim_k = 64,
                               .rows = row_counts[i % 11],
@@ -219,9 +220,9 @@ END_TEST
 START_TEST(extreme_logits)
 {
     const pkvi_kernels *kernels = row_at(_i);
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 11; i++) {
         struct rng rng = {3 + (uint64_t)i};
-        struct shape shape = {.dtype = dtypes[i % 3],
+        struct shape shape = {.format = formats[i % N_FORMATS],
                               .heads = 1,
                               .dim_k = 64,
                               .rows = i & 1 ? 3 : 20,
@@ -244,17 +245,17 @@ END_TEST
 START_TEST(nan_confinement)
 {
     const pkvi_kernels *kernels = row_at(_i);
-    for (int i = 0; i < 36; i++) {
+    for (int i = 0; i < 44; i++) {
         struct rng rng = {1000 + (uint64_t)i};
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i / 3 % 5],
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i / 4 % N_PAGE_SIZES],
                               .heads = 2,
                               .dim_k = 64,
                               .rows = i & 1 ? 4 : 24,
                               .tokens = 150};
         struct problem *p = problem_new(kernels, &shape, &rng);
         const float bad = i % 4 < 2 ? NAN : INFINITY;
-        const uint32_t at = 100 + (uint32_t)i;
+        const uint32_t at = 100 + (uint32_t)i % 40;
         for (uint32_t r = 0; r < shape.rows; r++)
             p->hi[r] = 90 + 60 * (r + 1) / shape.rows;
         if (i & 1) p->lo[0] = 130;
@@ -263,6 +264,7 @@ START_TEST(nan_confinement)
             problem_set_k(p, 1, at, 3, bad);
         else
             problem_set_v(p, 1, at, 5, bad);
+        problem_seal(p);
         kernels->attend(&p->job);
         uint32_t clean = 0, dirty = 0;
         for (uint32_t h = 0; h < 2; h++)
@@ -290,10 +292,10 @@ END_TEST
 START_TEST(poison_outside_view)
 {
     const pkvi_kernels *kernels = row_at(_i);
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < 33; i++) {
         struct rng rng = {2000 + (uint64_t)i};
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i % 5],
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i % N_PAGE_SIZES],
                               .heads = 1,
                               .dim_k = 40,
                               .rows = row_counts[i % 11],
@@ -354,10 +356,10 @@ static void accumulate_check(const pkvi_kernels *kernels, struct problem *p, uin
 START_TEST(accumulate_is_bitwise)
 {
     const pkvi_kernels *kernels = row_at(_i);
-    for (int i = 0; i < 15; i++) {
+    for (int i = 0; i < 22; i++) {
         struct rng rng = {31 + (uint64_t)i};
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i % 5],
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i % N_PAGE_SIZES],
                               .heads = 2,
                               .dim_k = 64,
                               .rows = row_counts[i % 11],
@@ -375,8 +377,8 @@ START_TEST(row_grouping_is_bitwise)
     const pkvi_kernels *kernels = row_at(_i);
     for (int i = 0; i < 33; i++) {
         struct rng rng = {61 + (uint64_t)i};
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i % 5],
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i % N_PAGE_SIZES],
                               .heads = 2,
                               .dim_k = 72,
                               .rows = row_counts[i % 11] + 1,
@@ -398,10 +400,11 @@ START_TEST(row_grouping_is_bitwise)
             job.l = &l;
             kernels->attend(&job);
             const size_t at = shape.rows + r;
-            ck_assert_msg(
-                memcmp(o, p->o + at * p->o_stride, 72 * sizeof *o) == 0 &&
-                    memcmp(&m, p->m + at, sizeof m) == 0 && memcmp(&l, p->l + at, sizeof l) == 0,
-                "%s %s rows %u row %u", kernels->name, pkv_dtype_name(shape.dtype), shape.rows, r);
+            ck_assert_msg(memcmp(o, p->o + at * p->o_stride, 72 * sizeof *o) == 0 &&
+                              memcmp(&m, p->m + at, sizeof m) == 0 &&
+                              memcmp(&l, p->l + at, sizeof l) == 0,
+                          "%s %s/%s rows %u row %u", kernels->name, pkv_dtype_name(shape.format.k),
+                          pkv_dtype_name(shape.format.v), shape.rows, r);
         }
         problem_free(p);
     }
@@ -412,10 +415,10 @@ END_TEST
 START_TEST(page_masses)
 {
     const pkvi_kernels *kernels = row_at(_i);
-    for (int i = 0; i < 15; i++) {
+    for (int i = 0; i < 16; i++) {
         struct rng rng = {500 + (uint64_t)i};
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i % 5],
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i % N_PAGE_SIZES],
                               .heads = 2,
                               .dim_k = 64,
                               .rows = row_counts[i % 11] % 9 + 1,
@@ -469,8 +472,8 @@ START_TEST(bf16_queries)
     const pkvi_kernels *kernels = row_at(_i);
     for (int i = 0; i < 12; i++) {
         struct rng rng = {700 + (uint64_t)i};
-        struct shape shape = {.dtype = dtypes[i % 3],
-                              .page_tokens = page_sizes[i % 5],
+        struct shape shape = {.format = formats[i % N_FORMATS],
+                              .page_tokens = page_sizes[i % N_PAGE_SIZES],
                               .heads = 2,
                               .dim_k = 128,
                               .rows = row_counts[i % 11],
@@ -497,14 +500,14 @@ START_TEST(random_problems)
     struct rng rng = {seed | 1};
     if (_i == 0) printf("PKV_SEED=%llu\n", (unsigned long long)seed);
     for (int i = 0; i < 80; i++) {
-        struct shape shape = {.dtype = dtypes[rng_below(&rng, 3)],
-                              .page_tokens = page_sizes[rng_below(&rng, 5)],
+        struct shape shape = {.format = formats[rng_below(&rng, N_FORMATS)],
+                              .page_tokens = page_sizes[rng_below(&rng, N_PAGE_SIZES)],
                               .heads = 1 + rng_below(&rng, 4),
                               .dim_k = 8 * (1 + rng_below(&rng, 20)),
                               .dim_v = 8 * (1 + rng_below(&rng, 20)),
                               .rows = 1 + rng_below(&rng, rng_below(&rng, 2) ? 12 : 140),
                               .tokens = 1 + rng_below(&rng, 700),
-                              .leaf_phase = 128 * rng_below(&rng, 4)};
+                              .leaf_phase = 256 * rng_below(&rng, 2)};
         struct problem *p = problem_new(kernels, &shape, &rng);
         const uint32_t kind = rng_below(&rng, 3);
         if (kind == 1) ragged_windows(p, &rng);

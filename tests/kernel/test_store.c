@@ -8,7 +8,6 @@
 #include "suite.h"
 
 static const pkv_dtype dtypes[] = {PKV_DTYPE_F32, PKV_DTYPE_F16, PKV_DTYPE_BF16};
-static const uint32_t page_sizes[] = {8, 16, 32, 64, 128};
 
 static const pkvi_kernels *row_at(int i)
 {
@@ -17,12 +16,13 @@ static const pkvi_kernels *row_at(int i)
 
 START_TEST(layout_places_every_element_once)
 {
-    for (int i = 0; i < 45; i++) {
+    for (int i = 0; i < 54; i++) {
         pkvi_layout l;
-        const uint32_t P = page_sizes[i % 5], dk = 8 * (1 + (uint32_t)i % 7),
+        const uint32_t P = page_sizes[i % N_PAGE_SIZES], dk = 8 * (1 + (uint32_t)i % 7),
                        dv = 8 + 8 * (uint32_t)(i % 3);
-        ck_assert_int_eq(pkvi_layout_init(&l, dtypes[i % 3], P, 3, dk, dv, 0), PKV_OK);
-        ck_assert_uint_eq(l.part_bytes, (size_t)3 * P * (dk + dv) * l.elem_bytes);
+        ck_assert_int_eq(pkvi_layout_init(&l, dtypes[i % 3], dtypes[i % 3], P, 3, dk, dv, 0),
+                         PKV_OK);
+        ck_assert_uint_eq(l.part_bytes, (size_t)3 * P * (dk + dv) * l.k_elem_bytes);
         char *seen = calloc(l.part_bytes, 1);
         ck_assert_ptr_nonnull(seen);
         for (uint32_t h = 0; h < 3; h++)
@@ -33,7 +33,7 @@ START_TEST(layout_places_every_element_once)
                     seen[pkvi_layout_v_at(&l, h, s, d)]++;
             }
         for (size_t at = 0; at < l.part_bytes; at++)
-            ck_assert_int_eq(seen[at], at % l.elem_bytes == 0 ? 1 : 0);
+            ck_assert_int_eq(seen[at], at % l.k_elem_bytes == 0 ? 1 : 0);
         free(seen);
     }
 }
@@ -44,26 +44,37 @@ START_TEST(layout_rejects_and_tags)
     pkvi_layout l, m;
     memset(&l, 0x11, sizeof l);
     m = l;
-    ck_assert_int_eq(pkvi_layout_init(&l, 9, 16, 1, 64, 64, 0), PKV_EINVAL);
-    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, 24, 1, 64, 64, 0), PKV_EINVAL);
-    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, 256, 1, 64, 64, 0), PKV_EINVAL);
-    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, 16, 0, 64, 64, 0), PKV_EINVAL);
-    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, 16, 1, 63, 64, 0), PKV_EINVAL);
-    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, 16, 1, 64, 584, 0), PKV_EINVAL);
-    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, 16, 1, 64, 64, 4), PKV_EINVAL);
+    ck_assert_int_eq(pkvi_layout_init(&l, 9, 9, 16, 1, 64, 64, 0), PKV_EINVAL);
+    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, PKV_DTYPE_F16, 24, 1, 64, 64, 0),
+                     PKV_EINVAL);
+    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, PKV_DTYPE_F16, 512, 1, 64, 64, 0),
+                     PKV_EINVAL);
+    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, PKV_DTYPE_F16, 16, 0, 64, 64, 0),
+                     PKV_EINVAL);
+    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, PKV_DTYPE_F16, 16, 1, 63, 64, 0),
+                     PKV_EINVAL);
+    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, PKV_DTYPE_F16, 16, 1, 64, 584, 0),
+                     PKV_EINVAL);
+    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_F16, PKV_DTYPE_F16, 16, 1, 64, 64, 4),
+                     PKV_EINVAL);
+    /* Formats of keys are none of values. */
+    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_V8, PKV_DTYPE_V8, 16, 1, 64, 64, 0),
+                     PKV_EINVAL);
+    ck_assert_int_eq(pkvi_layout_init(&l, PKV_DTYPE_K8, PKV_DTYPE_K8, 16, 1, 64, 64, 0),
+                     PKV_EINVAL);
     ck_assert_int_eq(memcmp(&l, &m, sizeof l), 0);
     /* Any change of format or geometry changes the tag. */
-    uint64_t tags[600];
+    static uint64_t tags[N_FORMATS * N_PAGE_SIZES * 32];
     size_t n = 0;
-    for (int t = 0; t < 3; t++)
-        for (int p = 0; p < 5; p++)
+    for (int t = 0; t < N_FORMATS; t++)
+        for (int p = 0; p < N_PAGE_SIZES; p++)
             for (uint32_t k = 64; k <= 80; k += 16)
                 for (uint32_t v = 64; v <= 80; v += 16)
                     for (uint32_t heads = 1; heads <= 2; heads++)
                         for (uint32_t digest = 0; digest < 4; digest++) {
-                            ck_assert_int_eq(
-                                pkvi_layout_init(&l, dtypes[t], page_sizes[p], heads, k, v, digest),
-                                PKV_OK);
+                            ck_assert_int_eq(pkvi_layout_init(&l, formats[t].k, formats[t].v,
+                                                              page_sizes[p], heads, k, v, digest),
+                                             PKV_OK);
                             ck_assert_uint_eq(l.part_bytes % 64, 0);
                             for (size_t i = 0; i < n; i++)
                                 ck_assert(tags[i] != l.tag);
@@ -77,12 +88,13 @@ START_TEST(rows_go_in_and_out)
 {
     const pkvi_kernels *kernels = row_at(_i);
     struct rng rng = {12};
-    for (int i = 0; i < 135; i++) {
+    for (int i = 0; i < 162; i++) {
         const pkv_dtype plain = dtypes[i / 3 % 3];
-        const uint32_t P = page_sizes[i / 9 % 5], heads = 3, dk = 24, dv = 40;
+        const uint32_t P = page_sizes[i / 9 % N_PAGE_SIZES], heads = 3, dk = 24, dv = 40;
         const size_t e = pkv_dtype_size(plain);
         pkvi_layout l;
-        ck_assert_int_eq(pkvi_layout_init(&l, dtypes[i % 3], P, heads, dk, dv, 0), PKV_OK);
+        ck_assert_int_eq(pkvi_layout_init(&l, dtypes[i % 3], dtypes[i % 3], P, heads, dk, dv, 0),
+                         PKV_OK);
         const uint32_t slot = rng_below(&rng, P), n = 1 + rng_below(&rng, P - slot);
         const ptrdiff_t head_stride = (ptrdiff_t)(48 * e), token_stride = heads * head_stride + 64;
         const size_t bytes = (size_t)token_stride * n;
@@ -110,12 +122,12 @@ START_TEST(rows_go_in_and_out)
                 for (uint32_t d = 0; d < dk; d++) {
                     const size_t at = pkvi_layout_k_at(&l, h, s, d);
                     char want[4];
-                    memcpy(want, before + at, l.elem_bytes);
+                    memcpy(want, before + at, l.k_elem_bytes);
                     if (h >= 1 && s >= slot && s < slot + n)
-                        kernels->convert(want, l.dtype,
+                        kernels->convert(want, l.dtype_k,
                                          in + (s - slot) * token_stride + h * head_stride + d * e,
                                          plain, 1);
-                    ck_assert_int_eq(memcmp(want, part + at, l.elem_bytes), 0);
+                    ck_assert_int_eq(memcmp(want, part + at, l.k_elem_bytes), 0);
                 }
         job.k.data = out;
         job.v.data = NULL;
@@ -126,17 +138,17 @@ START_TEST(rows_go_in_and_out)
                     const size_t at = (size_t)(t * token_stride + h * head_stride) + d * e;
                     char stored[4], want[4];
                     memset(want, 0x55, 4);
-                    kernels->convert(stored, l.dtype, in + at, plain, 1);
-                    if (h >= 1 && d < dk) kernels->convert(want, plain, stored, l.dtype, 1);
+                    kernels->convert(stored, l.dtype_k, in + at, plain, 1);
+                    if (h >= 1 && d < dk) kernels->convert(want, plain, stored, l.dtype_k, 1);
                     ck_assert_int_eq(memcmp(want, out + at, e), 0);
                 }
         for (uint32_t s = slot; s < slot + n; s++) { /* V as well */
             char want[4];
-            kernels->convert(want, l.dtype,
+            kernels->convert(want, l.dtype_k,
                              in + 8 + (s - slot) * token_stride + 2 * head_stride + (dv - 1) * e,
                              plain, 1);
-            ck_assert_int_eq(memcmp(want, part + pkvi_layout_v_at(&l, 2, s, dv - 1), l.elem_bytes),
-                             0);
+            ck_assert_int_eq(
+                memcmp(want, part + pkvi_layout_v_at(&l, 2, s, dv - 1), l.k_elem_bytes), 0);
         }
         free(in);
         free(out);
@@ -149,7 +161,7 @@ END_TEST
 static double digest_value(const pkvi_layout *l, const void *part, size_t offset)
 {
     float x;
-    pkvi_kernel_find("generic")->convert(&x, PKV_DTYPE_F32, (const char *)part + offset, l->dtype,
+    pkvi_kernel_find("generic")->convert(&x, PKV_DTYPE_F32, (const char *)part + offset, l->dtype_k,
                                          1);
     return (double)x;
 }
@@ -159,7 +171,7 @@ static double page_bound(const pkvi_layout *l, const void *part, uint32_t head, 
 {
     double bound = 0;
     for (uint32_t d = 0; d < l->dim_k; d++) {
-        const size_t at = ((size_t)head * l->dim_k + d) * l->elem_bytes;
+        const size_t at = ((size_t)head * l->dim_k + d) * l->k_elem_bytes;
         bound += fmax((double)q[d] * digest_value(l, part, l->min_offset + at),
                       (double)q[d] * digest_value(l, part, l->max_offset + at));
     }
@@ -171,8 +183,8 @@ START_TEST(digests_and_scores)
     const pkvi_kernels *kernels = row_at(_i);
     for (int i = 0; i < 15; i++) {
         struct rng rng = {40 + (uint64_t)i};
-        const uint32_t P = page_sizes[i % 5], n = i % 4 ? P : P - 3;
-        struct shape shape = {.dtype = dtypes[i % 3],
+        const uint32_t P = page_sizes[i % N_PAGE_SIZES], n = i % 4 ? P : P - 3;
+        struct shape shape = {.format = formats[i % 3],
                               .page_tokens = P,
                               .heads = 2,
                               .dim_k = 56,
@@ -201,8 +213,8 @@ START_TEST(digests_and_scores)
                 float stored;
                 const size_t at = (size_t)h * 56 + d;
                 memcpy(&stored, (char *)part + l->sum_offset + at * 4, 4);
-                ck_assert(digest_value(l, part, l->min_offset + at * l->elem_bytes) == min);
-                ck_assert(digest_value(l, part, l->max_offset + at * l->elem_bytes) == max);
+                ck_assert(digest_value(l, part, l->min_offset + at * l->k_elem_bytes) == min);
+                ck_assert(digest_value(l, part, l->max_offset + at * l->k_elem_bytes) == max);
                 ck_assert_msg(fabs((double)stored - sum) < 1e-5 * P, "%g, not %g", (double)stored,
                               sum);
             }
@@ -233,7 +245,7 @@ START_TEST(merged_states)
     const pkvi_kernels *kernels = row_at(_i);
     for (int i = 0; i < 12; i++) {
         struct rng rng = {90 + (uint64_t)i};
-        struct shape shape = {.dtype = dtypes[i % 3],
+        struct shape shape = {.format = formats[i % N_FORMATS],
                               .heads = 1,
                               .dim_k = 64,
                               .dim_v = 72,
