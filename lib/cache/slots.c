@@ -6,9 +6,9 @@ static struct pkvi_slot *slot_at(const struct pkvi_slots *slots, uint32_t number
     return pkvi_segvec_at(&slots->slots, number, sizeof(struct pkvi_slot));
 }
 
-void pkvi_slots_init(struct pkvi_slots *slots, uint32_t limit)
+void pkvi_slots_init(struct pkvi_slots *slots, uint32_t limit, const struct pkvi_os *os)
 {
-    pkvi_segvec_init(&slots->slots, sizeof(struct pkvi_slot));
+    pkvi_segvec_init(&slots->slots, sizeof(struct pkvi_slot), os);
     slots->limit = limit;
     slots->live = 0;
     slots->used = 0;

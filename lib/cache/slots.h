@@ -33,7 +33,7 @@ struct pkvi_slots {
 };
 
 /* An empty table for at most `limit` live objects. */
-void pkvi_slots_init(struct pkvi_slots *slots, uint32_t limit);
+void pkvi_slots_init(struct pkvi_slots *slots, uint32_t limit, const struct pkvi_os *os);
 
 /* Gives the slots back; objects are the owner's business. */
 void pkvi_slots_destroy(struct pkvi_slots *slots, struct pkvi_mem *mem);

@@ -3,10 +3,15 @@
 #define READ(field) atomic_load_explicit(&(field), memory_order_relaxed)
 #define WRITE(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
 
-/* Room that regions leave for metadata. */
+/* Room that pages leave for metadata from the start, and beyond what there is. */
 static uint64_t headroom(uint64_t limit)
 {
     return limit / 512 + (UINT64_C(64) << 10);
+}
+
+static uint64_t spare(uint64_t limit)
+{
+    return limit / 1024 + (UINT64_C(16) << 10);
 }
 
 bool pkvi_budget_init(struct pkvi_budget *budget, uint64_t limit, struct pkvi_lock_ranks *ranks)
@@ -26,16 +31,15 @@ static uint64_t above(uint64_t a, uint64_t b)
     return a > b ? a - b : 0;
 }
 
-static uint64_t region_room(struct pkvi_budget *budget)
+uint64_t pkvi_budget_for_pages(struct pkvi_budget *budget)
 {
     uint64_t limit = READ(budget->limit);
-    uint64_t kept = pkvi_max_u64(READ(budget->metadata), headroom(limit));
-    return above(above(limit, kept), READ(budget->regions));
+    return above(limit, pkvi_max_u64(READ(budget->metadata) + spare(limit), headroom(limit)));
 }
 
 uint64_t pkvi_budget_region_room(struct pkvi_budget *budget)
 {
-    return region_room(budget);
+    return above(pkvi_budget_for_pages(budget), READ(budget->regions));
 }
 
 uint64_t pkvi_budget_capacity(uint64_t limit)
@@ -53,10 +57,19 @@ static void add(_Atomic uint64_t *counter, _Atomic uint64_t *peak, uint64_t byte
 bool pkvi_budget_charge_region(struct pkvi_budget *budget, uint64_t bytes)
 {
     pkvi_mutex_lock(&budget->lock);
-    bool fits = bytes <= region_room(budget);
+    bool fits = bytes <= pkvi_budget_region_room(budget);
     if (fits) add(&budget->regions, &budget->regions_peak, bytes);
     pkvi_mutex_unlock(&budget->lock);
     return fits;
+}
+
+uint64_t pkvi_budget_charge_units(struct pkvi_budget *budget, uint64_t bytes, uint64_t n)
+{
+    pkvi_mutex_lock(&budget->lock);
+    n = pkvi_min_u64(n, pkvi_budget_region_room(budget) / bytes);
+    if (n != 0) add(&budget->regions, &budget->regions_peak, n * bytes);
+    pkvi_mutex_unlock(&budget->lock);
+    return n;
 }
 
 void pkvi_budget_release_region(struct pkvi_budget *budget, uint64_t bytes)
@@ -75,10 +88,17 @@ static bool charge_metadata_once(struct pkvi_budget *budget, uint64_t bytes)
     return fits;
 }
 
+/* True if the hook gave something up, or others did meanwhile. */
+static bool make_room(struct pkvi_budget *budget, uint64_t bytes)
+{
+    uint64_t room = above(READ(budget->limit), pkvi_budget_used(budget));
+    return room >= bytes || budget->pressure(budget->pressure_context, bytes - room);
+}
+
 bool pkvi_budget_charge_metadata(struct pkvi_budget *budget, uint64_t bytes)
 {
     while (!charge_metadata_once(budget, bytes))
-        if (!budget->pressure || !budget->pressure(budget->pressure_context)) return false;
+        if (!budget->pressure || !make_room(budget, bytes)) return false;
     return true;
 }
 

@@ -78,6 +78,20 @@ void pkvi_mem_free(struct pkvi_mem *mem, void *ptr, size_t size)
     if (mem->budget) pkvi_budget_release_metadata(mem->budget, size);
 }
 
+void *pkvi_mem_scratch(struct pkvi_mem *mem, size_t n, size_t size)
+{
+    size_t bytes;
+    if (!pkvi_mul_size(n, size, &bytes)) return NULL;
+    void *ptr = mem->allocator.alloc(mem->allocator.user, bytes, MIN_ALIGNMENT);
+    if (ptr) memset(ptr, 0, bytes);
+    return ptr;
+}
+
+void pkvi_mem_free_scratch(struct pkvi_mem *mem, void *ptr, size_t n, size_t size)
+{
+    if (ptr) mem->allocator.free(mem->allocator.user, ptr, n * size);
+}
+
 void *pkvi_mem_grow_array(struct pkvi_mem *mem, void *ptr, size_t old_n, size_t new_n, size_t size)
 {
     size_t bytes;

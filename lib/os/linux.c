@@ -11,10 +11,12 @@
 /* From <linux/mempolicy.h>, which not every system installs. */
 #define MPOL_PREFERRED_MODE 1
 
-/* Populates a range for writing; since Linux 5.14. */
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
+static size_t linux_page_bytes(void *user)
+{
+    (void)user;
+    long bytes = sysconf(_SC_PAGESIZE);
+    return bytes > 0 ? (size_t)bytes : 4096;
+}
 
 static void *linux_map(void *user, size_t size, size_t alignment)
 {
@@ -44,25 +46,16 @@ static bool linux_decommit(void *user, void *address, size_t size)
     return madvise(address, size, MADV_DONTNEED) == 0;
 }
 
-static bool linux_commit(void *user, void *address, size_t size)
-{
-    (void)user;
-    if (madvise(address, size, MADV_POPULATE_WRITE) == 0) return true;
-    if (errno != EINVAL) return false;
-    /* An older kernel: touch every page, keeping what is there. */
-    long page = sysconf(_SC_PAGESIZE);
-    if (page <= 0) return false;
-    for (size_t at = 0; at < size; at += (size_t)page) {
-        volatile char *byte = (volatile char *)address + at;
-        *byte = *byte;
-    }
-    return true;
-}
-
 static bool linux_advise_huge(void *user, void *address, size_t size)
 {
     (void)user;
     return madvise(address, size, MADV_HUGEPAGE) == 0;
+}
+
+static bool linux_advise_small(void *user, void *address, size_t size)
+{
+    (void)user;
+    return madvise(address, size, MADV_NOHUGEPAGE) == 0;
 }
 
 static bool linux_advise_dont_fork(void *user, void *address, size_t size)
@@ -139,11 +132,12 @@ static bool linux_write_at(void *user, int fd, const void *buffer, size_t size, 
 const struct pkvi_os *pkvi_os_default(void)
 {
     static const struct pkvi_os hooks = {
+        .page_bytes = linux_page_bytes,
         .map = linux_map,
         .unmap = linux_unmap,
         .decommit = linux_decommit,
-        .commit = linux_commit,
         .advise_huge = linux_advise_huge,
+        .advise_small = linux_advise_small,
         .advise_dont_fork = linux_advise_dont_fork,
         .advise_numa = linux_advise_numa,
         .clock_ns = linux_clock_ns,

@@ -9,9 +9,11 @@
 
 /* The contract. Every function gets `user` and is MT-safe. Those that return bool say whether they
  * succeeded; advice that is refused is not an error for the caller. Sizes and addresses of mapping
- * calls are multiples of PKVI_OS_GRANULE. */
+ * calls are multiples of page_bytes(). */
 struct pkvi_os {
     void *user;
+    /* The unit in which memory appears on first touch and is given back: a power of two. */
+    size_t (*page_bytes)(void *user);
     /* Reserves `size` bytes of zeroed, readable and writable private memory at a multiple of
      * `alignment` (a power of two); NULL if refused. Physical memory appears on first touch. */
     void *(*map)(void *user, size_t size, size_t alignment);
@@ -20,10 +22,10 @@ struct pkvi_os {
     /* Drops the contents but keeps the range: it reads as zeros afterwards and uses no memory until
      * touched again. */
     bool (*decommit)(void *user, void *address, size_t size);
-    /* Makes the range usable without page faults later (populates it). */
-    bool (*commit)(void *user, void *address, size_t size);
     /* Advice: back the range with huge pages. */
     bool (*advise_huge)(void *user, void *address, size_t size);
+    /* Advice: the opposite. Only what is touched takes memory, page by page. */
+    bool (*advise_small)(void *user, void *address, size_t size);
     /* Advice: children of fork() do not inherit the range. */
     bool (*advise_dont_fork)(void *user, void *address, size_t size);
     /* Advice: prefer memory of this NUMA node. */
@@ -38,7 +40,7 @@ struct pkvi_os {
     bool (*write_at)(void *user, int fd, const void *buffer, size_t size, uint64_t offset);
 };
 
-/* Smallest unit of mappings the library asks for: one x86-64 or AArch64 huge page. */
+/* Smallest unit of regions: one x86-64 or AArch64 huge page. */
 #define PKVI_OS_GRANULE ((size_t)2 << 20)
 
 /* The hooks of this operating system (Linux). Static storage, constant. MT-safe. */

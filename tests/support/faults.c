@@ -86,14 +86,14 @@ static bool os_decommit(void *user, void *address, size_t size)
     return !refuse_other(user) && pkvi_os_default()->decommit(NULL, address, size);
 }
 
-static bool os_commit(void *user, void *address, size_t size)
-{
-    return !refuse_other(user) && pkvi_os_default()->commit(NULL, address, size);
-}
-
 static bool os_advise_huge(void *user, void *address, size_t size)
 {
     return !refuse_other(user) && pkvi_os_default()->advise_huge(NULL, address, size);
+}
+
+static bool os_advise_small(void *user, void *address, size_t size)
+{
+    return !refuse_other(user) && pkvi_os_default()->advise_small(NULL, address, size);
 }
 
 static bool os_advise_dont_fork(void *user, void *address, size_t size)
@@ -132,11 +132,12 @@ void pkvt_os_init(struct pkvt_os *os)
     memset(os, 0, sizeof *os);
     os->hooks = (struct pkvi_os){
         .user = os,
+        .page_bytes = pkvi_os_default()->page_bytes,
         .map = os_map,
         .unmap = os_unmap,
         .decommit = os_decommit,
-        .commit = os_commit,
         .advise_huge = os_advise_huge,
+        .advise_small = os_advise_small,
         .advise_dont_fork = os_advise_dont_fork,
         .advise_numa = os_advise_numa,
         .clock_ns = os_clock_ns,

@@ -78,10 +78,12 @@ START_TEST(huge_limits_do_not_overflow)
 }
 END_TEST
 
-static bool give_back(void *context)
+static bool give_back(void *context, uint64_t bytes)
 {
     uint64_t *left = context;
     if (!*left) return false;
+    ck_assert_uint_gt(bytes, 0);
+    ck_assert_uint_le(bytes, 2 * MIB);
     *left -= MIB;
     pkvi_budget_release_region(&budget, MIB);
     return true;
@@ -178,7 +180,7 @@ START_TEST(segvec_elements_stay)
 {
     start(64 * MIB, false);
     struct pkvi_segvec vec;
-    pkvi_segvec_init(&vec, sizeof(uint32_t));
+    pkvi_segvec_init(&vec, sizeof(uint32_t), NULL);
     ck_assert(!pkvi_segvec_ensure(&vec, &mem, UINT32_MAX));
     ck_assert(pkvi_segvec_ensure(&vec, &mem, 0));
     ck_assert_uint_eq(atomic_load(&vec.capacity), 0);
@@ -210,12 +212,57 @@ START_TEST(segvec_survives_refusal)
 {
     start(64 * MIB, false);
     struct pkvi_segvec vec;
-    pkvi_segvec_init(&vec, 8);
+    pkvi_segvec_init(&vec, 8, NULL);
     allocator.fail_at = 3;
     ck_assert(!pkvi_segvec_ensure(&vec, &mem, 1000));
     ck_assert_uint_eq(atomic_load(&vec.capacity), 64 + 128);
     ck_assert(pkvi_segvec_ensure(&vec, &mem, 1000));
     pkvi_segvec_destroy(&vec, &mem);
+    stop();
+}
+END_TEST
+
+/* Large segments of a vector with OS hooks are charged by the OS page and shrink, in place. */
+START_TEST(mapped_segments_shrink)
+{
+    enum { N = 100000, FEW = 1000 };
+    start(64 * MIB, false);
+    static struct pkvt_os os;
+    pkvt_os_init(&os);
+    struct pkvi_segvec vec;
+    pkvi_segvec_init(&vec, sizeof(uint64_t), &os.hooks);
+    ck_assert(pkvi_segvec_ensure(&vec, &mem, FEW));
+    ck_assert_uint_eq(os.maps, 0);
+    const uint64_t few = atomic_load(&budget.metadata);
+    os.fail_maps_from = 1;
+    ck_assert(!pkvi_segvec_ensure(&vec, &mem, N));
+    os.fail_maps_from = 0;
+    ck_assert(pkvi_segvec_ensure(&vec, &mem, N));
+    ck_assert_uint_gt(os.maps, 0);
+    /* By the OS page, not by twice what is used. */
+    ck_assert_uint_ge(atomic_load(&budget.metadata), N * sizeof(uint64_t));
+    ck_assert_uint_le(atomic_load(&budget.metadata), N * sizeof(uint64_t) + 4 * 65536);
+    for (uint32_t i = 0; i < N; i++)
+        *(uint64_t *)pkvi_segvec_at(&vec, i, sizeof(uint64_t)) = i;
+    uint64_t *last = pkvi_segvec_at(&vec, N - 1, sizeof(uint64_t));
+    /* Refused by the OS, nothing is uncharged. */
+    const uint64_t charged = atomic_load(&budget.metadata);
+    os.fail_other = os.others + 1;
+    pkvi_segvec_trim(&vec, &mem, FEW);
+    ck_assert_uint_eq(atomic_load(&budget.metadata), charged);
+    ck_assert_uint_ge(atomic_load(&vec.capacity), N);
+    pkvi_segvec_trim(&vec, &mem, N / 2);
+    ck_assert_uint_lt(atomic_load(&budget.metadata), charged * 2 / 3);
+    ck_assert_uint_ge(atomic_load(&vec.capacity), N / 2);
+    ck_assert_uint_eq(*(uint64_t *)pkvi_segvec_at(&vec, N / 2 - 1, 8), N / 2 - 1);
+    ck_assert_uint_eq(*last, 0); /* still there to be read */
+    pkvi_segvec_trim(&vec, &mem, FEW);
+    ck_assert_uint_le(atomic_load(&budget.metadata), few + 65536);
+    ck_assert_uint_eq(*(uint64_t *)pkvi_segvec_at(&vec, FEW - 1, 8), FEW - 1);
+    ck_assert(pkvi_segvec_ensure(&vec, &mem, N));
+    ck_assert_ptr_eq(pkvi_segvec_at(&vec, N - 1, sizeof(uint64_t)), last);
+    pkvi_segvec_destroy(&vec, &mem);
+    ck_assert_uint_eq(os.live_maps, 0);
     stop();
 }
 END_TEST
@@ -233,6 +280,7 @@ Suite *pkvt_suite(void)
     tcase_add_test(tests, arena_is_private);
     tcase_add_test(tests, segvec_elements_stay);
     tcase_add_test(tests, segvec_survives_refusal);
+    tcase_add_test(tests, mapped_segments_shrink);
     suite_add_tcase(suite, tests);
     return suite;
 }

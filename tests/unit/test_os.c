@@ -12,6 +12,8 @@
 START_TEST(mapping_is_aligned_zeroed_and_reusable)
 {
     const struct pkvi_os *os = pkvi_os_default();
+    const size_t page = os->page_bytes(os->user);
+    ck_assert(page >= 512 && PKVI_OS_GRANULE % page == 0);
     for (size_t alignment = 4096; alignment <= 16 * PKVI_OS_GRANULE; alignment *= 8) {
         unsigned char *base = os->map(os->user, PKVI_OS_GRANULE, alignment);
         ck_assert_ptr_nonnull(base);
@@ -19,8 +21,12 @@ START_TEST(mapping_is_aligned_zeroed_and_reusable)
         for (size_t i = 0; i < PKVI_OS_GRANULE; i += 511)
             ck_assert_int_eq(base[i], 0);
         memset(base, 7, PKVI_OS_GRANULE);
-        ck_assert(os->commit(os->user, base, PKVI_OS_GRANULE)); /* keeps contents */
+        os->advise_small(os->user, base, PKVI_OS_GRANULE); /* keeps contents */
         ck_assert_int_eq(base[PKVI_OS_GRANULE - 1], 7);
+        ck_assert(os->decommit(os->user, base + page, page));
+        ck_assert_int_eq(base[page - 1], 7);
+        ck_assert_int_eq(base[page], 0);
+        ck_assert_int_eq(base[2 * page], 7);
         ck_assert(os->decommit(os->user, base, PKVI_OS_GRANULE));
         ck_assert_int_eq(base[PKVI_OS_GRANULE - 1], 0);
         ck_assert(os->unmap(os->user, base, PKVI_OS_GRANULE));
