@@ -43,7 +43,7 @@ static pkv_status set_capacity(struct pkv_cache *cache, uint32_t capacity)
     for (size_t i = 0; i < n; i++) {
         old->holders[i].need = old->pages + i * 3 * cache->n_groups;
         old->holders[i].back = old->holders[i].need + cache->n_groups;
-        old->holders[i].empties = old->holders[i].back + cache->n_groups;
+        old->holders[i].units = old->holders[i].back + cache->n_groups;
     }
     return PKV_OK;
 }
@@ -110,18 +110,15 @@ static void imagine(struct pkv_cache *cache, struct pkvi_bank *bank, struct pkvi
 {
     const uint64_t shared = shared_tokens >> cache->page_shift;
     const uint64_t pages = pkvi_pages_for(cache, max_tokens) - shared;
+    uint64_t attached[PKV_MAX_GROUPS];
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const uint64_t most = pkvi_demand_most_held(cache, NULL, g);
-        const uint64_t cached =
-            atomic_load_explicit(&cache->groups[g].pool.cached, memory_order_relaxed);
-        const uint64_t attached =
-            pkvi_min_u64(pkvi_min_u64(pkvi_min_u64(shared, most), cached), bank->free[g]);
-        bank->free[g] -= attached;
+        const uint64_t cached = pkvi_pool_cached(&cache->groups[g].pool);
+        attached[g] = pkvi_min_u64(pkvi_min_u64(shared, most), cached);
         holder->need[g] = pkvi_min_u64(pages, most);
-        holder->back[g] = attached;
-        holder->empties[g] = 0;
+        holder->back[g] = attached[g];
     }
-    holder->cuts = 0;
+    pkvi_bank_take(bank, attached, holder->units);
 }
 
 static bool probe(struct pkv_cache *cache, uint64_t max_tokens, uint64_t shared_tokens, bool exact,

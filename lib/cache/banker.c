@@ -1,23 +1,29 @@
 #include "cache/banker.h"
 
-/* Regions that `need` takes beyond the group's free pages; UINT64_MAX if it cannot have them. */
-static uint64_t regions_for(const struct pkvi_bank *bank, uint32_t g, uint64_t need)
+/* Units that `need` takes beyond the group's free pages; UINT64_MAX if it cannot have them. */
+static uint64_t units_for(const struct pkvi_bank *bank, uint32_t g, uint64_t need)
 {
     if (need > bank->cap[g]) return UINT64_MAX;
     if (need <= bank->free[g]) return 0;
     const uint64_t rest = need - bank->free[g];
-    if (bank->per_region[g] == 0) return UINT64_MAX;
-    return rest / bank->per_region[g] + (rest % bank->per_region[g] != 0);
+    if (bank->per_unit[g] == 0) return UINT64_MAX;
+    return rest / bank->per_unit[g] + (rest % bank->per_unit[g] != 0);
+}
+
+/* Takes the units that `need` takes out of *left bytes, if they are there. */
+static bool serve(const struct pkvi_bank *bank, uint32_t g, uint64_t need, uint64_t *left)
+{
+    const uint64_t units = units_for(bank, g, need);
+    if (units > *left / bank->unit_bytes[g]) return false;
+    *left -= units * bank->unit_bytes[g];
+    return true;
 }
 
 bool pkvi_bank_can(const struct pkvi_bank *bank, const uint64_t *need)
 {
-    uint64_t left = bank->regions;
-    for (uint32_t g = 0; g < bank->n_groups; g++) {
-        const uint64_t regions = regions_for(bank, g, need[g] + bank->keep[g]);
-        if (regions > left) return false;
-        left -= regions;
-    }
+    uint64_t left = bank->stock;
+    for (uint32_t g = 0; g < bank->n_groups; g++)
+        if (!serve(bank, g, need[g] + bank->keep[g], &left)) return false;
     return true;
 }
 
@@ -30,35 +36,35 @@ bool pkvi_bank_take(struct pkvi_bank *bank, const uint64_t *pages, uint64_t *ope
             want = bank->cap[g];
             all = false;
         }
-        uint64_t regions = regions_for(bank, g, want);
-        if (regions > bank->regions) {
+        const uint64_t most = bank->stock / bank->unit_bytes[g];
+        uint64_t units = units_for(bank, g, want);
+        if (units > most) {
             all = false;
-            regions = bank->per_region[g] != 0 ? bank->regions : 0;
-            want = bank->free[g] + regions * bank->per_region[g];
+            units = bank->per_unit[g] != 0 ? most : 0;
+            want = bank->free[g] + units * bank->per_unit[g];
         }
         bank->cap[g] -= want;
-        bank->regions -= regions;
-        bank->free[g] += regions * bank->per_region[g];
+        bank->stock -= units * bank->unit_bytes[g];
+        bank->free[g] += units * bank->per_unit[g];
         bank->free[g] -= want;
-        if (opened != NULL) opened[g] = regions;
+        if (opened != NULL) opened[g] = units;
     }
     return all;
 }
 
 void pkvi_bank_missing(const struct pkvi_bank *bank, const uint64_t *need, uint32_t *missing)
 {
-    uint64_t left = bank->regions;
+    uint64_t left = bank->stock;
     for (uint32_t g = 0; g < bank->n_groups; g++) {
         const uint64_t wanted = need[g] + bank->keep[g];
-        uint64_t most = bank->free[g] + left * bank->per_region[g];
-        if (most > bank->cap[g]) most = bank->cap[g];
         missing[g] = 0;
-        if (wanted <= most) {
-            left -= regions_for(bank, g, wanted);
-            continue;
-        }
-        missing[g] = (uint32_t)(wanted - most > UINT32_MAX ? UINT32_MAX : wanted - most);
-        if (most > bank->free[g]) left = 0;
+        if (serve(bank, g, wanted, &left)) continue;
+        const uint64_t units = left / bank->unit_bytes[g];
+        uint64_t most = bank->free[g] + units * bank->per_unit[g];
+        if (most > bank->cap[g]) most = bank->cap[g];
+        const uint64_t lacking = wanted > most ? wanted - most : 0;
+        missing[g] = (uint32_t)(lacking > UINT32_MAX ? UINT32_MAX : lacking);
+        serve(bank, g, most, &left);
     }
 }
 
@@ -67,10 +73,10 @@ void pkvi_bank_missing(const struct pkvi_bank *bank, const uint64_t *need, uint3
 
 static uint64_t size_of(const struct pkvi_bank *bank, const struct pkvi_holder *holder)
 {
-    uint64_t pages = 0;
+    uint64_t bytes = 0;
     for (uint32_t g = 0; g < bank->n_groups; g++)
-        pages += holder->need[g];
-    return pages;
+        bytes += holder->need[g] * bank->unit_bytes[g];
+    return bytes;
 }
 
 /* Heap sort of `order` by need, ascending: no recursion, no memory. */
@@ -126,9 +132,8 @@ static void end(struct pkvi_bank *bank, struct pkvi_holder *holder, uint64_t *to
     ops->end(ops->context, holder);
     for (uint32_t g = 0; g < bank->n_groups; g++) {
         bank->free[g] += holder->back[g];
-        bank->free[g] -= holder->empties[g] * bank->per_region[g];
-        if (holder->cuts >> g & 1) bank->free[g] += bank->cut[g];
-        bank->regions += holder->empties[g];
+        bank->free[g] -= holder->units[g] * bank->per_unit[g];
+        bank->stock += holder->units[g] * bank->unit_bytes[g];
         if (bank->cap[g] <= UINT64_MAX - holder->back[g]) bank->cap[g] += holder->back[g];
         total[g] -= holder->need[g];
     }

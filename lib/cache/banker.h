@@ -1,7 +1,8 @@
 /* The safe-state check behind admission, over plain numbers.
  *
- * Resources are pages per group. A group can hand out the pages that are free in its own regions;
- * beyond that it takes whole regions from a common stock. A state is safe if its holders can be put
+ * Resources are pages per group. A group takes its pages from a common stock of bytes, by the unit:
+ * one page, or several small ones (pool/pool.h); those that are free in units with used pages it can
+ * hand out beyond that. A state is safe if its holders can be put
  * in an order in which each can take all it may still need, end, and give back all it holds before
  * the next one's turn. See docs/architecture.md, "Admission". */
 #ifndef PKVI_CACHE_BANKER_H
@@ -15,22 +16,21 @@
 /* What can be handed out now. */
 struct pkvi_bank {
     uint32_t n_groups;
-    uint64_t regions;                    /* regions that may go to any group */
+    uint64_t stock;                      /* bytes that may go to any group */
     uint64_t free[PKV_MAX_GROUPS];       /* pages that only this group can use */
     uint64_t cap[PKV_MAX_GROUPS];        /* pages the group may take at all (max_pages) */
     uint64_t keep[PKV_MAX_GROUPS];       /* pages that must be left whenever some are handed out */
-    uint64_t per_region[PKV_MAX_GROUPS]; /* pages that a region gives; 0 = the group takes none */
-    uint64_t cut[PKV_MAX_GROUPS];        /* so many fewer in the last one, because of the cap */
+    uint64_t per_unit[PKV_MAX_GROUPS];   /* pages of a unit; 0 = the group takes none from the stock */
+    uint64_t unit_bytes[PKV_MAX_GROUPS]; /* > 0 */
 };
 
 /* One holder. */
 struct pkvi_holder {
-    uint64_t *need;    /* [n_groups] pages it may still take before it ends */
-    uint64_t *back;    /* [n_groups] pages that come back when it ends, set by `end` */
-    uint64_t *empties; /* [n_groups] regions that stand empty thereby and may go to any group, set
-                        * by `end` */
-    uint64_t cuts; /* bit g: the last region of group g is one of them; set by `end` */
-    uint32_t id;   /* the caller's */
+    uint64_t *need;  /* [n_groups] pages it may still take before it ends */
+    uint64_t *back;  /* [n_groups] pages that come back when it ends, set by `end` */
+    uint64_t *units; /* [n_groups] units of which they leave nothing in use, so that they return to
+                      * the stock, set by `end` */
+    uint32_t id;     /* the caller's */
 };
 
 /* What the check asks about holders, in the order in which they end in its imagination. */
@@ -47,7 +47,7 @@ struct pkvi_bank_ops {
 bool pkvi_bank_can(const struct pkvi_bank *bank, const uint64_t *need);
 
 /* Takes pages out, as far as there are any; returns whether all were there. opened[] (may be NULL)
- * = regions that each group took for it. O(groups). */
+ * = units that each group took for it. O(groups). */
 bool pkvi_bank_take(struct pkvi_bank *bank, const uint64_t *pages, uint64_t *opened);
 
 /* Pages per group that need[] lacks; all zero if the bank can hand it out. */

@@ -164,8 +164,8 @@ static pkv_status fill(struct pkv_cache *cache, const pkv_config *config)
     if (status != PKV_OK) goto no_pools;
     status = pkvi_admission_init(cache);
     if (status != PKV_OK) goto no_admission;
-    pkvi_slots_init(&cache->sequences, config->max_sequences);
-    pkvi_slots_init(&cache->batches, config->max_batches);
+    pkvi_slots_init(&cache->sequences, config->max_sequences, cache->os);
+    pkvi_slots_init(&cache->batches, config->max_batches, cache->os);
     status = bind_modules(cache, config);
     if (status == PKV_OK) return PKV_OK;
     pkvi_admission_destroy(cache);
@@ -207,6 +207,7 @@ pkv_status pkvi_cache_create(const pkv_config *given, const struct pkvi_os *os, 
         destroy_shell(cache);
         return status;
     }
+    cache->empty_metadata = atomic_load_explicit(&cache->budget.metadata, memory_order_relaxed);
     *out = cache;
     return PKV_OK;
 }
@@ -251,7 +252,7 @@ static uint64_t reclaim_bytes(struct pkv_cache *cache, uint64_t bytes)
 }
 
 /* Gets pages back so that a pool can hand out n more of `group`: prefix index, then eviction, then
- * other groups' cached pages, which may leave a whole region empty. False if nothing came back. */
+ * other groups' cached pages, whose memory it can have. False if nothing came back. */
 static bool reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
                     struct pkvi_batch *requester)
 {
@@ -261,7 +262,10 @@ static bool reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
         if (hooks != NULL && hooks->reclaim != NULL)
             freed += hooks->reclaim(cache->hook_context[slot], group, n - freed, requester);
     }
-    return freed != 0 || reclaim_bytes(cache, cache->regions.config.region_bytes) != 0;
+    if (freed >= n || cache->storage == PKV_STORAGE_EXTERNAL) return freed != 0;
+    const struct pkvi_pool *pool = &cache->groups[group].pool;
+    const uint64_t units = pkvi_ceil_div_u64(n - freed, pkvi_pool_unit_pages(pool));
+    return (reclaim_bytes(cache, units * pkvi_pool_unit_bytes(pool)) | freed) != 0;
 }
 
 uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n,
@@ -271,31 +275,36 @@ uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n
     const uint64_t missing = pkvi_pool_missing(pool, n);
     if (missing == 0) return 0;
     const struct pkvi_hooks *evict = cache->hooks[PKVI_HOOK_EVICT];
-    uint64_t evictable = 0, most = atomic_load_explicit(&pool->cached, memory_order_relaxed);
+    uint64_t evictable = 0, most = pkvi_pool_cached(pool);
     if (evict != NULL && evict->reclaimable != NULL)
         evictable = evict->reclaimable(cache->hook_context[PKVI_HOOK_EVICT], group, requester);
-    uint64_t bound = pool->config.max_pages != 0 ? pool->config.max_pages : UINT64_MAX;
-    if (cache->storage == PKV_STORAGE_EXTERNAL)
-        bound = atomic_load_explicit(&pool->total, memory_order_relaxed);
-    /* Other groups' cached pages may leave regions empty, which move. */
+    const uint64_t bound = pkvi_pool_bound(pool);
+    /* Memory of other groups' cached pages. */
     uint64_t others = 0;
-    for (uint32_t g = 0; g < cache->n_groups && cache->storage != PKV_STORAGE_EXTERNAL; g++)
-        if (g != group)
-            others += atomic_load_explicit(&cache->groups[g].pool.cached, memory_order_relaxed) *
-                      cache->groups[g].page_bytes;
-    most += evictable + others / cache->groups[group].page_bytes;
-    const uint64_t held = atomic_load_explicit(&pool->out, memory_order_relaxed);
+    for (uint32_t g = 0; g < cache->n_groups && cache->storage != PKV_STORAGE_EXTERNAL; g++) {
+        const struct pkvi_pool *other = &cache->groups[g].pool;
+        if (g == group) continue;
+        others += pkvi_ceil_div_u64(pkvi_pool_cached(other), pkvi_pool_unit_pages(other)) *
+                  pkvi_pool_unit_bytes(other);
+    }
+    most += evictable + others / pkvi_pool_unit_bytes(pool) * pkvi_pool_unit_pages(pool) +
+            (others != 0 ? pkvi_pool_unit_pages(pool) : 0);
+    const uint64_t held = pkvi_pool_out(pool);
     const uint64_t stays = held > evictable ? held - evictable : 0;
     const uint64_t within = bound > stays ? bound - stays : 0;
     const uint64_t beyond = n > within ? n - within : 0;
     return (uint32_t)pkvi_max_u64(beyond, missing > most ? missing - most : 0);
 }
 
-uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
+uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n, uint32_t at_least,
                             struct pkvi_batch *requester)
 {
     struct pkvi_pool *pool = &cache->groups[group].pool;
     uint32_t missing = pkvi_pool_missing(pool, n);
+    if (missing < at_least && reclaim(cache, group, at_least, requester))
+        missing = pkvi_pool_missing(pool, n);
+    else if (missing < at_least)
+        missing = at_least;
     while (missing != 0) {
         const uint32_t hopeless = pkvi_cache_hopeless(cache, group, n, requester);
         if (hopeless != 0) return hopeless;
@@ -309,17 +318,18 @@ bool pkvi_cache_retry(struct pkv_cache *cache, pkv_status status, int attempt, u
 {
     if (status != PKV_ENOMEM || attempt >= PKVI_ALLOC_ATTEMPTS) return false;
     if (cache->storage == PKV_STORAGE_EXTERNAL) return false; /* pages take no room */
-    const uint64_t region = cache->regions.config.region_bytes;
-    const uint64_t wanted = pkvi_max_u64(bytes, region);
-    const uint64_t limit = atomic_load_explicit(&cache->budget.limit, memory_order_relaxed);
+    uint64_t wanted = pkvi_max_u64(bytes, PKVI_RETRY_BYTES);
+    const uint64_t limit = pkvi_budget_limit(&cache->budget);
     const uint64_t metadata = atomic_load_explicit(&cache->budget.metadata, memory_order_relaxed);
     if (metadata > limit || wanted > limit - metadata) return false;
+    wanted = pkvi_min_u64(wanted << attempt, limit - metadata); /* some arrays are large */
     for (bool first = true;; first = false) {
         const uint64_t used = pkvi_budget_used(&cache->budget);
         const uint64_t room = used < limit ? limit - used : 0;
         if (room >= wanted) return !first; /* at once: it was not the limit that refused */
-        if (room + pkvi_regions_empty(&cache->regions, NULL) * region >= wanted) return true;
-        if (reclaim_bytes(cache, region) == 0) return false;
+        const uint64_t spare = pkvi_regions_spare(&cache->regions);
+        if (room + spare >= wanted) return true;
+        if (reclaim_bytes(cache, wanted - room - spare) == 0) return false;
     }
 }
 

@@ -90,6 +90,7 @@ struct pkv_cache {
     uint32_t watermark_pages;
     _Atomic uint64_t exports; /* stamp of the next row of a block table; starts at the clock, so that
                                * no other cache's rows have it */
+    uint64_t empty_metadata; /* bytes after create */
 
     struct pkvi_mutex lock; /* sequences, batches, free_batches */
     struct pkvi_slots sequences;
@@ -271,18 +272,21 @@ pkv_status pkvi_seq_attach(struct pkvi_seq *seq, uint64_t n_tokens,
 
 /* Reclaims (prefix index, then eviction) until `group` could hand out n pages, or leaves everything
  * as it is if that is hopeless; returns how many of n stay missing. 0 = an allocation is worth
- * trying again. Used by reserve and by pkv_page_alloc (requester NULL). No locks may be held. */
-uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
+ * trying again. at_least: pages to reclaim although none seem to be missing (an allocation failed
+ * all the same: metadata of a new region took the room). Used by reserve and by pkv_page_alloc
+ * (requester NULL). No locks may be held. */
+uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n, uint32_t at_least,
                             struct pkvi_batch *requester);
 /* How many of n pages no reclaiming could yield, at least; reclaims nothing. O(groups + entries of
  * the requester). */
 uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n,
                              const struct pkvi_batch *requester);
+#define PKVI_RETRY_BYTES ((uint64_t)64 << 10) /* room that a retry makes at least */
 #define PKVI_ALLOC_ATTEMPTS 8 /* other threads may take what was reclaimed */
 
 /* After attempt number `attempt` (from 0) of something ended with `status`: is another one worth
- * it? Only if it was refused memory because regions leave no room for metadata: then cached pages
- * are reclaimed until a region comes free. `bytes`: what it needs, if that may be much. What cannot
+ * it? Only if it was refused memory because pages leave no room for metadata: then cached pages are
+ * reclaimed until there is some. `bytes`: what it needs, if that may be much. What cannot
  * fit reclaims nothing. No locks may be held. */
 bool pkvi_cache_retry(struct pkv_cache *cache, pkv_status status, int attempt, uint64_t bytes);
 
@@ -308,6 +312,8 @@ pkv_dtype pkvi_dtype_v(const pkv_group_config *group);
 
 /* geometry.c: sizes of one group as the config describes it; the pool is not touched. */
 void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_group *group);
+/* Unit in which memory comes to pages: the OS page, or a byte where there is none behind them. */
+uint64_t pkvi_geometry_os_page(const pkv_config *config);
 /* Region size for a config (0 = none fits the limit); needs no cache. */
 uint64_t pkvi_geometry_region_bytes(const pkv_config *config);
 /* Fills page_tokens, groups and layers of a cache. PKV_ENOMEM; undone by free. */

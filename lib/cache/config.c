@@ -319,6 +319,27 @@ static pkv_status check_memory(struct check *check, const pkv_config *config)
     return PKV_OK;
 }
 
+/* A token needs a page in every group, and the cache its own memory. */
+static pkv_status check_limit(struct check *check, const pkv_config *config)
+{
+    if (config->storage == PKV_STORAGE_EXTERNAL) return PKV_OK;
+    const uint64_t limit =
+        config->memory_limit != 0 ? config->memory_limit : PKVI_DEFAULT_MEMORY_LIMIT;
+    const uint64_t kept = limit - pkvi_budget_capacity(limit);
+    uint64_t needed = kept > PKVI_MIN_METADATA ? kept : PKVI_MIN_METADATA;
+    for (uint32_t g = 0; g < config->n_groups; g++) {
+        struct pkvi_group group = {0};
+        pkvi_geometry_group(config, g, &group);
+        needed += pkvi_pool_cost(group.page_bytes, pkvi_geometry_os_page(config), 1);
+    }
+    if (needed > limit || pkvi_geometry_region_bytes(config) == 0)
+        return complain(check, PKV_EINVAL,
+                        "memory_limit: %" PRIu64 " leave no room for a page of every group, which "
+                        "takes %" PRIu64 " with metadata",
+                        limit, needed);
+    return PKV_OK;
+}
+
 /* Pages must fit what holds them: the buffers, the regions, the memory limit. The rest of the
  * config was checked. */
 static pkv_status check_sizes(struct check *check, const pkv_config *config)
@@ -344,11 +365,7 @@ static pkv_status check_sizes(struct check *check, const pkv_config *config)
                             " bytes",
                             config->region_bytes, g, group.page_bytes);
     }
-    if (pkvi_geometry_region_bytes(config) == 0)
-        return complain(check, PKV_EINVAL,
-                        "memory_limit: %" PRIu64 " leave no room for one region with a page",
-                        config->memory_limit);
-    return PKV_OK;
+    return check_limit(check, config);
 }
 
 static pkv_status check_numbers(struct check *check, const pkv_config *config)

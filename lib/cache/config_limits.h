@@ -10,6 +10,7 @@
 #define PKVI_MAX_REGION ((uint64_t)1 << 34)
 #define PKVI_REGION_UNIT ((uint64_t)2 << 20)
 #define PKVI_DEFAULT_MEMORY_LIMIT ((uint64_t)1 << 30)
+#define PKVI_MIN_METADATA ((uint64_t)160 << 10) /* of a cache with one sequence in one batch */
 #define PKVI_MAX_SEQUENCES (1u << 24)
 #define PKVI_MAX_BATCHES (1u << 16)
 #define PKVI_MAX_EVENTS (1u << 24)

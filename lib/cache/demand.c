@@ -2,95 +2,45 @@
 
 #include <string.h>
 
-/* The region slot that max_pages cuts short, and by how many pages; false if none is. */
-static bool cut_slot(const struct pkvi_pool *pool, uint32_t *slot, uint64_t *pages)
+/* What metadata may come to while the cache is full of the smallest pages: what an empty cache has,
+ * first arrays of every kind and what the budget keeps beside them, and per page its words, its
+ * places in tables and counters (arrays that grow by doubling), and its node of the prefix index.
+ * Promised to nobody as pages: so a state that is safe stays safe when metadata grows. */
+static uint64_t metadata_to_come(const struct pkv_cache *cache, uint64_t limit)
 {
-    const uint64_t all = (uint64_t)pool->max_slots * pool->per_region.d;
-    if (pool->config.max_pages == 0 || all <= pool->config.max_pages) return false;
-    *slot = pool->max_slots - 1;
-    *pages = all - pool->config.max_pages;
-    return true;
-}
-
-/* Pages of a region that somebody holds or a magazine keeps; cached ones do not count, reclaiming
- * gets them. */
-static uint32_t used_in_region(const struct pkvi_pool *pool, uint32_t slot)
-{
-    const uint32_t first = slot * pool->per_region.d;
-    const uint32_t end =
-        (uint32_t)pkvi_min_u64((uint64_t)first + pool->per_region.d, pkvi_pool_index_limit(pool));
-    uint32_t used = 0;
-    for (uint32_t page = first; page < end; page++) {
-        const _Atomic uint64_t *word = pkvi_segvec_at(&pool->words, page, sizeof *word);
-        const uint64_t w = atomic_load_explicit(word, memory_order_relaxed);
-        used += (w & (PKVI_WORD_REFS | PKVI_WORD_MAGAZINE)) != 0;
+    enum { FIRST_ARRAYS = 128 << 10, PAGE_METADATA = 80, NODE_METADATA = 320 };
+    uint64_t smallest = UINT64_MAX;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        const struct pkvi_pool *pool = &cache->groups[g].pool;
+        smallest = pkvi_min_u64(smallest, pkvi_pool_unit_bytes(pool) / pkvi_pool_unit_pages(pool));
     }
-    return used;
+    const uint64_t per_page =
+        PAGE_METADATA + (cache->hooks[PKVI_HOOK_PREFIX] != NULL ? NODE_METADATA : 0);
+    return cache->empty_metadata + FIRST_ARRAYS + limit / 256 + limit / smallest * per_page;
 }
 
-/* Regions that hold cached pages but no used ones: reclaiming empties them. O(pages). */
-static uint64_t cached_regions(struct pkvi_pool *pool)
-{
-    uint64_t n = 0;
-    pkvi_mutex_lock(&pool->lock);
-    const uint32_t limit = pkvi_pool_index_limit(pool);
-    const uint32_t slots = (uint32_t)pkvi_ceil_div_u64(limit, pool->per_region.d);
-    for (uint32_t slot = 0; slot < slots; slot++) {
-        const struct pkvi_region *region = pkvi_segvec_at(&pool->slots, slot, sizeof *region);
-        if (region->pages == 0 || region->free_count == region->pages) continue;
-        n += used_in_region(pool, slot) == 0;
-    }
-    pkvi_mutex_unlock(&pool->lock);
-    return n;
-}
-
-/* Does the slot hold a region without used pages (`cached`: counting those that reclaiming
- * empties)?
- */
-static bool is_movable(struct pkvi_pool *pool, uint32_t slot, bool cached)
-{
-    pkvi_mutex_lock(&pool->lock);
-    bool movable = false;
-    if (slot < atomic_load_explicit(&pool->n_slots, memory_order_relaxed)) {
-        const struct pkvi_region *region = pkvi_segvec_at(&pool->slots, slot, sizeof *region);
-        movable = region->pages != 0 && (region->free_count == region->pages ||
-                                         (cached && used_in_region(pool, slot) == 0));
-    }
-    pkvi_mutex_unlock(&pool->lock);
-    return movable;
-}
-
-/* What the pools can hand out. Cached pages count as free: a reserve reclaims them. Empty regions
- * can move between pools, so their pages count as regions. */
+/* What the pools can hand out. Cached pages count as free: a reserve reclaims them. Whatever is in no
+ * unit with used pages is the stock: any group can have its memory. */
 static void read_bank(struct pkv_cache *cache, bool exact, struct pkvi_bank *bank)
 {
     bank->n_groups = cache->n_groups;
-    bank->regions = 0;
-    if (cache->storage != PKV_STORAGE_EXTERNAL)
-        bank->regions =
-            pkvi_budget_region_room(&cache->budget) / cache->regions.config.region_bytes;
+    uint64_t used = 0;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         struct pkvi_pool *pool = &cache->groups[g].pool;
-        const uint64_t used = atomic_load_explicit(&pool->out, memory_order_relaxed);
-        bank->free[g] = atomic_load_explicit(&pool->total, memory_order_relaxed) - used;
-        bank->per_region[g] = 0;
-        bank->cut[g] = 0;
-        bank->cap[g] = UINT64_MAX;
+        struct pkvi_pool_census census;
+        pkvi_pool_census(pool, exact, &census);
+        bank->free[g] = census.own;
+        bank->cap[g] = census.cap;
         bank->keep[g] = 0;
-        if (pool->config.max_pages != 0)
-            bank->cap[g] = pool->config.max_pages > used ? pool->config.max_pages - used : 0;
-        if (cache->storage == PKV_STORAGE_EXTERNAL) continue;
-        uint64_t movable = atomic_load_explicit(&pool->n_empty, memory_order_relaxed);
-        const bool cached = exact && cache->n_groups > 1 &&
-                            atomic_load_explicit(&pool->cached, memory_order_relaxed) != 0;
-        if (cached) movable += cached_regions(pool);
-        bank->per_region[g] = pool->per_region.d;
-        bank->regions += movable;
-        bank->free[g] -= movable * pool->per_region.d;
-        uint32_t last;
-        if (cut_slot(pool, &last, &bank->cut[g]) && is_movable(pool, last, cached))
-            bank->free[g] += bank->cut[g];
+        bank->per_unit[g] =
+            cache->storage != PKV_STORAGE_EXTERNAL ? pkvi_pool_unit_pages(pool) : 0;
+        bank->unit_bytes[g] = pkvi_pool_unit_bytes(pool);
+        used += census.used_bytes;
     }
+    const uint64_t limit = pkvi_budget_limit(&cache->budget);
+    uint64_t bound = pkvi_budget_for_pages(&cache->budget);
+    bound = pkvi_min_u64(bound, limit - pkvi_min_u64(limit / 8, metadata_to_come(cache, limit)));
+    bank->stock = bound > used ? bound - used : 0;
 }
 
 uint64_t pkvi_demand_most_held(const struct pkv_cache *cache, const struct pkvi_seq *seq,
@@ -137,14 +87,21 @@ static void grow_counters(struct pkv_cache *cache, uint64_t **counters, uint32_t
     *capacity = wider;
 }
 
+/* Does a page of this group make a unit of its own? Then its coming back needs no counting. */
+static bool has_single_units(const struct pkv_cache *cache, uint32_t g)
+{
+    return pkvi_pool_unit_pages(&cache->groups[g].pool) == 1;
+}
+
 static void grow_all(struct pkv_cache *cache, uint32_t g)
 {
     struct pkvi_admission *admission = cache->admission;
     const struct pkvi_pool *pool = &cache->groups[g].pool;
     const uint32_t pages = pkvi_pool_index_limit(pool);
-    const uint32_t slots = (uint32_t)pkvi_ceil_div_u64(pages, pool->per_region.d);
     grow_counters(cache, &admission->ended[g], &admission->n_ended[g], pages);
-    grow_counters(cache, &admission->in_use[g], &admission->n_in_use[g], slots);
+    if (has_single_units(cache, g) || pages == 0) return;
+    grow_counters(cache, &admission->in_use[g], &admission->n_in_use[g],
+                  pkvi_pool_unit_of(pool, pages - 1) + 1);
 }
 
 void pkvi_demand_free(struct pkv_cache *cache)
@@ -155,6 +112,8 @@ void pkvi_demand_free(struct pkv_cache *cache)
                             sizeof *admission->ended[g]);
         pkvi_mem_free_array(&cache->mem, admission->in_use[g], admission->n_in_use[g],
                             sizeof *admission->in_use[g]);
+        admission->ended[g] = admission->in_use[g] = NULL;
+        admission->n_ended[g] = admission->n_in_use[g] = 0;
     }
 }
 
@@ -172,16 +131,17 @@ static void forget_ended(struct pkv_cache *cache)
     admission->check = 1;
 }
 
-/* The page comes back: true if its region stands empty now. */
-static bool empties_region(const struct pkvi_seq *seq, uint32_t g, uint32_t page)
+/* The page comes back: true if nothing of its unit is in use now. */
+static bool empties_unit(const struct pkvi_seq *seq, uint32_t g, uint32_t page)
 {
     const struct pkvi_admission *admission = seq->cache->admission;
     const struct pkvi_pool *pool = &seq->cache->groups[g].pool;
-    const uint32_t slot = pkvi_div(pool->per_region, page);
-    if (seq->cache->n_groups == 1 || slot >= admission->n_in_use[g]) return false;
-    uint64_t *entry = &admission->in_use[g][slot];
+    if (has_single_units(seq->cache, g)) return true;
+    const uint32_t unit = pkvi_pool_unit_of(pool, page);
+    if (unit >= admission->n_in_use[g]) return false;
+    uint64_t *entry = &admission->in_use[g][unit];
     if (*entry >> 32 != admission->check)
-        *entry = (uint64_t)admission->check << 32 | used_in_region(pool, slot);
+        *entry = (uint64_t)admission->check << 32 | pkvi_pool_used_in_unit(pool, unit);
     return (uint32_t)-- * entry == 0;
 }
 
@@ -202,17 +162,12 @@ static uint64_t own_pages(const struct pkvi_seq *seq, uint32_t g)
     return own;
 }
 
-/* The sequence lets go of all its pages: counts those that come back, and the regions that stand
- * empty thereby. */
-static void let_go(const struct pkvi_seq *seq, uint32_t g, uint64_t *back, uint64_t *empties,
-                   uint64_t *cuts)
+/* The sequence lets go of all its pages: counts those that come back, and the units of which nothing
+ * is in use thereby. */
+static void let_go(const struct pkvi_seq *seq, uint32_t g, uint64_t *back, uint64_t *units)
 {
-    const struct pkvi_pool *pool = &seq->cache->groups[g].pool;
-    uint32_t last = UINT32_MAX;
-    uint64_t cut;
-    cut_slot(pool, &last, &cut);
     const struct pkvi_admission *admission = seq->cache->admission;
-    *back = *empties = 0;
+    *back = *units = 0;
     uint32_t cursor = 0;
     struct pkvi_resident r;
     while (pkvi_table_next(&seq->tables[g], &cursor, &r)) {
@@ -225,9 +180,7 @@ static void let_go(const struct pkvi_seq *seq, uint32_t g, uint64_t *back, uint6
             continue;
         }
         ++*back;
-        if (!empties_region(seq, g, r.page)) continue;
-        ++*empties;
-        if (pkvi_div(pool->per_region, r.page) == last) *cuts |= UINT64_C(1) << g;
+        *units += empties_unit(seq, g, r.page);
     }
 }
 
@@ -283,22 +236,22 @@ static void end(void *context, struct pkvi_holder *holder)
     if (holder->id >= admission->n) return; /* a probe's newcomer: its back[] is known */
     const struct pkvi_seq *seq = admission->seqs[holder->id];
     const struct pkvi_step *step = &admission->steps[holder->id];
-    holder->cuts = 0;
     for (uint32_t g = 0; g < demand->cache->n_groups; g++) {
         grow_all(demand->cache, g);
         uint64_t emptied;
-        let_go(seq, g, &holder->back[g], &emptied, &demand->cuts);
+        let_go(seq, g, &holder->back[g], &emptied);
         const uint64_t taken = pages_taken(seq, step, g);
         holder->back[g] += taken;
-        /* In which regions the batch's pages will lie is open. So until all its entries have ended
-         * no region of the group counts as empty, neither those it opens nor old ones. */
+        if (demand->bank.per_unit[g] <= 1) {
+            holder->units[g] = demand->bank.per_unit[g] == 0 ? 0 : emptied + taken;
+            continue;
+        }
+        /* In which units the batch's pages will lie is open. So until all its entries have ended no
+         * unit of the group counts as empty, neither those it opens nor old ones. */
         demand->emptied[g] += emptied;
         if (taken != 0) demand->openers[g]--;
-        holder->empties[g] = demand->openers[g] == 0 ? demand->emptied[g] : 0;
-        if (demand->openers[g] != 0) continue;
-        holder->cuts |= demand->cuts & UINT64_C(1) << g;
-        demand->cuts &= ~(UINT64_C(1) << g);
-        demand->emptied[g] = 0;
+        holder->units[g] = demand->openers[g] == 0 ? demand->emptied[g] : 0;
+        if (demand->openers[g] == 0) demand->emptied[g] = 0;
     }
 }
 
@@ -334,7 +287,6 @@ bool pkvi_demand_read(struct pkvi_demand *demand)
     uint64_t taken[PKV_MAX_GROUPS] = {0};
     memset(demand->emptied, 0, sizeof demand->emptied);
     memset(demand->openers, 0, sizeof demand->openers);
-    demand->cuts = 0;
     read_batch(demand, taken);
     for (uint32_t i = 0; i < admission->n; i++) {
         admission->holders[i].id = i;

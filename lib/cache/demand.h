@@ -18,7 +18,7 @@ struct pkvi_admission {
     uint32_t n, capacity;
     /* Scratch, for capacity + 1 holders: */
     struct pkvi_holder *holders;
-    uint64_t *pages; /* need, back and empties of each holder: 3 * n_groups */
+    uint64_t *pages; /* need, back and units of each holder: 3 * n_groups */
     uint32_t *order;
     struct pkvi_step *steps;
     /* Per group: how many holders of a page have ended in the check under way, by page index:
@@ -26,7 +26,7 @@ struct pkvi_admission {
      * coming back, which errs on the safe side. */
     uint64_t *ended[PKV_MAX_GROUPS];
     uint32_t n_ended[PKV_MAX_GROUPS];
-    /* Per group: pages still in use in each region, by region slot, in the same form. */
+    /* Per group whose units have several pages: pages still in use in each, in the same form. */
     uint64_t *in_use[PKV_MAX_GROUPS];
     uint32_t n_in_use[PKV_MAX_GROUPS];
     uint32_t check;
@@ -37,13 +37,12 @@ struct pkvi_demand {
     struct pkv_cache *cache;
     const struct pkvi_batch *batch;
     uint32_t n_entries;
-    bool exact; /* look at every region and every holder; else only at sums */
+    bool exact; /* look at every holder, and every unit if need be; else only at sums */
     struct pkvi_bank bank;
-    /* Per group: entries that take pages and have not ended; and regions that will stand empty once
-     * they have: those the batch opens, and those that others left. */
+    /* Per group: entries that take pages and have not ended; and units of which nothing will be in
+     * use once they have: those the batch opens, and those that others left. */
     uint32_t openers[PKV_MAX_GROUPS];
     uint64_t emptied[PKV_MAX_GROUPS];
-    uint64_t cuts; /* bit g: the region that max_pages cuts short is one of them */
 };
 
 /* Reads the bank, fills the holders of all admitted sequences (upper bounds of their needs) and

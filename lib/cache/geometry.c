@@ -36,6 +36,12 @@ void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_g
     group->page_bytes = group->n_layers * group->layer_bytes;
 }
 
+uint64_t pkvi_geometry_os_page(const pkv_config *config)
+{
+    const struct pkvi_os *os = pkvi_os_default();
+    return config->storage == PKV_STORAGE_HOST ? os->page_bytes(os->user) : 1;
+}
+
 uint64_t pkvi_geometry_region_bytes(const pkv_config *config)
 {
     if (config->storage == PKV_STORAGE_EXTERNAL) return PKVI_REGION_UNIT;
@@ -116,7 +122,7 @@ pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info
         .head_dim_v = from->head_dim_v,
         .window = from->window,
         .dtype = from->dtype,
-        .pages_per_region = from->pool.per_region.d,
+        .pages_per_region = pkvi_pool_pages_per_region(&from->pool),
         .page_bytes = from->page_bytes,
         .layer_bytes = from->layer_bytes,
         .token_bytes = from->token_bytes,

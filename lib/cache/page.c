@@ -29,7 +29,7 @@ pkv_status pkv_page_alloc(pkv_cache *cache, uint32_t group, uint32_t n, pkv_page
     if (status != PKV_OK) return status;
     for (int attempt = 0; attempt < PKVI_ALLOC_ATTEMPTS; attempt++) {
         status = pkvi_pool_alloc_ids(pool, n, pages);
-        if (status != PKV_ENOPAGES || pkvi_cache_missing(cache, group, n, NULL) != 0) break;
+        if (status != PKV_ENOPAGES || pkvi_cache_missing(cache, group, n, attempt != 0, NULL) != 0) break;
     }
     if (status == PKV_ENOPAGES)
         return pkvi_fail(cache, status, "page_alloc: group %u has no %u pages", group, n);

@@ -205,7 +205,7 @@ static pkv_status reclaim_and_allocate(struct pkvi_batch *batch, uint32_t group,
     const uint32_t n = batch->needed[group];
     uint32_t missing = 0;
     for (int attempt = 0; attempt < PKVI_ALLOC_ATTEMPTS; attempt++) {
-        missing = pkvi_cache_missing(batch->cache, group, n, batch);
+        missing = pkvi_cache_missing(batch->cache, group, n, attempt != 0, batch);
         if (missing != 0) break;
         const pkv_status status = pkvi_pool_alloc(&batch->cache->groups[group].pool, n, pages);
         if (status != PKV_ENOPAGES) return status;

@@ -160,7 +160,7 @@ static pkv_status check_group(struct verify *v, uint32_t g)
     struct pkv_cache *cache = v->cache;
     struct pkvi_pool *pool = &cache->groups[g].pool;
     const size_t n = (size_t)pkvi_pool_index_limit(pool) + 1;
-    uint32_t *holders = pkvi_mem_array(&cache->mem, n, sizeof *holders);
+    uint32_t *holders = pkvi_mem_scratch(&cache->mem, n, sizeof *holders);
     if (holders == NULL) {
         pkvi_text(v->text, v->capacity, "verify: no memory to count references");
         return PKV_ENOMEM;
@@ -168,7 +168,7 @@ static pkv_status check_group(struct verify *v, uint32_t g)
     count_holders(cache, g, holders);
     const pkv_status status =
         pkvi_pool_verify(pool, holders, pkvi_pool_index_limit(pool), v->text, v->capacity);
-    pkvi_mem_free_array(&cache->mem, holders, n, sizeof *holders);
+    pkvi_mem_free_scratch(&cache->mem, holders, n, sizeof *holders);
     return status;
 }
 

@@ -12,22 +12,29 @@ uint32_t pkvi_pool_slot_pages(const struct pkvi_pool *pool, uint32_t slot)
 static bool layout(struct pkvi_pool *pool)
 {
     const struct pkvi_pool_config *config = &pool->config;
+    const struct pkvi_regions *regions = pool->regions;
     uint64_t per_region = 0;
+    uint32_t per_unit = 1;
     if (!config->page_bytes) return false;
+    pool->unit_bytes = config->page_bytes;
+    uint64_t bound = config->max_pages ? config->max_pages : UINT64_MAX;
     if (config->storage == PKV_STORAGE_EXTERNAL) {
-        per_region = config->external_bytes / config->page_bytes;
-        if (config->max_pages) per_region = pkvi_min_u64(per_region, config->max_pages);
+        per_region = pkvi_min_u64(config->external_bytes / config->page_bytes, bound);
         if (per_region > MAX_PAGE_INDEX) return false;
+        bound = per_region;
         pool->max_slots = 1;
     } else {
-        per_region = pool->regions->config.region_bytes / config->page_bytes;
+        uint64_t os_page = regions->config.mapped ? regions->os->page_bytes(regions->os->user) : 1;
+        per_unit = pkvi_pool_choose_unit(config->page_bytes, os_page, &pool->unit_bytes);
+        per_region = regions->config.region_bytes / pool->unit_bytes * per_unit;
         if (!per_region || per_region > MAX_PAGE_INDEX) return false;
-        uint64_t pages = pkvi_min_u64(config->max_pages ? config->max_pages : UINT64_MAX,
-                                      MAX_PAGE_INDEX / per_region * per_region);
-        pool->max_slots = (uint32_t)pkvi_ceil_div_u64(pages, per_region);
+        bound = pkvi_min_u64(bound, MAX_PAGE_INDEX / per_region * per_region);
+        pool->max_slots = (uint32_t)pkvi_ceil_div_u64(bound, per_region);
     }
     if (!per_region) return false;
+    pool->max_index = (uint32_t)bound;
     pool->per_region = pkvi_divisor((uint32_t)per_region);
+    pool->per_unit = pkvi_divisor(per_unit);
     return true;
 }
 
@@ -43,18 +50,21 @@ static bool ensure_slots(struct pkvi_pool *pool, uint32_t n)
     return pkvi_segvec_ensure(&pool->words, pool->mem, pages);
 }
 
-void pkvi_pool_install(struct pkvi_pool *pool, uint32_t slot, void *base, uint32_t pages)
+/* Puts a region into a vacant slot and into the lists where it belongs. Lock held. */
+static void install(struct pkvi_pool *pool, uint32_t slot, void *base, bool split)
 {
     struct pkvi_region *region = region_at(pool, slot);
-    region->free_head = 0;
-    region->fresh = 0;
-    region->pages = pages;
-    region->free_count = pages;
-    region->class = CLASS_FULL; /* linked nowhere; reclass moves it */
-    region->next = region->prev = 0;
+    *region = (struct pkvi_region){.pages = pkvi_pool_slot_pages(pool, slot), .split = split};
     atomic_store_explicit(&region->base, base, memory_order_release);
-    pool->n_regions++;
-    counter_add(&pool->total, pages);
+    if (split) {
+        region->fresh = region->pages;
+        pool->n_split++;
+        pkvi_pool_chill(pool, slot);
+        return;
+    }
+    region->free_count = region->pages;
+    pool->n_whole++;
+    counter_add(&pool->total, region->pages);
     pkvi_pool_reclass(pool, slot, region);
 }
 
@@ -64,12 +74,8 @@ static bool pop_slot(struct pkvi_pool *pool, uint32_t *slot)
     uint32_t n_slots = atomic_load_explicit(&pool->n_slots, memory_order_relaxed);
     bool found = true;
     if (pool->empty_slots) {
-        /* The last slot, which max_pages may cut short, only if there is no other. */
-        uint32_t *link = &pool->empty_slots;
-        struct pkvi_region *top = region_at(pool, *link - 1);
-        if (*link == pool->max_slots && top->next) link = &top->next;
-        *slot = *link - 1;
-        *link = region_at(pool, *slot)->next;
+        *slot = pool->empty_slots - 1;
+        pool->empty_slots = region_at(pool, *slot)->next;
     } else if (n_slots < pool->max_slots) {
         *slot = n_slots; /* becomes used when the region is installed; growth is serialised */
     } else {
@@ -87,24 +93,24 @@ static void push_slot(struct pkvi_pool *pool, uint32_t slot)
     pool->empty_slots = slot + 1;
 }
 
-pkv_status pkvi_pool_add_region(struct pkvi_pool *pool)
+pkv_status pkvi_pool_add_region(struct pkvi_pool *pool, bool split)
 {
     uint32_t slot;
     if (!pop_slot(pool, &slot)) return PKV_ENOPAGES;
     void *base;
-    pkv_status status = pkvi_regions_get(pool->regions, pool, &base);
+    pkv_status status = split ? pkvi_regions_map_split(pool->regions, &base)
+                              : pkvi_regions_get(pool->regions, pool, &base);
     if (status == PKV_OK && !ensure_slots(pool, slot + 1)) {
-        pkvi_regions_put(pool->regions, base);
+        pkvi_regions_put(pool->regions, base, split ? 0 : pool->regions->config.region_bytes);
         status = PKV_ENOMEM;
     }
     pkvi_mutex_lock(&pool->lock);
     if (status == PKV_OK) {
         if (slot >= atomic_load_explicit(&pool->n_slots, memory_order_relaxed))
             atomic_store_explicit(&pool->n_slots, slot + 1, memory_order_release);
-        pkvi_pool_install(pool, slot, base, pkvi_pool_slot_pages(pool, slot));
+        install(pool, slot, base, split);
     } else {
         push_slot(pool, slot);
-        pkvi_pool_settle(pool);
     }
     pkvi_mutex_unlock(&pool->lock);
     if (status == PKV_OK)
@@ -112,64 +118,95 @@ pkv_status pkvi_pool_add_region(struct pkvi_pool *pool)
     return status;
 }
 
-/* Takes the empty region of a slot out; returns its base. Lock held. */
-static void *detach(struct pkvi_pool *pool, uint32_t slot)
+void *pkvi_pool_detach(struct pkvi_pool *pool, uint32_t slot, uint64_t *charge)
 {
     struct pkvi_region *region = region_at(pool, slot);
+    PKVI_ASSERT(region->free_count + region->cold_pages == region->pages && !region->transit);
+    *charge = pkvi_pool_charge(pool, region);
     pkvi_pool_unlink(pool, region);
+    if (region->cold_units) pkvi_pool_unlink_cold(pool, region);
+    for (uint32_t u = region->cold_head; u;) {
+        struct pkvi_page_aux *aux = unit_aux(pool, slot, u - 1);
+        aux->cold = false;
+        u = aux->next;
+    }
     void *base = atomic_load_explicit(&region->base, memory_order_relaxed);
-    atomic_store_explicit(&region->base, NULL, memory_order_relaxed);
-    counter_add(&pool->total, 0u - (uint64_t)region->pages);
-    region->pages = region->free_count = 0;
-    pool->n_regions--;
+    counter_add(&pool->total, 0 - (uint64_t)region->free_count);
+    counter_add(&pool->cold, 0 - (uint64_t)region->cold_pages);
+    if (region->split)
+        pool->n_split--;
+    else
+        pool->n_whole--;
+    *region = (struct pkvi_region){0};
     push_slot(pool, slot);
+    if (pkvi_events_on(pool->stats))
+        pkvi_event(pool->stats, PKV_EVENT_REGION_UNMAP, pool->config.group, PKV_PAGE_NONE, 0, slot);
     return base;
 }
 
-/* Does the last slot, which max_pages may cut short, hold an empty region? Lock held. */
-static bool last_is_empty(const struct pkvi_pool *pool)
+/* A split region without used and cached pages; slot + 1, 0 = none. Lock held. */
+static uint32_t find_split(const struct pkvi_pool *pool)
 {
-    if (atomic_load_explicit(&pool->n_slots, memory_order_relaxed) != pool->max_slots) return false;
-    const struct pkvi_region *region = region_at(pool, pool->max_slots - 1);
-    return region->pages != 0 && region->class == CLASS_EMPTY;
+    for (uint32_t at = pool->cold_regions; at; at = region_at(pool, at - 1)->cold_next) {
+        const struct pkvi_region *region = region_at(pool, at - 1);
+        if (region->free_count + region->cold_pages == region->pages) return at;
+    }
+    for (uint32_t at = pool->class_head[CLASS_SPLIT]; at; at = region_at(pool, at - 1)->next) {
+        const struct pkvi_region *region = region_at(pool, at - 1);
+        if (region->free_count == region->pages) return at;
+    }
+    return 0;
 }
 
-void pkvi_pool_settle(struct pkvi_pool *pool)
+bool pkvi_pool_give_region(struct pkvi_pool *pool, enum give kind, void **base, uint64_t *charge)
 {
-    if (!pool->empty_slots || !last_is_empty(pool)) return;
-    const uint32_t slot = pool->empty_slots - 1; /* not the last: that is not vacant */
-    pool->empty_slots = region_at(pool, slot)->next;
-    void *base = detach(pool, pool->max_slots - 1);
-    pkvi_pool_install(pool, slot, base, pkvi_pool_slot_pages(pool, slot));
-}
-
-/* Takes one empty region out, that of the last slot first. Lock held. */
-static bool remove_empty(struct pkvi_pool *pool, void **base, uint32_t *slot)
-{
-    if (!pool->class_head[CLASS_EMPTY]) return false;
-    *slot = last_is_empty(pool) ? pool->max_slots - 1 : pool->class_head[CLASS_EMPTY] - 1;
-    *base = detach(pool, *slot);
-    return true;
-}
-
-bool pkvi_pool_give_region(struct pkvi_pool *pool, void **base)
-{
-    uint32_t slot;
     pkvi_mutex_lock(&pool->lock);
-    bool found = remove_empty(pool, base, &slot);
+    uint32_t at = pool->class_head[CLASS_EMPTY];
+    if (!at && kind == GIVE_ANY) at = find_split(pool);
+    if (at) *base = pkvi_pool_detach(pool, at - 1, charge);
     pkvi_mutex_unlock(&pool->lock);
-    if (found)
-        pkvi_event(pool->stats, PKV_EVENT_REGION_UNMAP, pool->config.group, PKV_PAGE_NONE, 0, slot);
-    return found;
+    return at != 0;
+}
+
+/* Forgets vacant slots at the end and makes the stack of the others anew, lowest on top; the highest
+ * generation of their pages must not come again. Returns the number of slots left. Lock held. */
+static uint32_t forget_slots(struct pkvi_pool *pool)
+{
+    const uint32_t before = pkvi_pool_index_limit(pool);
+    uint32_t n = atomic_load_explicit(&pool->n_slots, memory_order_relaxed);
+    while (n != 0 && region_at(pool, n - 1)->pages == 0)
+        n--;
+    atomic_store_explicit(&pool->n_slots, n, memory_order_release);
+    pool->empty_slots = 0;
+    for (uint32_t slot = n; slot-- > 0;)
+        if (region_at(pool, slot)->pages == 0) push_slot(pool, slot);
+    for (uint32_t page = pkvi_pool_index_limit(pool); page < before; page++) {
+        const uint64_t word = load_word(word_at(pool, page));
+        if (word > pool->first_generation) pool->first_generation = word;
+    }
+    return n;
+}
+
+void pkvi_pool_trim_metadata(struct pkvi_pool *pool)
+{
+    pkvi_mutex_lock(&pool->grow_lock); /* no slot is being filled, no vector grows */
+    pkvi_mutex_lock(&pool->lock);
+    const uint32_t slots = forget_slots(pool), pages = pkvi_pool_index_limit(pool);
+    pkvi_mutex_unlock(&pool->lock);
+    pkvi_segvec_trim(&pool->words, pool->mem, pages);
+    pkvi_segvec_trim(&pool->aux, pool->mem, pages);
+    if (pool->config.debug & PKV_DEBUG_CHECKSUM)
+        pkvi_segvec_trim(&pool->checksums, pool->mem, pages);
+    pkvi_segvec_trim(&pool->slots, pool->mem, slots);
+    pkvi_mutex_unlock(&pool->grow_lock);
 }
 
 static bool init_external(struct pkvi_pool *pool)
 {
     if (!ensure_slots(pool, 1)) return false;
     atomic_store(&pool->n_slots, 1);
-    pkvi_pool_install(pool, 0, pool->config.external_base, pool->per_region.d);
-    /* It is nobody's to give away: it never enters the list of empty regions. */
-    pool->n_regions = 0;
+    install(pool, 0, pool->config.external_base, false);
+    pool->n_whole = 0; /* it is nobody's to give away */
     return true;
 }
 
@@ -186,12 +223,13 @@ pkv_status pkvi_pool_init(struct pkvi_pool *pool, const struct pkvi_pool_config 
                           struct pkvi_stats *stats, struct pkvi_lock_ranks *ranks)
 {
     *pool = (struct pkvi_pool){.config = *config, .regions = regions, .mem = mem, .stats = stats};
+    pool->first_generation = UINT64_C(1) << 32;
     if (config->storage != PKV_STORAGE_HOST) pool->config.debug = 0; /* bytes are not ours */
     if (!layout(pool)) return PKV_EINVAL;
-    pkvi_segvec_init(&pool->words, sizeof(_Atomic uint64_t));
-    pkvi_segvec_init(&pool->aux, sizeof(struct pkvi_page_aux));
-    pkvi_segvec_init(&pool->checksums, sizeof(uint64_t));
-    pkvi_segvec_init(&pool->slots, sizeof(struct pkvi_region));
+    pkvi_segvec_init(&pool->words, sizeof(_Atomic uint64_t), regions->os);
+    pkvi_segvec_init(&pool->aux, sizeof(struct pkvi_page_aux), regions->os);
+    pkvi_segvec_init(&pool->checksums, sizeof(uint64_t), regions->os);
+    pkvi_segvec_init(&pool->slots, sizeof(struct pkvi_region), regions->os);
     pkvi_list_init(&pool->magazines);
     pkvi_list_init(&pool->link);
     if (!pkvi_mutex_init(&pool->lock, PKVI_RANK_POOL, ranks)) return PKV_ENOMEM;
@@ -218,7 +256,9 @@ void pkvi_pool_destroy(struct pkvi_pool *pool)
         uint32_t n_slots = atomic_load(&pool->n_slots);
         for (uint32_t slot = 0; slot < n_slots; slot++) {
             struct pkvi_region *region = region_at(pool, slot);
-            if (region->pages) pkvi_regions_put(pool->regions, atomic_load(&region->base));
+            if (region->pages)
+                pkvi_regions_put(pool->regions, atomic_load(&region->base),
+                                 pkvi_pool_charge(pool, region));
         }
     }
     destroy_vectors(pool);

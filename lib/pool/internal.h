@@ -4,8 +4,8 @@
 
 #include "pool/pool.h"
 
-/* Fullness classes, the order in which pages are taken from them being 1, 2, 3, 4. */
-enum { CLASS_FULL = 0, CLASS_EMPTY = PKVI_REGION_CLASSES - 1 };
+/* Classes of regions, the order in which pages are taken from them being 1, 2, 3, 4, 5. */
+enum { CLASS_FULL = 0, CLASS_MOSTLY_FREE = 3, CLASS_SPLIT = 4, CLASS_EMPTY = 5 };
 
 /* Page indices must fit int32, the type of the exports. */
 #define MAX_PAGE_INDEX ((uint32_t)INT32_MAX)
@@ -90,33 +90,90 @@ static inline uint64_t free_pages(const struct pkvi_pool *pool)
     return counter_get(&pool->total) - counter_get(&pool->out) - counter_get(&pool->cached);
 }
 
+/* Pages per unit: 1 if pages are multiples of the OS page, or large enough to be rounded up. */
+static inline uint32_t unit_pages(const struct pkvi_pool *pool)
+{
+    return pool->per_unit.d;
+}
+
+/* Units of a region, the last of which may hold fewer pages. */
+static inline uint32_t units_of(const struct pkvi_pool *pool, const struct pkvi_region *region)
+{
+    return pkvi_div(pool->per_unit, region->pages + unit_pages(pool) - 1);
+}
+
+/* Pages of unit u of a region. */
+static inline uint32_t pages_in(const struct pkvi_pool *pool, const struct pkvi_region *region,
+                                uint32_t u)
+{
+    return pkvi_min_u32(unit_pages(pool), region->pages - u * unit_pages(pool));
+}
+
+/* The aux of the first page of unit u of slot `slot`: it stands for the unit. */
+static inline struct pkvi_page_aux *unit_aux(const struct pkvi_pool *pool, uint32_t slot,
+                                             uint32_t u)
+{
+    return aux_at(pool, slot * pool->per_region.d + u * unit_pages(pool));
+}
+
 /* ---- regions.c ---------------------------------------------------------------------------------
  */
 
 void pkvi_regions_add(struct pkvi_regions *regions, struct pkvi_pool *pool);
 void pkvi_regions_remove(struct pkvi_regions *regions, struct pkvi_pool *pool);
-/* A region for `pool`, charged: a new mapping, or under the limit the empty region of another pool.
- * *base is NULL if regions are not mapped. PKV_ENOPAGES, PKV_ENOMEM. No lock above GROW is held. */
+/* A whole region for `pool`, charged: a new mapping, or under the limit the empty region of another
+ * pool. *base is NULL if regions are not mapped. PKV_ENOPAGES, PKV_ENOMEM. No lock above GROW is
+ * held. */
 pkv_status pkvi_regions_get(struct pkvi_regions *regions, struct pkvi_pool *pool, void **base);
-/* Unmaps and uncharges. */
-void pkvi_regions_put(struct pkvi_regions *regions, void *base);
+/* Address space for a region that is split from the start: charged nothing. PKV_ENOMEM. */
+pkv_status pkvi_regions_map_split(struct pkvi_regions *regions, void **base);
+/* Unmaps and takes `charge` off the budget. */
+void pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge);
+
+/* ---- units.c: memory behind regions ------------------------------------------------------------
+ */
+
+/* Pages per unit for a page size, and the unit's bytes. */
+uint32_t pkvi_pool_choose_unit(uint64_t page_bytes, uint64_t os_page, uint64_t *unit_bytes);
+/* What a region is charged. Lock held. */
+uint64_t pkvi_pool_charge(const struct pkvi_pool *pool, const struct pkvi_region *region);
+/* Gives memory to cold units until n more pages are free, as far as the budget and the cold units
+ * go; returns by how many pages that is. Locks the pool. */
+uint32_t pkvi_pool_back(struct pkvi_pool *pool, uint32_t n);
+/* Makes a split region whole if its remaining charge and `room` bytes beyond fit the limit; false if
+ * not, or if there is none (`full`: also one without cold units). Locks regions and the pool. */
+bool pkvi_pool_heal(struct pkvi_pool *pool, uint64_t room, bool full);
+/* Regions to take memory from. */
+enum squeeze { SQUEEZE_SPLIT, SQUEEZE_WHOLE, SQUEEZE_FULL };
+/* Takes about `bytes` of memory from free pages of regions of a kind; returns how many, 0 if there
+ * are none. FULL: from whole regions without free pages, what lies behind their last unit. The
+ * regions' lock is held; locks the pool. */
+uint64_t pkvi_pool_squeeze(struct pkvi_pool *pool, enum squeeze kind, uint64_t bytes);
+/* Puts all units of a region on its cold stack. Lock held. */
+void pkvi_pool_chill(struct pkvi_pool *pool, uint32_t slot);
+/* Leaves the list of regions with cold units. Lock held. */
+void pkvi_pool_unlink_cold(struct pkvi_pool *pool, struct pkvi_region *region);
+/* Units of several pages: a free page is about to be taken; a page was just freed. Lock held. */
+void pkvi_pool_unit_taken(struct pkvi_pool *pool, uint32_t page);
+void pkvi_pool_unit_freed(struct pkvi_pool *pool, uint32_t page);
 
 /* ---- grow.c ------------------------------------------------------------------------------------
  */
 
-/* Adds one region. grow_lock held, lock not. */
-pkv_status pkvi_pool_add_region(struct pkvi_pool *pool);
+/* Adds one region, whole or split. grow_lock held, lock not. */
+pkv_status pkvi_pool_add_region(struct pkvi_pool *pool, bool split);
+/* Which regions may be taken out: whole ones without used and cached pages, or split ones, too. */
+enum give { GIVE_WHOLE, GIVE_ANY };
 /* Takes an empty region out of the pool; its charge and mapping are the caller's then. False if the
  * pool has none. Locks the pool. */
-bool pkvi_pool_give_region(struct pkvi_pool *pool, void **base);
-/* Puts a region into a slot and into the list of its class. Lock held. */
-void pkvi_pool_install(struct pkvi_pool *pool, uint32_t slot, void *base, uint32_t pages);
-/* The last slot, which max_pages may cut short, serves last: once its region is empty and another
- * slot vacant, the region moves there. So whoever counts free pages and regions may take every
- * region that can be opened for a whole one, up to max_pages. Lock held. O(1). */
-void pkvi_pool_settle(struct pkvi_pool *pool);
+bool pkvi_pool_give_region(struct pkvi_pool *pool, enum give kind, void **base, uint64_t *charge);
+/* Takes the region of a slot out, which has no used and no cached pages; returns its base. Lock
+ * held. */
+void *pkvi_pool_detach(struct pkvi_pool *pool, uint32_t slot, uint64_t *charge);
 /* Pages that slot `slot` holds: all, or what max_pages leaves for the last. */
 uint32_t pkvi_pool_slot_pages(const struct pkvi_pool *pool, uint32_t slot);
+/* Gives back metadata of slots behind the last region. Takes grow_lock. */
+void pkvi_pool_trim_metadata(struct pkvi_pool *pool);
 
 /* ---- pool.c: the free lists; lock held
  * ----------------------------------------------------------- */

@@ -1,17 +1,19 @@
 /* Taking pages out of regions and putting them back. */
 #include "pool/internal.h"
 
-/* ---- lists of regions by fullness; lock held ---- */
+/* ---- lists of regions by class; lock held ---- */
 
-/* Fuller regions come first when pages are taken, so that sparse ones get a chance to become empty.
- * Three partial classes are enough for that and keep a region from moving at every page. */
+/* Fuller regions come first when pages are taken, so that sparse ones get a chance to become empty,
+ * and whole ones before split ones. Three partial classes are enough for that and keep a region from
+ * moving at every page. */
 static uint32_t class_of(const struct pkvi_region *region)
 {
     uint32_t free_count = region->free_count, pages = region->pages;
     if (!free_count) return CLASS_FULL;
+    if (region->split) return CLASS_SPLIT;
     if (free_count == pages) return CLASS_EMPTY;
     if (free_count <= pages / 4) return 1;
-    return free_count <= pages - pages / 4 ? 2 : 3;
+    return free_count <= pages - pages / 4 ? 2 : CLASS_MOSTLY_FREE;
 }
 
 void pkvi_pool_unlink(struct pkvi_pool *pool, struct pkvi_region *region)
@@ -22,10 +24,6 @@ void pkvi_pool_unlink(struct pkvi_pool *pool, struct pkvi_region *region)
     else
         pool->class_head[region->class] = region->next;
     if (region->next) region_at(pool, region->next - 1)->prev = region->prev;
-    if (region->class == CLASS_EMPTY)
-        atomic_store_explicit(&pool->n_empty,
-                              atomic_load_explicit(&pool->n_empty, memory_order_relaxed) - 1,
-                              memory_order_relaxed);
     region->class = CLASS_FULL;
     region->next = region->prev = 0;
 }
@@ -33,7 +31,7 @@ void pkvi_pool_unlink(struct pkvi_pool *pool, struct pkvi_region *region)
 static void link_region(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region,
                         uint32_t class)
 {
-    region->class = class;
+    region->class = (uint8_t)class;
     if (class == CLASS_FULL) return;
     region->prev = 0;
     region->next = pool->class_head[class];
@@ -43,9 +41,6 @@ static void link_region(struct pkvi_pool *pool, uint32_t slot, struct pkvi_regio
     /* Everything was freed: forget the stack, so that pages come out in ascending order again. */
     region->free_head = 0;
     region->fresh = 0;
-    atomic_store_explicit(&pool->n_empty,
-                          atomic_load_explicit(&pool->n_empty, memory_order_relaxed) + 1,
-                          memory_order_relaxed);
 }
 
 void pkvi_pool_reclass(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region)
@@ -54,7 +49,6 @@ void pkvi_pool_reclass(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region
     if (class == region->class) return;
     pkvi_pool_unlink(pool, region);
     link_region(pool, slot, region, class);
-    if (class == CLASS_EMPTY && slot + 1 == pool->max_slots) pkvi_pool_settle(pool);
 }
 
 /* ---- pages in and out; lock held ---- */
@@ -72,10 +66,11 @@ static uint32_t pop_page(struct pkvi_pool *pool, struct pkvi_region *region, uin
 /* Gives a free page to its holder; returns its id. */
 static pkv_page hand_over(struct pkvi_pool *pool, uint32_t page, enum holder holder)
 {
+    if (PKVI_UNLIKELY(unit_pages(pool) != 1)) pkvi_pool_unit_taken(pool, page);
     _Atomic uint64_t *word = word_at(pool, page);
     uint64_t old = load_word(word);
     PKVI_ASSERT((uint32_t)old == 0); /* no references, no flags */
-    uint64_t generation = old ? old : UINT64_C(1) << 32;
+    uint64_t generation = old ? old : pool->first_generation;
     store_word(word, generation | (holder == HOLDER_MAGAZINE ? PKVI_WORD_MAGAZINE : 1));
     if (holder == HOLDER_HOST) aux_at(pool, page)->host = 1;
     return generation | page;
@@ -96,22 +91,13 @@ static void take_from(struct pkvi_pool *pool, uint32_t slot, uint32_t n, uint32_
     pkvi_pool_reclass(pool, slot, region);
 }
 
-/* The region of a class that pages are taken from next; an empty one in the last slot only if
- * there is no other (pkvi_pool_settle). */
-static uint32_t next_slot(const struct pkvi_pool *pool, uint32_t class)
-{
-    const uint32_t at = pool->class_head[class];
-    const uint32_t next = region_at(pool, at - 1)->next;
-    return (class == CLASS_EMPTY && at == pool->max_slots && next ? next : at) - 1;
-}
-
 void pkvi_pool_take(struct pkvi_pool *pool, uint32_t n, struct taken to)
 {
     uint32_t done = 0;
     for (uint32_t class = 1; done < n; class ++) {
         PKVI_ASSERT(class < PKVI_REGION_CLASSES);
         while (done < n && pool->class_head[class]) {
-            uint32_t slot = next_slot(pool, class);
+            uint32_t slot = pool->class_head[class] - 1;
             uint32_t k = pkvi_min_u32(n - done, region_at(pool, slot)->free_count);
             take_from(pool, slot, k, done, to);
             done += k;
@@ -129,6 +115,8 @@ void pkvi_pool_put(struct pkvi_pool *pool, uint32_t page)
     aux->next = region->free_head;
     region->free_head = page - slot * pool->per_region.d + 1;
     region->free_count++;
+    region->barren = false;
+    if (PKVI_UNLIKELY(unit_pages(pool) != 1)) pkvi_pool_unit_freed(pool, page);
     pkvi_pool_reclass(pool, slot, region);
 }
 
@@ -148,7 +136,45 @@ static uint32_t take_if_free(struct pkvi_pool *pool, uint32_t least, uint32_t mo
     return n;
 }
 
-/* Adds regions until `least` pages are free, and takes them. */
+/* Pages that are free now. */
+static uint64_t count_free(struct pkvi_pool *pool)
+{
+    pkvi_mutex_lock(&pool->lock);
+    uint64_t n = free_pages(pool);
+    pkvi_mutex_unlock(&pool->lock);
+    return n;
+}
+
+/* Room that must stay before a split region is made whole again: else the next step would split
+ * another. */
+static uint64_t ample(const struct pkvi_pool *pool)
+{
+    return pkvi_max_u64(pkvi_budget_limit(pool->regions->budget) / 16,
+                        2 * (uint64_t)pool->regions->config.region_bytes);
+}
+
+/* Gets memory for n more pages, or for some of them: from the limit's room, whole regions first;
+ * else what other pools do not use, by the unit. *added counts regions. grow_lock held. */
+static pkv_status grow(struct pkvi_pool *pool, uint32_t n, uint32_t *added)
+{
+    if (counter_get(&pool->cold) != 0 && pkvi_pool_heal(pool, ample(pool), false)) return PKV_OK;
+    if (pkvi_pool_back(pool, n) != 0) return PKV_OK;
+    pkv_status whole = pkvi_pool_add_region(pool, false);
+    if (whole == PKV_OK) ++*added;
+    if (whole != PKV_ENOPAGES) return whole;
+    uint64_t wanted = pkvi_ceil_div_u64(n, unit_pages(pool)) * pool->unit_bytes;
+    uint64_t room = pkvi_budget_region_room(pool->regions->budget);
+    if (room < pool->unit_bytes &&
+        pkvi_regions_squeeze(pool->regions, wanted - room, pool) == 0 &&
+        pkvi_budget_region_room(pool->regions->budget) < pool->unit_bytes)
+        return PKV_ENOPAGES;
+    if (counter_get(&pool->cold) != 0) return PKV_OK;
+    pkv_status split = pkvi_pool_add_region(pool, true);
+    if (split == PKV_OK) ++*added;
+    return split;
+}
+
+/* Grows until `least` pages are free, and takes them. */
 static pkv_status grow_and_take(struct pkvi_pool *pool, uint32_t least, uint32_t most,
                                 struct taken to, uint32_t *got)
 {
@@ -161,12 +187,13 @@ static pkv_status grow_and_take(struct pkvi_pool *pool, uint32_t least, uint32_t
     while (status == PKV_OK) {
         *got = take_if_free(pool, least, most, to);
         if (*got) break;
-        status = pkvi_pool_add_region(pool);
-        if (status == PKV_OK) added++;
+        uint64_t n_free = count_free(pool);
+        if (n_free < least) status = grow(pool, least - (uint32_t)n_free, &added);
     }
     void *base;
-    while (status != PKV_OK && added-- && pkvi_pool_give_region(pool, &base))
-        pkvi_regions_put(pool->regions, base);
+    uint64_t charge;
+    while (status != PKV_OK && added-- && pkvi_pool_give_region(pool, GIVE_ANY, &base, &charge))
+        pkvi_regions_put(pool->regions, base, charge);
     pkvi_mutex_unlock(&pool->grow_lock);
     return status;
 }
@@ -206,63 +233,15 @@ pkv_status pkvi_pool_alloc_ids(struct pkvi_pool *pool, uint32_t n, pkv_page *ids
     return n ? pkvi_pool_obtain(pool, n, n, to, &got) : PKV_OK;
 }
 
-/* ---- figures ---- */
-
-uint64_t pkvi_pool_obtainable(struct pkvi_pool *pool)
-{
-    pkvi_mutex_lock(&pool->lock);
-    uint64_t n_free = free_pages(pool);
-    uint64_t held = counter_get(&pool->out) + counter_get(&pool->cached);
-    uint64_t slots = pool->max_slots - pool->n_regions;
-    pkvi_mutex_unlock(&pool->lock);
-    if (pool->config.storage == PKV_STORAGE_EXTERNAL) return n_free;
-    struct pkvi_regions *regions = pool->regions;
-    uint64_t more = pkvi_budget_region_room(regions->budget) / regions->config.region_bytes +
-                    pkvi_regions_empty(regions, pool);
-    uint64_t pages = n_free + pkvi_min_u64(more, slots) * pool->per_region.d;
-    if (pool->config.max_pages) pages = pkvi_min_u64(pages, pool->config.max_pages - held);
-    return pages;
-}
-
-uint32_t pkvi_pool_missing(struct pkvi_pool *pool, uint32_t n)
-{
-    uint64_t obtainable = pkvi_pool_obtainable(pool);
-    return obtainable >= n ? 0 : n - (uint32_t)obtainable;
-}
-
-uint32_t pkvi_pool_index_limit(const struct pkvi_pool *pool)
-{
-    uint32_t n = atomic_load_explicit(&pool->n_slots, memory_order_acquire);
-    return n ? (n - 1) * pool->per_region.d + pkvi_pool_slot_pages(pool, n - 1) : 0;
-}
-
-void pkvi_pool_counts(struct pkvi_pool *pool, struct pkvi_pool_counts *counts)
-{
-    uint64_t parked = 0, allocs = 0, frees = 0;
-    pkvi_mutex_lock(&pool->lock);
-    for (struct pkvi_list *at = pool->magazines.next; at != &pool->magazines; at = at->next) {
-        const pkv_magazine *magazine = PKVI_CONTAINER_OF(at, pkv_magazine, link);
-        parked += atomic_load_explicit(&magazine->parked, memory_order_relaxed);
-        allocs += counter_get(&magazine->allocs);
-        frees += counter_get(&magazine->frees);
-    }
-    *counts = (struct pkvi_pool_counts){
-        .total = counter_get(&pool->total),
-        .used = counter_get(&pool->out) - parked,
-        .cached = counter_get(&pool->cached),
-        .free = free_pages(pool) + parked,
-        .shared = counter_get(&pool->shared),
-        .regions = pool->n_regions,
-        .allocs = counter_get(&pool->allocs) + allocs,
-        .frees = counter_get(&pool->frees) + frees,
-    };
-    pkvi_mutex_unlock(&pool->lock);
-}
+/* ---- addresses ---- */
 
 void *pkvi_pool_address(const struct pkvi_pool *pool, uint32_t page)
 {
     uint32_t slot = pkvi_div(pool->per_region, page);
     char *base = atomic_load_explicit(&region_at(pool, slot)->base, memory_order_acquire);
     if (!base) return NULL;
-    return base + (uint64_t)(page - slot * pool->per_region.d) * pool->config.page_bytes;
+    uint32_t k = page - slot * pool->per_region.d;
+    if (PKVI_LIKELY(unit_pages(pool) == 1)) return base + k * pool->unit_bytes;
+    uint32_t u = pkvi_div(pool->per_unit, k);
+    return base + u * pool->unit_bytes + (k - u * unit_pages(pool)) * pool->config.page_bytes;
 }

@@ -1,10 +1,18 @@
 /* pool: the pages of one layer group.
  *
- * Regions (huge-page-sized mappings charged to the budget) are carved into pages. Region slot r
- * holds the page indices r * pages_per_region + k, so indices are dense. Per page there is one
- * 64-bit state word: generation, flags and reference count, read without a lock.
+ * Regions (huge-page-sized mappings) are carved into pages. Region slot r holds the page indices
+ * r * pages_per_region + k, so indices are dense. Per page there is one 64-bit state word:
+ * generation, flags and reference count, read without a lock.
  *
- *   FREE    refs == 0, no owner             in its region's free stack (or parked in a magazine)
+ * A region is address space; what the budget is charged for is the memory behind it. As long as the
+ * limit has room a region is WHOLE: charged in full, backed by huge pages, its free pages cost
+ * nothing more to hand out. Where the limit is reached, regions are SPLIT: charged by the unit (a
+ * page, or a few small ones that share an OS page), and units whose pages are all free can go COLD:
+ * the OS has their memory back, the budget their charge, and any pool may use it. Under the limit
+ * that happens only when a charge is refused; no page is moved for it.
+ *
+ *   FREE    refs == 0, no owner             in its region's free stack (or parked in a magazine), or
+ *                                           in a cold unit
  *   USED    refs > 0                        held by tables, batches or the host
  *   CACHED  refs == 0, owner set            only the prefix index knows it; reclaimable
  *
@@ -41,11 +49,13 @@ struct pkvi_regions_config {
 
 struct pkvi_pool;
 
-/* Takes region memory from the OS and moves empty regions between pools: under the limit a pool
- * that needs a region gets the empty region of another without unmapping it. Pools keep their empty
- * regions until another pool or metadata needs them, or trim or set_limit gives them back. */
+/* Takes region memory from the OS and moves memory between pools: under the limit a pool that needs a
+ * region gets the empty region of another without unmapping it, or the memory of free pages, whose
+ * units go cold. Pools keep empty regions and free pages until another pool or metadata needs their
+ * memory, or trim or set_limit gives it back. */
 struct pkvi_regions {
-    struct pkvi_mutex lock; /* guards pools; rank REGIONS: held while pools are asked for regions */
+    struct pkvi_mutex lock; /* guards pools, and serialises who takes memory from them; rank REGIONS:
+                             * held while pools are asked */
     struct pkvi_list pools;
     struct pkvi_regions_config config;
     struct pkvi_budget *budget;
@@ -59,25 +69,47 @@ bool pkvi_regions_init(struct pkvi_regions *regions, const struct pkvi_regions_c
 /* All pools must be gone. */
 void pkvi_regions_destroy(struct pkvi_regions *regions);
 
-/* Gives empty regions of any pool back until `bytes` are given back or none is left; returns the
- * bytes given back. MT-safe. O(regions given back + pools). */
+/* Gives empty regions of any pool back until `bytes` are given back or none is left, and metadata
+ * of regions that are gone; returns the bytes of memory given back. MT-safe; no locks held.
+ * O(regions given back + split regions + pools). */
 uint64_t pkvi_regions_trim(struct pkvi_regions *regions, uint64_t bytes);
 
-/* Sets the memory limit, giving back as many empty regions as that needs. PKV_EBUSY if what is in
- * use does not fit: the limit is then as before and nothing was given back in vain but empty
- * regions. MT-safe. (The cache reclaims cached pages and tries again.) */
+/* Gives back metadata of regions that are gone. MT-safe; no locks held. O(pools + regions). */
+void pkvi_regions_trim_metadata(struct pkvi_regions *regions);
+
+/* Takes memory that nobody uses away from all pools but `except` (NULL = from all) until `bytes` are
+ * given back or none is left: empty regions, free pages of split regions, then those of whole ones,
+ * which are split, emptiest first. Returns the bytes given back; at least a sixteenth of a region if
+ * there is so much. MT-safe; locks up to GROW may be held. O(pages of the regions touched). */
+uint64_t pkvi_regions_squeeze(struct pkvi_regions *regions, uint64_t bytes,
+                              const struct pkvi_pool *except);
+
+/* Sets the memory limit, taking memory of free pages back as far as that needs. PKV_EBUSY if what is
+ * in use does not fit: the limit is then as before. MT-safe; no locks held. (The cache reclaims
+ * cached pages and tries again.) */
 pkv_status pkvi_regions_set_limit(struct pkvi_regions *regions, uint64_t limit);
 
-/* Checks that the pools' regions add up to what the budget was charged. Quiescent only. */
+/* Bytes that squeezing all pools could still hand out: what the limit leaves for pages, less the
+ * units that hold used or cached pages. MT-safe, O(pools). */
+uint64_t pkvi_regions_available(struct pkvi_regions *regions);
+/* Bytes that squeezing could give back: charged for units without used and cached pages. MT-safe,
+ * O(pools). */
+uint64_t pkvi_regions_spare(struct pkvi_regions *regions);
+
+/* Makes split regions whole again as far as the limit has ample room, so that they get huge pages.
+ * MT-safe; no locks held. O(split regions). */
+void pkvi_regions_heal(struct pkvi_regions *regions);
+
+/* Checks that what the pools' regions are charged adds up to what the budget says. Quiescent only. */
 pkv_status pkvi_regions_verify(struct pkvi_regions *regions, char *text, size_t capacity);
 
-/* Empty regions of all pools but one (NULL = of all). MT-safe, O(pools). */
-uint64_t pkvi_regions_empty(struct pkvi_regions *regions, const struct pkvi_pool *except);
-
 /* Region size for a set of page sizes: the smallest multiple of 2 MiB, from 1/64 of what the limit
- * allows for regions (but at most 8 MiB) to 1/4 of it, that wastes at most 1/32 of a region at its
- * tail in every group; else the one of least waste. 0 if not even one region can fit the limit. */
+ * allows for pages (but at most 8 MiB) to 1/4 of it, that wastes at most 1/32 of a region at its
+ * tail in every group; else the one of least waste. 0 if a page cannot fit the limit. */
 size_t pkvi_regions_choose(const uint64_t *page_bytes, uint32_t n_groups, uint64_t limit);
+/* Bytes that n pages of this size cost a fresh cache whose memory comes in OS pages of `os_page`
+ * bytes (1 = no memory behind pages): whole units. */
+uint64_t pkvi_pool_cost(uint64_t page_bytes, uint64_t os_page, uint64_t n);
 
 /* ---- pool --------------------------------------------------------------------------------------
  */
@@ -104,23 +136,31 @@ struct pkvi_pool_config {
 /* Per-page fields that need no lock-free readers. */
 struct pkvi_page_aux {
     void *_Atomic owner;
-    uint32_t next; /* free stack of its region: place in the region + 1, 0 = end */
+    uint32_t next; /* free stack of its region: place in the region + 1, 0 = end; or, for the first
+                    * page of a cold unit, the stack of those: unit in the region + 1 */
     uint32_t host; /* references of the host (word without MAGAZINE flag) */
     bool sealed;   /* with PKV_DEBUG_CHECKSUM: its checksum is kept */
+    bool cold;     /* for the first page of a unit: it has no memory, or is just losing it */
 };
 
 struct pkvi_region {
     void *_Atomic base;  /* NULL if not mapped (or the slot is empty) */
     uint32_t free_head;  /* stack of freed pages: index + 1 */
-    uint32_t free_count; /* freed plus never used */
-    uint32_t fresh;      /* pages k >= fresh were never handed out since the region came */
+    uint32_t free_count; /* freed plus never used, with memory */
+    uint32_t fresh;      /* whole: pages k >= fresh were never handed out since the region came */
     uint32_t pages;      /* pages in this region; 0 = empty slot */
     uint32_t next, prev; /* list of its fullness class: slot + 1, 0 = end */
-    uint32_t class;
+    uint32_t cold_next, cold_prev; /* list of regions with cold units: slot + 1, 0 = end */
+    uint32_t cold_head;            /* stack of cold units: number in the region + 1 */
+    uint32_t cold_units, cold_pages;
+    uint32_t transit; /* units that are losing their memory: in no stack, still charged */
+    uint8_t class;
+    bool split;
+    bool barren; /* split: no unit was wholly free when last looked, nothing was freed since */
 };
 
-/* Classes of regions by fullness: full, three partial ones, empty. */
-#define PKVI_REGION_CLASSES 5
+/* Classes of regions: without free pages; whole with few, some, many; split; whole and empty. */
+#define PKVI_REGION_CLASSES 6
 
 struct pkvi_pool {
     struct pkvi_pool_config config;
@@ -128,7 +168,10 @@ struct pkvi_pool {
     struct pkvi_mem *mem;
     struct pkvi_stats *stats;
     struct pkvi_divisor per_region; /* pages per region */
+    struct pkvi_divisor per_unit;   /* pages per unit */
+    uint64_t unit_bytes;            /* from unit to unit; a multiple of the OS page if mapped */
     uint32_t max_slots;             /* region slots that may ever exist */
+    uint32_t max_index;             /* pages that may ever exist */
 
     struct pkvi_segvec words;     /* _Atomic uint64_t: the state word */
     struct pkvi_segvec aux;       /* struct pkvi_page_aux */
@@ -141,13 +184,16 @@ struct pkvi_pool {
     struct pkvi_mutex lock; /* rank POOL: guards everything below, page states and regions */
     uint32_t class_head[PKVI_REGION_CLASSES]; /* slot + 1 */
     uint32_t empty_slots;                     /* stack of region slots without region: slot + 1 */
-    _Atomic uint32_t n_slots;                 /* slots ever used */
-    _Atomic uint32_t n_empty;                 /* regions in the empty class */
-    uint32_t n_regions;
+    uint32_t cold_regions;                    /* list of regions with cold units: slot + 1 */
+    uint64_t first_generation;                /* of pages that have none, as in their words */
+    _Atomic uint32_t n_slots;                 /* slots ever used, and not trimmed */
+    uint32_t n_whole, n_split;                /* regions */
     struct pkvi_list magazines;
     /* Written under lock, read without. free = not cached, not out. */
-    _Atomic uint64_t total, out, cached, shared; /* out: taken from regions and not cached */
-    _Atomic uint64_t allocs, frees;              /* pages, magazines apart */
+    _Atomic uint64_t total, out, cached, shared; /* total: with memory; out: taken, not cached */
+    _Atomic uint64_t cold;                       /* pages without memory */
+    _Atomic uint64_t held_units;    /* with a page out or cached; kept if units hold several pages */
+    _Atomic uint64_t allocs, frees; /* pages, magazines apart */
     pkvi_idle_fn idle;                           /* set once, before the second thread */
     void *idle_context;
 };
@@ -169,7 +215,8 @@ void pkvi_pool_set_idle(struct pkvi_pool *pool, pkvi_idle_fn idle, void *context
 
 /* Allocates n pages with one reference each, all or nothing; n = 0 is fine. Takes pages from the
  * fullest partial region class first and ascending consecutive ones from a fresh region; maps
- * regions as needed and the budget allows; never reclaims. PKV_ENOPAGES (limit or max_pages;
+ * regions and takes memory of free pages from other pools as needed and the budget allows; never
+ * reclaims. PKV_ENOPAGES (limit or max_pages;
  * nothing changed), PKV_ENOMEM (the OS or the allocator refused). MT-safe; O(n). */
 pkv_status pkvi_pool_alloc(struct pkvi_pool *pool, uint32_t n, uint32_t *pages);
 
@@ -258,20 +305,85 @@ pkv_status pkvi_magazine_create(struct pkvi_pool *pool, uint32_t capacity, pkv_m
  */
 
 struct pkvi_pool_counts {
-    uint64_t total, used, cached, free, shared, regions, allocs, frees;
+    uint64_t total, used, cached, free, shared, cold, regions, split, allocs, frees;
+    uint64_t parked;     /* free pages that magazines keep */
+    uint64_t host;       /* used pages that only the host holds; 0 unless asked for */
+    uint64_t held_bytes; /* units with used, cached or parked pages */
 };
 
 /* O(magazines), MT-safe, consistent. */
 void pkvi_pool_counts(struct pkvi_pool *pool, struct pkvi_pool_counts *counts);
+/* Used pages of which the host has a reference. O(pages), MT-safe. */
+uint64_t pkvi_pool_hosted(struct pkvi_pool *pool);
 
-/* How many pages an alloc could get now: free ones, and those of regions that the budget still
- * allows or that stand empty in other pools. An estimate while others allocate. MT-safe, O(pools).
- */
+/* Number of the layer group, and what one page and one unit measure. Constant. */
+static inline uint32_t pkvi_pool_group(const struct pkvi_pool *pool)
+{
+    return pool->config.group;
+}
+static inline uint64_t pkvi_pool_page_bytes(const struct pkvi_pool *pool)
+{
+    return pool->config.page_bytes;
+}
+static inline uint32_t pkvi_pool_pages_per_region(const struct pkvi_pool *pool)
+{
+    return pool->per_region.d;
+}
+static inline uint32_t pkvi_pool_unit_pages(const struct pkvi_pool *pool)
+{
+    return pool->per_unit.d;
+}
+static inline uint64_t pkvi_pool_unit_bytes(const struct pkvi_pool *pool)
+{
+    return pool->unit_bytes;
+}
+/* Cached pages now, and pages that are used or parked. Lock-free. */
+static inline uint64_t pkvi_pool_cached(const struct pkvi_pool *pool)
+{
+    return atomic_load_explicit(&pool->cached, memory_order_relaxed);
+}
+static inline uint64_t pkvi_pool_out(const struct pkvi_pool *pool)
+{
+    return atomic_load_explicit(&pool->out, memory_order_relaxed);
+}
+/* Bytes of the units that hold pages out or cached. Lock-free. 0 for EXTERNAL. */
+static inline uint64_t pkvi_pool_held_bytes(const struct pkvi_pool *pool)
+{
+    if (pool->config.storage == PKV_STORAGE_EXTERNAL) return 0;
+    if (pool->per_unit.d != 1)
+        return atomic_load_explicit(&pool->held_units, memory_order_relaxed) * pool->unit_bytes;
+    return (pkvi_pool_out(pool) + pkvi_pool_cached(pool)) * pool->unit_bytes;
+}
+/* Pages that the pool may have in all: max_pages, or what its buffer or its index space holds. */
+static inline uint32_t pkvi_pool_bound(const struct pkvi_pool *pool)
+{
+    return pool->max_index;
+}
+
+/* How many pages an alloc could get now: free ones, and those that the budget still allows or whose
+ * memory other pools' free pages have. An estimate while others allocate. MT-safe, O(pools). */
 uint64_t pkvi_pool_obtainable(struct pkvi_pool *pool);
-/* Of n pages, how many could not be had now; 0 = alloc(n) would succeed. */
+/* Of n pages, how many could not be had now; 0 = alloc(n) would succeed, unless the metadata of
+ * new regions takes the last room. */
 uint32_t pkvi_pool_missing(struct pkvi_pool *pool, uint32_t n);
 
-/* One more than the highest page index that was ever valid: the size for per-page arrays. */
+/* What a pool has to hand out if all cached pages were reclaimed. */
+struct pkvi_pool_census {
+    uint64_t own;        /* pages that only this pool can use: free in units with used pages */
+    uint64_t used_bytes; /* units with used or parked pages; the rest any pool can use */
+    uint64_t cap;        /* pages it may still take at all */
+};
+/* exact = false: cached pages may count as `own` where they could be everybody's. O(1), or with
+ * `exact`, units of several pages and cached pages O(pages). MT-safe. */
+void pkvi_pool_census(struct pkvi_pool *pool, bool exact, struct pkvi_pool_census *census);
+/* Unit of a page, by number, and how many of a unit's pages are used or parked. Lock-free. */
+static inline uint32_t pkvi_pool_unit_of(const struct pkvi_pool *pool, uint32_t page)
+{
+    return pkvi_div(pool->per_unit, page);
+}
+uint32_t pkvi_pool_used_in_unit(const struct pkvi_pool *pool, uint32_t unit);
+
+/* One more than the highest page index that is valid: the size for per-page arrays. */
 uint32_t pkvi_pool_index_limit(const struct pkvi_pool *pool);
 
 /* Walks the pool. holders (may be NULL): the number of references that the library's tables and

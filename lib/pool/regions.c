@@ -1,26 +1,25 @@
 /* Region memory: from the OS, and between pools. */
 #include "pool/internal.h"
 
-static bool take_empty(struct pkvi_regions *regions, const struct pkvi_pool *except, void **base)
+/* The next pool behind `at` (NULL = the first), or NULL; the regions' lock is held. */
+static struct pkvi_pool *next_pool(struct pkvi_regions *regions, const struct pkvi_pool *at)
 {
-    bool found = false;
-    pkvi_mutex_lock(&regions->lock);
-    for (struct pkvi_list *at = regions->pools.next; at != &regions->pools && !found;
-         at = at->next) {
-        struct pkvi_pool *pool = PKVI_CONTAINER_OF(at, struct pkvi_pool, link);
-        found = pool != except && pkvi_pool_give_region(pool, base);
-    }
-    pkvi_mutex_unlock(&regions->lock);
-    return found;
+    struct pkvi_list *next = at ? at->link.next : regions->pools.next;
+    return next == &regions->pools ? NULL : PKVI_CONTAINER_OF(next, struct pkvi_pool, link);
 }
 
-static bool give_one_back(void *context)
+/* Takes an empty region out of some pool but `except`; the regions' lock is held. */
+static bool take_empty(struct pkvi_regions *regions, const struct pkvi_pool *except, enum give kind,
+                       void **base, uint64_t *charge)
 {
-    struct pkvi_regions *regions = context;
-    void *base;
-    if (!take_empty(regions, NULL, &base)) return false;
-    pkvi_regions_put(regions, base);
-    return true;
+    for (struct pkvi_pool *pool = NULL; (pool = next_pool(regions, pool));)
+        if (pool != except && pkvi_pool_give_region(pool, kind, base, charge)) return true;
+    return false;
+}
+
+static bool under_pressure(void *context, uint64_t bytes)
+{
+    return pkvi_regions_squeeze(context, bytes, NULL) != 0;
 }
 
 bool pkvi_regions_init(struct pkvi_regions *regions, const struct pkvi_regions_config *config,
@@ -30,7 +29,7 @@ bool pkvi_regions_init(struct pkvi_regions *regions, const struct pkvi_regions_c
     *regions = (struct pkvi_regions){.config = *config, .budget = budget, .os = os};
     pkvi_list_init(&regions->pools);
     if (!pkvi_mutex_init(&regions->lock, PKVI_RANK_REGIONS, ranks)) return false;
-    budget->pressure = give_one_back;
+    budget->pressure = under_pressure;
     budget->pressure_context = regions;
     return true;
 }
@@ -56,14 +55,17 @@ void pkvi_regions_remove(struct pkvi_regions *regions, struct pkvi_pool *pool)
     pkvi_mutex_unlock(&regions->lock);
 }
 
-static void *map_region(struct pkvi_regions *regions)
+static void *map_region(struct pkvi_regions *regions, bool split)
 {
     const struct pkvi_regions_config *config = &regions->config;
     const struct pkvi_os *os = regions->os;
     void *base = os->map(os->user, config->region_bytes, PKVI_OS_GRANULE);
     if (!base) return NULL;
     /* Advice: what is refused costs speed, not correctness. */
-    if (config->huge) os->advise_huge(os->user, base, config->region_bytes);
+    if (split)
+        os->advise_small(os->user, base, config->region_bytes);
+    else if (config->huge)
+        os->advise_huge(os->user, base, config->region_bytes);
     if (config->dont_fork) os->advise_dont_fork(os->user, base, config->region_bytes);
     if (config->numa_node >= 0)
         os->advise_numa(os->user, base, config->region_bytes, config->numa_node);
@@ -73,60 +75,156 @@ static void *map_region(struct pkvi_regions *regions)
 pkv_status pkvi_regions_get(struct pkvi_regions *regions, struct pkvi_pool *pool, void **base)
 {
     pkv_status status = PKV_ENOPAGES;
+    *base = NULL;
     if (pkvi_budget_charge_region(regions->budget, regions->config.region_bytes)) {
-        *base = NULL;
         if (!regions->config.mapped) return PKV_OK;
-        *base = map_region(regions);
+        *base = map_region(regions, false);
         if (*base) return PKV_OK;
         pkvi_budget_release_region(regions->budget, regions->config.region_bytes);
         status = PKV_ENOMEM;
     }
-    return take_empty(regions, pool, base) ? PKV_OK : status;
+    uint64_t charge;
+    pkvi_mutex_lock(&regions->lock);
+    if (take_empty(regions, pool, GIVE_WHOLE, base, &charge)) status = PKV_OK;
+    pkvi_mutex_unlock(&regions->lock);
+    return status;
 }
 
-void pkvi_regions_put(struct pkvi_regions *regions, void *base)
+pkv_status pkvi_regions_map_split(struct pkvi_regions *regions, void **base)
+{
+    *base = NULL;
+    if (!regions->config.mapped) return PKV_OK;
+    *base = map_region(regions, true);
+    return *base ? PKV_OK : PKV_ENOMEM;
+}
+
+void pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge)
 {
     const struct pkvi_os *os = regions->os;
     if (base) os->unmap(os->user, base, regions->config.region_bytes);
-    pkvi_budget_release_region(regions->budget, regions->config.region_bytes);
+    if (charge) pkvi_budget_release_region(regions->budget, charge);
 }
 
-uint64_t pkvi_regions_empty(struct pkvi_regions *regions, const struct pkvi_pool *except)
+/* ---- giving memory back ---- */
+
+/* Empty regions of all pools but one, until `bytes` are given back. The regions' lock is held. */
+static uint64_t give_empty(struct pkvi_regions *regions, uint64_t bytes, enum give kind,
+                           const struct pkvi_pool *except)
 {
-    uint64_t n = 0;
-    pkvi_mutex_lock(&regions->lock);
-    for (struct pkvi_list *at = regions->pools.next; at != &regions->pools; at = at->next) {
-        struct pkvi_pool *pool = PKVI_CONTAINER_OF(at, struct pkvi_pool, link);
-        if (pool != except) n += atomic_load_explicit(&pool->n_empty, memory_order_relaxed);
+    uint64_t given = 0, charge;
+    void *base;
+    while (given < bytes && take_empty(regions, except, kind, &base, &charge)) {
+        pkvi_regions_put(regions, base, charge);
+        given += charge;
     }
-    pkvi_mutex_unlock(&regions->lock);
-    return n;
+    return given;
 }
 
 uint64_t pkvi_regions_trim(struct pkvi_regions *regions, uint64_t bytes)
 {
-    uint64_t given = 0;
-    while (given < bytes && give_one_back(regions))
-        given += regions->config.region_bytes;
+    pkvi_mutex_lock(&regions->lock);
+    uint64_t given = give_empty(regions, bytes, GIVE_ANY, NULL);
+    pkvi_mutex_unlock(&regions->lock);
+    pkvi_regions_trim_metadata(regions);
     return given;
+}
+
+uint64_t pkvi_regions_squeeze(struct pkvi_regions *regions, uint64_t bytes,
+                              const struct pkvi_pool *except)
+{
+    uint64_t most = pkvi_max_u64(bytes, regions->config.region_bytes / 16);
+    pkvi_mutex_lock(&regions->lock);
+    uint64_t given = give_empty(regions, bytes, GIVE_WHOLE, except);
+    for (enum squeeze kind = SQUEEZE_SPLIT; kind <= SQUEEZE_FULL && given < bytes; kind++) {
+        for (struct pkvi_pool *pool = NULL; (pool = next_pool(regions, pool));) {
+            /* What lies behind the last page of a region is no pool's use. */
+            if (pool == except && kind != SQUEEZE_FULL) continue;
+            uint64_t more;
+            while (given < bytes && (more = pkvi_pool_squeeze(pool, kind, most - given)) != 0)
+                given += more;
+        }
+    }
+    pkvi_mutex_unlock(&regions->lock);
+    return given;
+}
+
+/* The list does not change: pools come and go with their cache. Their growth locks rank below the
+ * list's. */
+void pkvi_regions_trim_metadata(struct pkvi_regions *regions)
+{
+    for (struct pkvi_pool *pool = NULL;;) {
+        pkvi_mutex_lock(&regions->lock);
+        pool = next_pool(regions, pool);
+        pkvi_mutex_unlock(&regions->lock);
+        if (!pool) return;
+        pkvi_pool_trim_metadata(pool);
+    }
+}
+
+void pkvi_regions_heal(struct pkvi_regions *regions)
+{
+    const uint64_t room = pkvi_max_u64(pkvi_budget_limit(regions->budget) / 16,
+                                       2 * (uint64_t)regions->config.region_bytes);
+    for (struct pkvi_pool *pool = NULL;;) {
+        pkvi_mutex_lock(&regions->lock);
+        pool = next_pool(regions, pool);
+        pkvi_mutex_unlock(&regions->lock);
+        if (!pool) return;
+        while (pkvi_pool_heal(pool, room, true))
+            ;
+    }
 }
 
 pkv_status pkvi_regions_set_limit(struct pkvi_regions *regions, uint64_t limit)
 {
+    bool trimmed = false;
     while (!pkvi_budget_try_limit(regions->budget, limit)) {
         uint64_t used = pkvi_budget_used(regions->budget);
-        if (used > limit && !pkvi_regions_trim(regions, used - limit)) return PKV_EBUSY;
+        if (used <= limit || pkvi_regions_squeeze(regions, used - limit, NULL)) continue;
+        if (trimmed) return PKV_EBUSY;
+        pkvi_regions_trim(regions, 0);
+        trimmed = true;
     }
     return PKV_OK;
+}
+
+/* ---- figures ---- */
+
+static uint64_t held_bytes(struct pkvi_regions *regions)
+{
+    uint64_t held = 0;
+    pkvi_mutex_lock(&regions->lock);
+    for (struct pkvi_pool *pool = NULL; (pool = next_pool(regions, pool));)
+        held += pkvi_pool_held_bytes(pool);
+    pkvi_mutex_unlock(&regions->lock);
+    return held;
+}
+
+uint64_t pkvi_regions_available(struct pkvi_regions *regions)
+{
+    uint64_t held = held_bytes(regions), bound = pkvi_budget_for_pages(regions->budget);
+    return bound > held ? bound - held : 0;
+}
+
+uint64_t pkvi_regions_spare(struct pkvi_regions *regions)
+{
+    uint64_t held = held_bytes(regions);
+    uint64_t charged = atomic_load_explicit(&regions->budget->regions, memory_order_relaxed);
+    return charged > held ? charged - held : 0;
 }
 
 pkv_status pkvi_regions_verify(struct pkvi_regions *regions, char *text, size_t capacity)
 {
     uint64_t bytes = 0;
     pkvi_mutex_lock(&regions->lock);
-    for (struct pkvi_list *at = regions->pools.next; at != &regions->pools; at = at->next) {
-        struct pkvi_pool *pool = PKVI_CONTAINER_OF(at, struct pkvi_pool, link);
-        bytes += pool->n_regions * (uint64_t)regions->config.region_bytes;
+    for (struct pkvi_pool *pool = NULL; (pool = next_pool(regions, pool));) {
+        pkvi_mutex_lock(&pool->lock);
+        uint32_t n_slots = atomic_load(&pool->n_slots);
+        for (uint32_t slot = 0; slot < n_slots; slot++) {
+            const struct pkvi_region *region = region_at(pool, slot);
+            if (region->pages) bytes += pkvi_pool_charge(pool, region);
+        }
+        pkvi_mutex_unlock(&pool->lock);
     }
     pkvi_mutex_unlock(&regions->lock);
     uint64_t charged = atomic_load(&regions->budget->regions);
@@ -159,12 +257,11 @@ size_t pkvi_regions_choose(const uint64_t *page_bytes, uint32_t n_groups, uint64
     uint64_t room = pkvi_budget_capacity(limit), largest = 0;
     for (uint32_t i = 0; i < n_groups; i++)
         largest = pkvi_max_u64(largest, page_bytes[i]);
-    if (room < granule || largest > room) return 0;
+    if (!n_groups || largest > room) return 0;
 
     uint64_t first = pkvi_max_u64(pkvi_ceil_div_u64(largest, granule),
                                   pkvi_min_u64(room / 64 / granule, (8u << 20) / granule));
     first = pkvi_max_u64(first, 1);
-    if (first * granule > room) return 0;
     uint64_t last = pkvi_min_u64(pkvi_max_u64(32, 2 * first), room / 4 / granule);
     uint64_t best = first, best_waste = UINT64_MAX;
     for (uint64_t n = first; n <= pkvi_max_u64(first, last); n++) {

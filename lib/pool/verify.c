@@ -7,7 +7,8 @@ struct walk {
     uint32_t n_holders;
     char *text;
     size_t capacity;
-    uint64_t total, used, cached, shared, parked, regions, free_listed, empty;
+    uint64_t total, used, cached, shared, parked, free_listed, cold, held_units;
+    uint32_t split;
 };
 
 /* Names a broken invariant; always PKV_ECORRUPT. */
@@ -34,17 +35,69 @@ static pkv_status check_lists(struct walk *walk)
     }
     for (uint32_t slot = 0; slot < n_slots; slot++)
         listed += region_at(pool, slot)->pages && region_at(pool, slot)->class == CLASS_FULL;
-    if (n_slots == pool->max_slots && pool->empty_slots) {
-        const struct pkvi_region *last = region_at(pool, n_slots - 1);
-        if (last->pages && last->class == CLASS_EMPTY)
-            return BROKEN(walk,
-                          "group %u: an empty region lies in the last slot, slot %u is vacant",
-                          pool->config.group, pool->empty_slots - 1);
-    }
     uint32_t external = pool->config.storage == PKV_STORAGE_EXTERNAL;
-    if (listed != pool->n_regions + external)
+    if (listed != pool->n_whole + pool->n_split + external)
         return BROKEN(walk, "group %u: %u regions are listed or full, %u exist", pool->config.group,
-                      listed, pool->n_regions);
+                      listed, pool->n_whole + pool->n_split);
+    return PKV_OK;
+}
+
+/* The list of regions with cold units holds exactly those. */
+static pkv_status check_cold_list(struct walk *walk)
+{
+    const struct pkvi_pool *pool = walk->pool;
+    uint32_t n_slots = atomic_load(&pool->n_slots), listed = 0, previous = 0;
+    for (uint32_t at = pool->cold_regions; at; at = region_at(pool, at - 1)->cold_next) {
+        if (at > n_slots || ++listed > n_slots)
+            return BROKEN(walk, "group %u: the list of cold units leaves the table or loops",
+                          pool->config.group);
+        const struct pkvi_region *region = region_at(pool, at - 1);
+        if (!region->split || !region->cold_units || region->cold_prev != previous)
+            return BROKEN(walk, "group %u: region %u is wrongly listed as cold", pool->config.group,
+                          at - 1);
+        previous = at;
+    }
+    for (uint32_t slot = 0; slot < n_slots; slot++)
+        listed -= region_at(pool, slot)->cold_units != 0;
+    if (listed != 0)
+        return BROKEN(walk, "group %u: a region with cold units is not listed", pool->config.group);
+    return PKV_OK;
+}
+
+/* The cold stack of one region: its units, each once, flagged, and none of their pages in use. */
+static pkv_status check_cold(struct walk *walk, uint32_t slot)
+{
+    const struct pkvi_pool *pool = walk->pool;
+    const struct pkvi_region *region = region_at(pool, slot);
+    uint32_t units = 0, pages = 0, flagged = 0;
+    if (region->transit)
+        return BROKEN(walk, "group %u: region %u has units in transit", pool->config.group, slot);
+    for (uint32_t at = region->cold_head; at; at = unit_aux(pool, slot, at - 1)->next) {
+        if (at > units_of(pool, region) || ++units > region->cold_units)
+            return BROKEN(walk, "group %u: the cold stack of region %u loops", pool->config.group,
+                          slot);
+        pages += pages_in(pool, region, at - 1);
+    }
+    for (uint32_t u = 0; u < units_of(pool, region); u++) {
+        if (unit_aux(pool, slot, u)->cold) {
+            flagged++;
+            for (uint32_t i = 0; i < pages_in(pool, region, u); i++)
+                if ((uint32_t)load_word(
+                        word_at(pool, slot * pool->per_region.d + u * unit_pages(pool) + i)))
+                    return BROKEN(walk, "group %u: unit %u of region %u is in use without memory",
+                                  pool->config.group, u, slot);
+        }
+        for (uint32_t i = 0, held = 0; i < pages_in(pool, region, u) && !held; i++) {
+            held = (uint32_t)load_word(word_at(
+                       pool, slot * pool->per_region.d + u * unit_pages(pool) + i)) != 0;
+            walk->held_units += held;
+        }
+    }
+    if (units != region->cold_units || flagged != units || pages != region->cold_pages)
+        return BROKEN(walk, "group %u: region %u says %u units are cold, %u are listed, %u flagged",
+                      pool->config.group, slot, region->cold_units, units, flagged);
+    walk->cold += pages;
+    walk->split += region->split;
     return PKV_OK;
 }
 
@@ -75,7 +128,6 @@ static pkv_status check_stack(struct walk *walk, uint32_t slot, uint32_t *n)
                       pool->config.group, slot, region->free_count,
                       *n + region->pages - region->fresh);
     walk->free_listed += region->free_count;
-    walk->empty += region->free_count == region->pages;
     return PKV_OK;
 }
 
@@ -132,15 +184,16 @@ static pkv_status check_region(struct walk *walk, uint32_t slot)
         if (region->pages != pages || region->fresh > pages)
             return BROKEN(walk, "group %u: region %u has a wrong size", pool->config.group, slot);
         status = check_stack(walk, slot, &listed);
-        walk->total += pages;
+        if (status == PKV_OK) status = check_cold(walk, slot);
+        walk->total += pages - region->cold_pages;
     }
     /* A slot without region must not have pages in use either. */
     uint32_t fresh = region->pages ? region->fresh : 0;
     for (uint32_t k = 0; k < pages && status == PKV_OK; k++)
         status = check_page(walk, base + k, k >= fresh, &unlisted);
-    if (status == PKV_OK && listed != unlisted)
+    if (status == PKV_OK && listed + region->cold_pages != unlisted)
         return BROKEN(walk, "group %u: region %u lost track of %u free pages", pool->config.group,
-                      slot, unlisted - listed);
+                      slot, unlisted - region->cold_pages - listed);
     return status;
 }
 
@@ -166,9 +219,11 @@ static pkv_status check_totals(struct walk *walk)
     if (!status)
         status = check_counter(walk, "are shared", counter_get(&pool->shared), walk->shared);
     if (!status) status = check_counter(walk, "are free", free_pages(pool), walk->free_listed);
-    if (!status)
-        status =
-            check_counter(walk, "(regions) are empty", atomic_load(&pool->n_empty), walk->empty);
+    if (!status) status = check_counter(walk, "are cold", counter_get(&pool->cold), walk->cold);
+    if (!status && unit_pages(pool) != 1)
+        status = check_counter(walk, "(units) are held", counter_get(&pool->held_units),
+                               walk->held_units);
+    if (!status) status = check_counter(walk, "(regions) are split", pool->n_split, walk->split);
     return status;
 }
 
@@ -184,6 +239,7 @@ pkv_status pkvi_pool_verify(struct pkvi_pool *pool, const uint32_t *holders, uin
     pkv_status status = PKV_OK;
     if (holders && n_holders < pkvi_pool_index_limit(pool)) status = PKV_EINVAL;
     if (!status) status = check_lists(&walk);
+    if (!status) status = check_cold_list(&walk);
     uint32_t n_slots = atomic_load(&pool->n_slots);
     for (uint32_t slot = 0; slot < n_slots && !status; slot++)
         status = check_region(&walk, slot);

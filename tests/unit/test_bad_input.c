@@ -144,7 +144,7 @@ START_TEST(configs)
     const pkv_rope_config later[2] = {{.reserved = {0, 0, 0, 1}}, {0}};
     REFUSED(config.rope, later, "rope[0].reserved");
     REFUSED(config.isa, "abacus", "isa");
-    REFUSED(config.memory_limit, (uint64_t)2 << 20, "memory_limit"); /* not one region */
+    REFUSED(config.memory_limit, (uint64_t)160 << 10, "memory_limit"); /* no page beside metadata */
     groups[1].kv_heads = groups[1].q_heads = 512;
     REFUSED(groups[1].n_layers, 1000, "memory_limit"); /* not one page */
     config.region_bytes = (uint64_t)2 << 20;
