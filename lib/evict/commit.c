@@ -106,9 +106,13 @@ static uint32_t evict_down(const struct pkvi_evict_call *call, bool journal)
         if (victim == PKVI_NO_PAGE || !drop(call, victim, journal)) break;
         dropped++;
     }
-    /* Pins are the host's choice, so what was dropped instead is not a function of the length. */
-    const bool taint = !policy->ops->by_length || call->target->pinned != NULL;
-    if (dropped > 0) pkvi_evict_mark(call->es, call->target->length, taint);
+    /* Pins are the host's choice, so what was dropped instead, or could not be dropped, is not a
+     * function of the length. */
+    const bool pinned = call->target->pinned != NULL;
+    const bool kept = pinned && call->es->depend_from != UINT64_MAX &&
+                      full_resident(call) > policy->budget_pages;
+    if (dropped > 0 || kept)
+        pkvi_evict_mark(call->es, call->target->length, pinned || !policy->ops->by_length);
     return dropped;
 }
 
@@ -136,7 +140,8 @@ uint32_t pkvi_evict_commit(struct pkvi_evict_seq *es, uint32_t group,
             state->regret.step_hits++;
     }
     struct pkvi_evict_topk rule;
-    if (pkvi_evict_topk(es, group, &rule)) pkvi_evict_mark(es, old_length, true);
+    if (n_new > 0 && pkvi_evict_topk(es, group, &rule)) pkvi_evict_mark(es, old_length, true);
+    es->left_out = UINT64_MAX;
     state->reserved = false;
     state->skips_mass = false;
     return pkvi_evict_drops(ops) ? evict_down(&call, true) : 0;
@@ -245,6 +250,22 @@ static void forget_beyond(struct pkvi_evict_seq *es, uint32_t group, const struc
     state->gone = pkvi_min_u64(state->gone, pages - (table->resident - beyond));
 }
 
+/* Does the sequence, shortened to n_tokens, hold what a policy that decides by length alone leaves to
+ * every sequence of that length? What such a policy dropped further on is not there again. */
+static bool holds_by_length(const struct pkvi_evict_call *call, uint64_t n_tokens)
+{
+    const uint32_t window = call->info->window;
+    const uint64_t seen = window != 0 && n_tokens >= window ? n_tokens - window + 1 : 0;
+    const uint32_t full = (uint32_t)(n_tokens >> call->page_shift);
+    const uint32_t budget = call->policy->budget_pages;
+    const uint32_t recent = budget - pkvi_min_u32(call->first, budget);
+    for (uint32_t l = (uint32_t)(seen >> call->page_shift); l < full; l++) {
+        if (full > budget && l >= call->first && l < full - recent) l = full - recent;
+        if (l < full && pkvi_table_find(call->table, l) == PKVI_NO_SLOT) return false;
+    }
+    return true;
+}
+
 void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
                          const struct pkvi_evict_target *target, uint64_t n_tokens)
 {
@@ -259,6 +280,8 @@ void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
         undo(&call, n_tokens);
     forget_beyond(es, group, target->table, n_tokens);
     if (call.policy->ops->truncate != NULL) call.policy->ops->truncate(&call, n_tokens);
+    if (call.policy->ops->by_length && es->depend_from != UINT64_MAX)
+        es->irregular = es->irregular || !holds_by_length(&call, n_tokens);
     const uint32_t full = (uint32_t)(n_tokens >> call.page_shift);
     if (state->cursor > full) state->cursor = full; /* pages will come again with these numbers */
     if (call.policy->config.regret) pkvi_regret_forget(&state->regret, call.info, full, UINT32_MAX);

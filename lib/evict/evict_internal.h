@@ -159,7 +159,10 @@ struct pkvi_evict_seq {
     struct pkvi_evict *evict;
     uint64_t depend_from; /* tokens from here on depend on evictions; UINT64_MAX = none */
     uint64_t taint_from;  /* … on evictions that depend on data; UINT64_MAX = none */
+    uint64_t left_out;    /* tokens from here on of the step that is reserved attend to a choice of
+                           * pages (TOPK); UINT64_MAX = none. It is published before it is marked */
     uint64_t salt;        /* of tokens from depend_from on */
+    bool irregular;       /* a truncation left less than the policies leave to others */
     struct pkvi_mutex feeding;
     struct pkvi_evict_state groups[];
 };

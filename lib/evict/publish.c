@@ -46,14 +46,18 @@ void pkvi_evict_truncated(struct pkvi_evict_seq *es, uint64_t n_tokens)
         es->depend_from = undone ? UINT64_MAX : n_tokens;
         if (undone) es->salt = 0;
     }
+    if (es->irregular && es->depend_from != UINT64_MAX) pkvi_evict_mark(es, n_tokens, true);
+    es->irregular = false;
 }
 
 enum pkvi_publication pkvi_evict_publication(const struct pkvi_evict_seq *es, uint32_t logical,
                                              uint64_t *salt)
 {
-    if (es == NULL || es->depend_from == UINT64_MAX) return PKVI_PUBLISH_PLAIN;
+    if (es == NULL) return PKVI_PUBLISH_PLAIN;
     /* A page depends if its last token does. */
     const uint64_t end = ((uint64_t)logical + 1) << es->evict->page_shift;
+    if (end > es->left_out) return PKVI_PUBLISH_NEVER;
+    if (es->depend_from == UINT64_MAX) return PKVI_PUBLISH_PLAIN;
     if (end > es->taint_from) return PKVI_PUBLISH_NEVER;
     if (end <= es->depend_from) return PKVI_PUBLISH_PLAIN;
     *salt = es->salt;

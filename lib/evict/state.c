@@ -57,7 +57,7 @@ pkv_status pkvi_evict_seq_create(struct pkvi_evict *evict, bool defaults,
         return PKV_ENOMEM;
     }
     s->evict = evict;
-    s->depend_from = s->taint_from = UINT64_MAX;
+    s->depend_from = s->taint_from = s->left_out = UINT64_MAX;
     for (uint32_t g = 0; defaults && g < evict->n_groups; g++) {
         pkvi_mutex_lock(&evict->lock);
         struct pkvi_evict_policy *policy = evict->defaults[g];
@@ -243,6 +243,8 @@ pkv_status pkvi_evict_reserve(struct pkvi_evict_seq *es, uint32_t group,
     /* Pages at or after the tail are all resident. */
     state->reserved_full =
         resident - (target->table->next - (uint32_t)(target->length >> es->evict->page_shift));
+    struct pkvi_evict_topk rule;
+    if (pkvi_evict_topk(es, group, &rule)) es->left_out = target->length;
     if (status != PKV_OK) pkvi_evict_cancel(es, group);
     return status;
 }
@@ -253,6 +255,7 @@ void pkvi_evict_cancel(struct pkvi_evict_seq *es, uint32_t group)
     if (state->acc_n != 0) memset(state->acc, 0, state->acc_n * sizeof *state->acc);
     state->acc_n = 0;
     state->feed.any = false;
+    es->left_out = UINT64_MAX;
     state->reserved = false;
     state->skips_mass = false;
     atomic_store_explicit(&state->fed, 0, memory_order_relaxed);

@@ -333,6 +333,90 @@ START_TEST(pinned_pages_are_passed_once)
 }
 END_TEST
 
+/* ---- what may be published --------------------------------------------------------------------
+ */
+
+static uint64_t found(pkv_seq like, const int32_t *tokens, uint32_t n)
+{
+    pkv_match match = {.struct_size = sizeof match};
+    ck_assert_int_eq(pkv_seq_match(like, tokens, n, &match), PKV_OK);
+    return match.n_tokens;
+}
+
+static bool tainted(pkv_seq seq)
+{
+    uint32_t is;
+    ck_assert_int_eq(pkv_seq_tainted(seq, &is), PKV_OK);
+    return is != 0;
+}
+
+START_TEST(topk_publishes_nothing_of_its_first_choice)
+{
+    open_cache(PKV_STORAGE_HOST, PKV_SIGNAL_BOUNDS);
+    int32_t tokens[6 * P];
+    for (uint32_t i = 0; i < 6 * P; i++)
+        tokens[i] = (int32_t)i;
+    const pkv_evict_config c = named("topk", 3 * P);
+    const pkv_seq seq = new_seq(&c), plain = new_seq(NULL);
+    ck_assert_int_eq(pkv_batch_commit(reserve(seq, 4 * P + 8, tokens)), PKV_OK);
+    ck_assert(!tainted(seq));
+    ck_assert_uint_eq(found(plain, tokens, 6 * P), 4 * P);
+    ck_assert_int_eq(pkv_batch_abort(reserve(seq, 8, tokens + 4 * P + 8)), PKV_OK);
+    ck_assert(!tainted(seq));
+    const pkv_batch batch = reserve(seq, 8, tokens + 4 * P + 8); /* fills a page, reads 3 of 4 */
+    ck_assert_int_eq(pkv_batch_commit_partial(batch, (const uint32_t[]){0}, 1), PKV_OK);
+    ck_assert(!tainted(seq));
+    ck_assert_int_eq(pkv_batch_commit(reserve(seq, 8, tokens + 4 * P + 8)), PKV_OK);
+    ck_assert(tainted(seq));
+    ck_assert_uint_eq(found(plain, tokens, 6 * P), 4 * P);
+    close_cache();
+}
+END_TEST
+
+/* What WINDOW and SINK dropped further on does not come back with a truncation. */
+START_TEST(truncation_into_what_was_dropped_taints)
+{
+    static const char *policies[] = {"window", "sink"};
+    open_cache(PKV_STORAGE_NONE, 0);
+    int32_t tokens[20 * P];
+    for (uint32_t i = 0; i < 20 * P; i++)
+        tokens[i] = (int32_t)i;
+    const pkv_evict_config c = named(policies[_i], 4 * P);
+    const pkv_seq seq = new_seq(&c), other = new_seq(&c);
+    for (uint32_t i = 0; i < 12; i++)
+        ck_assert_int_eq(pkv_batch_commit(reserve(seq, P, tokens + i * P)), PKV_OK);
+    ck_assert(!tainted(seq));
+    ck_assert_int_eq(pkv_batch_commit(reserve(seq, 5, tokens + 12 * P)), PKV_OK);
+    ck_assert_int_eq(pkv_seq_truncate(seq, 12 * P + 3), PKV_OK); /* nothing is missed */
+    ck_assert(!tainted(seq));
+    ck_assert_int_eq(pkv_seq_truncate(seq, 10 * P), PKV_OK);
+    ck_assert(tainted(seq));
+    const uint64_t known = found(other, tokens, 20 * P);
+    for (uint32_t i = 10; i < 20; i++)
+        ck_assert_int_eq(pkv_batch_commit(reserve(seq, P, tokens + i * P)), PKV_OK);
+    ck_assert_uint_eq(found(other, tokens, 20 * P), known);
+    close_cache();
+}
+END_TEST
+
+START_TEST(pins_beyond_the_budget_taint)
+{
+    open_cache(PKV_STORAGE_NONE, 0);
+    const pkv_evict_config c = named("window", 4 * P);
+    const pkv_seq seq = new_seq(&c);
+    for (uint32_t i = 0; i < 6; i++)
+        step(seq, P);
+    ck_assert(!tainted(seq));
+    ck_assert_int_eq(pkv_seq_pin(seq, 0, 100 * P), PKV_OK);
+    step(seq, 1);
+    ck_assert(!tainted(seq)); /* nothing had to go yet */
+    step(seq, P - 1);
+    ck_assert_uint_eq(info_of(seq).resident_pages, 5);
+    ck_assert(tainted(seq)); /* others of this length hold four */
+    close_cache();
+}
+END_TEST
+
 Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("evict edges");
@@ -346,6 +430,9 @@ Suite *pkvt_suite(void)
     tcase_add_test(tc, feeding_without_memory_adds_nothing);
     tcase_add_loop_test(tc, fork_of_an_emptied_sequence_is_sound, 0, 4);
     tcase_add_loop_test(tc, pinned_pages_are_passed_once, 0, 2);
+    tcase_add_test(tc, topk_publishes_nothing_of_its_first_choice);
+    tcase_add_loop_test(tc, truncation_into_what_was_dropped_taints, 0, 2);
+    tcase_add_test(tc, pins_beyond_the_budget_taint);
     suite_add_tcase(suite, tc);
     return suite;
 }
