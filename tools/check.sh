@@ -85,7 +85,7 @@ phase_asan() {
         UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
         suite asan --buildtype=debugoptimized -Ddebug_checks=true -Dfuzzers=true \
         -Db_sanitize=address,undefined -Db_lundef=false -- --timeout-multiplier 4 --no-suite abi
-    for target in trace attention prefix; do # new inputs for a moment; longer runs: docs/testing.md
+    for target in trace attention prefix world; do # new inputs for a moment; longer runs: docs/testing.md
         scratch=$(mktemp -d)
         expect "fuzz-$target" build-check-asan/tests/fuzz/fuzz_$target -max_total_time=15 \
             -timeout=30 "$scratch" "tests/fuzz/corpus/$target"
