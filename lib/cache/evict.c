@@ -272,6 +272,7 @@ pkv_status pkvi_evict_bind(struct pkv_cache *cache, const pkv_config *config)
         groups[g] = (struct pkvi_evict_group){
             .pool = &group->pool,
             .layout = &group->layout,
+            .kernels = pkvi_kernel_find(config->isa),
             .layer_bytes = group->layer_bytes,
             .page_bytes = group->page_bytes,
             .n_layers = group->n_layers,

@@ -37,6 +37,7 @@ struct pkvi_evict_seq;
 struct pkvi_evict_group {
     struct pkvi_pool *pool;
     const struct pkvi_layout *layout; /* of one layer's part of a page */
+    const struct pkvi_kernels *kernels;
     uint64_t layer_bytes;             /* distance of layer parts inside a page */
     uint64_t page_bytes;
     uint32_t n_layers;

@@ -243,3 +243,41 @@ static void score(const pkvi_layout *l, const void *const *parts, uint32_t n_pag
     else
         score_pages(PKV_DTYPE_F32, 0, l, parts, n_pages, head0, head1, q, n_rows, best);
 }
+
+/* ---- vectors of floats, for policies that compare keys ----------------------------------------
+ */
+
+/* Sum of a[i] * b[i]; n a multiple of 8. Four sums, so that no addition waits for the last. */
+static float dot(const float *a, const float *b, size_t n)
+{
+    vf sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    size_t i = 0;
+    for (; i + 4 * VL <= n; i += 4 * VL) {
+        UNROLL
+        for (size_t j = 0; j < 4; j++)
+            sum[j] = v_fma(v_load(a + i + j * VL), v_load(b + i + j * VL), sum[j]);
+    }
+    for (; i + VL <= n; i += VL)
+        sum[0] = v_fma(v_load(a + i), v_load(b + i), sum[0]);
+    if (i < n) sum[1] = v_fma(v_load_half(a + i), v_load_half(b + i), sum[1]);
+    return v_hsum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
+}
+
+/* to[i] = from[i] * scale; returns the squared distance that `to` moved. n a multiple of 8. */
+static float turn(float *to, const float *from, float scale, size_t n)
+{
+    const vf s = v_set1(scale);
+    vf square = v_zero();
+    size_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        const vf now = v_mul(v_load(from + i), s), by = v_sub(now, v_load(to + i));
+        square = v_fma(by, by, square);
+        v_store(to + i, now);
+    }
+    if (i < n) {
+        const vf now = v_mul(v_load_half(from + i), s), by = v_sub(now, v_load_half(to + i));
+        square = v_fma(by, by, square);
+        v_store_half(to + i, now);
+    }
+    return v_hsum(square);
+}

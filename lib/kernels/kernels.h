@@ -198,6 +198,12 @@ typedef struct pkvi_kernels {
     /* n elements from one type to another (also same type), no alignment beyond the element's. */
     void (*convert)(void *dst, pkv_dtype dst_dtype, const void *src, pkv_dtype src_dtype, size_t n);
 
+    /* Sum of a[i] * b[i]; n a multiple of 8, as all head dims are. */
+    float (*dot)(const float *a, const float *b, size_t n);
+
+    /* to[i] = from[i] * scale; returns the squared distance that `to` moved. n as in dot. */
+    float (*turn)(float *to, const float *from, float scale, size_t n);
+
     /* y[i] = 2^x[i], the exponential the kernels use: at most 2 ulp off for x in [-126, 127], 0
      * below -126, NaN for NaN. For tests. */
     void (*exp2)(float *y, const float *x, size_t n);

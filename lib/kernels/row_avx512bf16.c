@@ -31,5 +31,7 @@ const pkvi_kernels pkvi_row_avx512bf16 = {
     .finish = finish,
     .merge_states = merge_states,
     .convert = convert,
+    .dot = dot,
+    .turn = turn,
     .exp2 = exp2_array,
 };

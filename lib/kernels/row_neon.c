@@ -19,5 +19,7 @@ const pkvi_kernels pkvi_row_neon = {
     .finish = finish,
     .merge_states = merge_states,
     .convert = convert,
+    .dot = dot,
+    .turn = turn,
     .exp2 = exp2_array,
 };

@@ -219,6 +219,29 @@ START_TEST(rows_agree)
 }
 END_TEST
 
+START_TEST(vectors_are_compared)
+{
+    const pkvi_kernels *kernels = row_at(_i);
+    float a[PKV_MAX_HEAD_DIM], b[PKV_MAX_HEAD_DIM + 1];
+    for (uint32_t n = 8; n <= PKV_MAX_HEAD_DIM; n += 8) {
+        double want = 0, moved = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            a[i] = (float)((i * 7 + n) % 23) / 11 - 1;
+            b[i] = (float)((i * 5 + n) % 19) / 9 - 1;
+            want += (double)a[i] * (double)b[i];
+            moved += ((double)a[i] * 0.5 - (double)b[i]) * ((double)a[i] * 0.5 - (double)b[i]);
+        }
+        b[n] = 7;
+        ck_assert_double_eq_tol((double)kernels->dot(a, b, n), want, 1e-5 * n);
+        ck_assert_double_eq_tol((double)kernels->turn(b, a, 0.5f, n), moved, 1e-5 * n);
+        for (uint32_t i = 0; i < n; i++)
+            ck_assert_float_eq(b[i], a[i] * 0.5f);
+        ck_assert_float_eq(b[n], 7);
+        ck_assert_float_eq(kernels->turn(b, a, 0.5f, n), 0);
+    }
+}
+END_TEST
+
 Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("kernel convert");
@@ -230,6 +253,7 @@ Suite *pkvt_suite(void)
     tcase_add_loop_test(tests, tails_are_exact, 0, n);
     tcase_add_loop_test(tests, exp2_within_two_ulp, 0, n);
     tcase_add_loop_test(tests, rows_agree, 0, n);
+    tcase_add_loop_test(tests, vectors_are_compared, 0, n);
     suite_add_tcase(suite, tests);
     return suite;
 }

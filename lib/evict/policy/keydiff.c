@@ -26,6 +26,7 @@
 #define LEAST_REFRESHES 3u
 
 struct pkvi_keydiff {
+    const pkvi_kernels *kernels;
     uint32_t n_layers, heads, dim, page_tokens;
     size_t elements;    /* n_layers * heads * dim */
     float *sum;         /* A */
@@ -38,31 +39,6 @@ struct pkvi_keydiff {
     struct pkvi_candidate *parked; /* scratch of victim() */
     uint32_t n, capacity;
 };
-
-/* Four floats: compilers turn plain loops with several sums into shuffles. */
-typedef float quad __attribute__((vector_size(16)));
-#define QUADS 4u
-
-static inline quad quad_at(const float *x)
-{
-    quad q;
-    memcpy(&q, x, sizeof q);
-    return q;
-}
-
-/* n: a multiple of 8, as all head dims are. */
-static float dot(const float *a, const float *b, uint32_t n)
-{
-    quad sum[QUADS] = {{0}};
-    uint32_t i = 0;
-    for (; i + 4 * QUADS <= n; i += 4 * QUADS)
-        for (uint32_t j = 0; j < QUADS; j++)
-            sum[j] += quad_at(a + i + 4 * j) * quad_at(b + i + 4 * j);
-    for (; i < n; i += 4)
-        sum[0] += quad_at(a + i) * quad_at(b + i);
-    const quad all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    return (all[0] + all[1]) + (all[2] + all[3]);
-}
 
 /* Layers ahead whose sums are sent for: each layer's are a place of their own in memory. */
 #define LAYERS_AHEAD 6u
@@ -95,16 +71,9 @@ static void move_anchor(struct pkvi_keydiff *k)
     double moved = 0;
     for (size_t at = 0; at < k->elements; at += k->dim) {
         const float *sum = k->sum + at;
-        float *anchor = k->anchor + at;
-        const float norm = sqrtf(dot(sum, sum, k->dim));
+        const float norm = sqrtf(k->kernels->dot(sum, sum, k->dim));
         const float scale = norm > 1e-20f ? 1 / norm : 0;
-        quad square = {0};
-        for (uint32_t i = 0; i < k->dim; i += 4) {
-            const quad now = quad_at(sum + i) * scale, by = now - quad_at(anchor + i);
-            square += by * by;
-            memcpy(anchor + i, &now, sizeof now);
-        }
-        moved += sqrt((double)((square[0] + square[1]) + (square[2] + square[3])));
+        moved += sqrt((double)k->kernels->turn(k->anchor + at, sum, scale, k->dim));
     }
     /* Round up: the bound must hold in floating point too. */
     k->drift += moved / ((double)k->n_layers * k->heads) * (1 + 1e-5) + 1e-7;
@@ -151,7 +120,7 @@ static float page_score(const struct pkvi_evict_call *call, uint32_t page)
     const char *sums = page_sums(call, page);
     double sum = 0;
     for (uint32_t l = 0; l < k->n_layers; l++)
-        sum += (double)dot(layer_sums(call, sums, l), k->anchor + l * width, (uint32_t)width);
+        sum += (double)k->kernels->dot(layer_sums(call, sums, l), k->anchor + l * width, width);
     return (float)(-sum / ((double)k->n_layers * k->heads * k->page_tokens));
 }
 
@@ -300,6 +269,7 @@ pkv_status pkvi_keydiff_create(struct pkvi_keydiff **keydiff, struct pkvi_mem *m
 {
     struct pkvi_keydiff *k = pkvi_mem_zalloc(mem, sizeof *k);
     if (k == NULL) return PKV_ENOMEM;
+    k->kernels = info->kernels;
     k->n_layers = info->n_layers;
     k->heads = info->layout->kv_heads;
     k->dim = info->layout->dim_k;
