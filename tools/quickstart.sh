@@ -10,7 +10,7 @@ say() { printf '\n== %s\n' "$*"; }
 say "install dependencies"
 tools/setup-debian.sh
 say "build ($dir)"
-[ -f $dir/build.ninja ] || meson setup $dir -Dtests=false --buildtype=release >/dev/null
+[ -f $dir/build.ninja ] || meson setup $dir -Dtools=enabled -Dtests=disabled --buildtype=release >/dev/null
 ninja -C $dir | tail -n 1
 
 run() { printf '\n$ %s\n' "$*"; "$@"; }

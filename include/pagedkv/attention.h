@@ -85,7 +85,8 @@ PKV_API pkv_status pkv_plan_set_tree(pkv_plan *plan, uint32_t entry, uint32_t n_
  * groups + work items). */
 PKV_API pkv_status pkv_plan_build(pkv_plan *plan, pkv_batch batch);
 
-/* Writes the new tokens' keys and values of one layer into their pages, converting as needed.
+/* Writes the new tokens' keys and values of one layer into their pages, converting as needed; k and v
+ * are both required.
  * `layer` is the model's layer number. Errors, also of pkv_attend, with nothing written: PKV_ESTATE
  * (not built), PKV_ESTALE (the batch ended), PKV_EINVAL (NULL, layer, ith >= nth, heads, dim,
  * dtype, strides that are no multiples of the element or that make output rows overlap). MT-safe
@@ -95,7 +96,10 @@ PKV_API pkv_status pkv_write(pkv_plan *plan, uint32_t layer, const pkv_rows *k, 
 
 /* Attention of the new tokens over everything their sequences hold in this layer, themselves
  * included (causal). lse (may be NULL): natural-log sum of exponentials per [token][q_head], sinks
- * included (−inf if a row sees nothing; its output is then 0). MT-safe between different ith;
+ * included (−inf if a row sees nothing; its output is then 0). Its error is a few float roundings of the
+ * logits, but on bf16 pages with a kernel row that has bf16 dot products ("avx512bf16", "neonbf16") up to
+ * 2^-8 (absolute), as the probabilities that are summed are rounded to bf16, so that numerator and
+ * denominator agree: mind it when states of different rows are merged. MT-safe between different ith;
  * layers in flight at once must be fewer than concurrent_layers apart. O(KV bytes + rows × keys) /
  * nth. */
 PKV_API pkv_status pkv_attend(pkv_plan *plan, uint32_t layer, const pkv_rows *q,
@@ -109,7 +113,8 @@ PKV_API pkv_status pkv_attend(pkv_plan *plan, uint32_t layer, const pkv_rows *q,
 PKV_API pkv_status pkv_plan_mass(pkv_plan *plan, uint32_t layer, uint32_t entry, uint32_t kv_head,
                                  float *mass, uint32_t n_pages);
 
-/* Reads tokens [first, first + n) of a sequence's layer back to plain [token][head][dim] rows.
+/* Reads tokens [first, first + n) of a sequence's layer back to plain [token][head][dim] rows. k or v
+ * may be NULL: not wanted (PKV_EINVAL if both are).
  * PKV_EDROPPED if a page of the range is not held. Committed tokens only. */
 PKV_API pkv_status pkv_read(pkv_seq seq, uint32_t layer, uint64_t first, uint32_t n,
                             const pkv_rows_out *k, const pkv_rows_out *v);

@@ -12,8 +12,10 @@ extern "C" {
 /* Opens a batch. PKV_ERANGE when max_batches are open. MT-safe. */
 PKV_API pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *batch);
 
-/* Adds n_tokens new tokens (>= 1) of `seq`. `tokens` are the token ids, copied; NULL when the host
- * does not want prefix publication for them (the sequence then publishes nothing further). A
+/* Adds n_tokens new tokens (>= 1) of `seq`. `tokens` are the token ids, copied: any int32, negative
+ * ones too (a host may number images or adapters there); they are only ever compared for equality.
+ * NULL when the host does not want prefix publication for them (the sequence then publishes nothing
+ * further). A
  * sequence may be added once per batch (PKV_EINVAL) and be in one batch at a time (PKV_EBUSY).
  * PKV_ERANGE beyond 2^31 - 1 tokens, PKV_EFOREIGN, PKV_ESTATE after reserve. Amortised O(1) plus the
  * copy. */

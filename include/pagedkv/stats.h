@@ -47,20 +47,23 @@ typedef struct pkv_group_stats {
 } pkv_group_stats;
 PKV_API pkv_status pkv_cache_group_stats(pkv_cache *cache, uint32_t group, pkv_group_stats *stats);
 
+/* What happened. `page`, `seq` and `aux` are 0 where nothing is said of them. */
 enum {
-    PKV_EVENT_PAGE_ALLOC = 1,
-    PKV_EVENT_PAGE_FREE = 2,
-    PKV_EVENT_PAGE_SHARE = 3,   /* reference count 1 -> 2 */
-    PKV_EVENT_PAGE_COPY = 4,    /* copy-on-write; aux = source page index */
-    PKV_EVENT_PAGE_SEAL = 5,
-    PKV_EVENT_PAGE_PUBLISH = 6,
-    PKV_EVENT_PAGE_EVICT = 7,   /* dropped by an eviction policy; aux = logical page */
-    PKV_EVENT_PAGE_RECLAIM = 8, /* cached prefix page taken back */
-    PKV_EVENT_PAGE_WINDOW = 9,  /* left a sliding window */
-    PKV_EVENT_REGION_MAP = 10,
-    PKV_EVENT_REGION_UNMAP = 11,
-    PKV_EVENT_LIMIT = 12,       /* aux = new limit in bytes */
-    PKV_EVENT_EVICT_REGRET = 13 /* a step wanted a dropped page; aux = (layer, head) pairs that did */
+    PKV_EVENT_PAGE_ALLOC = 1,   /* page: now used */
+    PKV_EVENT_PAGE_FREE = 2,    /* page: nobody's any more */
+    PKV_EVENT_PAGE_SHARE = 3,   /* page: reference count 1 -> 2 */
+    PKV_EVENT_PAGE_COPY = 4,    /* copy-on-write; page: the copy, seq: its writer, aux: page index of the
+                                 * source */
+    PKV_EVENT_PAGE_SEAL = 5,    /* page: full and committed, seq, aux: its logical page number */
+    PKV_EVENT_PAGE_PUBLISH = 6, /* page: now in the prefix index */
+    PKV_EVENT_PAGE_EVICT = 7,   /* dropped by an eviction policy; page, seq, aux: its logical number */
+    PKV_EVENT_PAGE_RECLAIM = 8, /* page: cached in the prefix index, taken back */
+    PKV_EVENT_PAGE_WINDOW = 9,  /* left a sliding window; page, seq, aux: its logical number */
+    PKV_EVENT_REGION_MAP = 10,  /* aux: number of the region in its group (page index / pages per
+                                 * region) */
+    PKV_EVENT_REGION_UNMAP = 11, /* aux: likewise; also when the region moves to another group */
+    PKV_EVENT_LIMIT = 12,        /* aux: new limit in bytes */
+    PKV_EVENT_EVICT_REGRET = 13  /* a step wanted a dropped page; seq, aux: (layer, head) pairs that did */
 };
 
 typedef struct pkv_event {

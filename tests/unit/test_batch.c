@@ -317,6 +317,128 @@ START_TEST(rows_follow_truncation_and_forks)
 }
 END_TEST
 
+/* ---- events ------------------------------------------------------------------------------------
+ */
+
+/* The last event of a kind so far; there is one. */
+static pkv_event last_event(const pkv_event *events, uint32_t n, int32_t kind)
+{
+    for (uint32_t i = n; i-- > 0;)
+        if (events[i].kind == kind) return events[i];
+    ck_abort_msg("no event of kind %d", (int)kind);
+    return (pkv_event){0};
+}
+
+static pkv_page page_of(int seq, uint32_t group, uint32_t logical)
+{
+    pkv_page page;
+    ck_assert_int_eq(pkv_seq_pages(seqs[seq], group, logical, 1, &page), PKV_OK);
+    return page;
+}
+
+#define HAS(kind, group_, page_, seq_, aux_)                                                       \
+    do {                                                                                           \
+        const pkv_event event_ = last_event(events, n, kind);                                      \
+        ck_assert_uint_eq(event_.group, group_);                                                   \
+        ck_assert_uint_eq(event_.page, page_);                                                     \
+        ck_assert_uint_eq(event_.seq, seq_);                                                       \
+        ck_assert_uint_eq(event_.aux, aux_);                                                       \
+    } while (0)
+
+static pkv_event events[512];
+
+static uint32_t take(void)
+{
+    uint32_t n = 0;
+    ck_assert_int_eq(pkv_cache_events(cache, events, 512, &n), PKV_OK);
+    return n;
+}
+
+static void step(int seq, const int32_t *ids, uint32_t n)
+{
+    pkv_batch batch = begin();
+    add(batch, seq, ids, n);
+    ck_assert_int_eq(pkv_batch_reserve(batch), PKV_OK);
+    ck_assert_int_eq(pkv_batch_commit(batch), PKV_OK);
+}
+
+/* Every kind says about page, sequence and aux what stats.h promises. */
+START_TEST(events_say_what_they_are_about)
+{
+    const pkv_group_config groups[2] = {
+        {.n_layers = 1, .kv_heads = 1, .head_dim_k = 64},
+        {.n_layers = 1, .kv_heads = 1, .head_dim_k = 64, .window = PAGE}};
+    pkv_config config;
+    ck_assert_int_eq(pkv_config_init(&config, sizeof config), PKV_OK);
+    config.groups = groups;
+    config.n_groups = 2;
+    config.page_tokens = PAGE;
+    config.storage = PKV_STORAGE_NONE;
+    config.event_capacity = 512;
+    ck_assert_int_eq(pkv_cache_create(&config, &cache), PKV_OK);
+    ck_assert_int_eq(pkv_seq_create(cache, &seqs[0]), PKV_OK);
+    for (int i = 0; i < 256; i++)
+        tokens[i] = i;
+    step(0, tokens, 20);
+    uint32_t n = take();
+    HAS(PKV_EVENT_REGION_MAP, 1, PKV_PAGE_NONE, 0, 0);
+    HAS(PKV_EVENT_PAGE_ALLOC, 1, page_of(0, 1, 2), 0, 0);
+    HAS(PKV_EVENT_PAGE_SEAL, 1, last_event(events, n, PKV_EVENT_PAGE_SEAL).page, seqs[0].id, 1);
+    ck_assert_uint_ne(last_event(events, n, PKV_EVENT_PAGE_PUBLISH).page, PKV_PAGE_NONE);
+    HAS(PKV_EVENT_PAGE_WINDOW, 1, last_event(events, n, PKV_EVENT_PAGE_WINDOW).page, seqs[0].id, 0);
+
+    const pkv_page source = page_of(0, 0, 2);
+    ck_assert_int_eq(pkv_seq_fork(seqs[0], &seqs[1]), PKV_OK);
+    n = take();
+    const pkv_event share = last_event(events, n, PKV_EVENT_PAGE_SHARE);
+    ck_assert_uint_eq(share.seq | share.aux, 0);
+    ck_assert_uint_eq(share.page, page_of(0, share.group, 2));
+    pkv_batch batch = begin();
+    add(batch, 1, NULL, 1);
+    ck_assert_int_eq(pkv_batch_reserve(batch), PKV_OK);
+    n = take();
+    for (uint32_t i = 0; i < n; i++)
+        if (events[i].kind == PKV_EVENT_PAGE_COPY && events[i].group == 0) {
+            ck_assert_uint_eq(events[i].page, page_of(1, 0, 2));
+            ck_assert_uint_eq(events[i].seq, seqs[1].id);
+            ck_assert_uint_eq(events[i].aux, pkv_page_index(source));
+        }
+    HAS(PKV_EVENT_PAGE_COPY, 1, page_of(1, 1, 2), seqs[1].id, pkv_page_index(page_of(0, 1, 2)));
+    ck_assert_int_eq(pkv_batch_commit(batch), PKV_OK);
+
+    pkv_evict_config sink;
+    ck_assert_int_eq(pkv_evict_config_init(&sink, sizeof sink, PKV_EVICT_SINK, 2 * PAGE), PKV_OK);
+    ck_assert_int_eq(pkv_seq_set_evict(seqs[0], 0, &sink), PKV_OK);
+    const pkv_page second = page_of(0, 0, 1);
+    step(0, NULL, 4);
+    n = take();
+    HAS(PKV_EVENT_PAGE_EVICT, 0, second, seqs[0].id, 1);
+
+    const pkv_page open = page_of(1, 0, 2);
+    ck_assert_int_eq(pkv_seq_truncate(seqs[1], 2 * PAGE), PKV_OK);
+    n = take();
+    ck_assert_uint_eq(last_event(events, n, PKV_EVENT_PAGE_FREE).aux, 0);
+    for (uint32_t i = 0; i < n; i++)
+        if (events[i].group == 0) ck_assert_uint_eq(events[i].page, open);
+
+    ck_assert_int_eq(pkv_seq_destroy(seqs[0]), PKV_OK);
+    ck_assert_int_eq(pkv_seq_destroy(seqs[1]), PKV_OK);
+    for (uint32_t g = 0; g < 2; g++)
+        ck_assert_int_eq(pkv_prefix_reclaim(cache, g, 100, NULL), PKV_OK);
+    n = take();
+    const pkv_event reclaim = last_event(events, n, PKV_EVENT_PAGE_RECLAIM);
+    ck_assert_uint_eq(reclaim.seq | reclaim.aux, 0);
+    ck_assert_uint_ne(reclaim.page, PKV_PAGE_NONE);
+    ck_assert_int_eq(pkv_cache_set_limit(cache, (uint64_t)64 << 20), PKV_OK);
+    ck_assert_int_eq(pkv_cache_trim(cache, NULL), PKV_OK);
+    n = take();
+    HAS(PKV_EVENT_LIMIT, 0, PKV_PAGE_NONE, 0, (uint64_t)64 << 20);
+    const pkv_event unmap = last_event(events, n, PKV_EVENT_REGION_UNMAP);
+    ck_assert_uint_eq(unmap.page | unmap.seq | unmap.aux, 0);
+    close_cache();
+}
+END_TEST
+
 Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("batch");
@@ -328,6 +450,7 @@ Suite *pkvt_suite(void)
     tcase_add_test(tests, an_entry_that_leaves_spoils_no_row);
     tcase_add_test(tests, rows_and_holes_are_the_callers);
     tcase_add_test(tests, rows_follow_truncation_and_forks);
+    tcase_add_test(tests, events_say_what_they_are_about);
     suite_add_tcase(suite, tests);
     return suite;
 }

@@ -16,7 +16,7 @@ venv=${PAGEDKV_VENV:-$PWD/build-python-venv}
 
 if [ -z "${PAGEDKV_LIBRARY:-}" ]; then
     [ -f build-python-ci/build.ninja ] ||
-        meson setup build-python-ci -Dtests=false -Dtools=false >build-python-ci.log 2>&1 ||
+        meson setup build-python-ci -Dtests=disabled -Dtools=disabled >build-python-ci.log 2>&1 ||
         { cat build-python-ci.log; exit 1; }
     ninja -C build-python-ci >build-python-ci.log 2>&1 || { tail -n 40 build-python-ci.log; exit 1; }
     PAGEDKV_LIBRARY=$PWD/build-python-ci/lib/libpagedkv.so
