@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests need, builds pagedkv in every supported way and runs all tests.
 #
-#   tools/check.sh                 everything (under 15 minutes on two idle cores)
+#   tools/check.sh                 everything (about 20 minutes on two cores)
 #   tools/check.sh PHASE...        only these phases: static gcc clang asan tsan aarch64 install python
 #
 # Each phase builds into its own build-check-PHASE/. The last line is "N passed, N failed"; the exit

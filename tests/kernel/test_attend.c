@@ -525,24 +525,27 @@ END_TEST
 Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("kernel attend");
-    TCase *tests = tcase_create("rows");
+    /* The build runs the two cases as tests of their own, by name. */
+    TCase *shapes = tcase_create("shapes"), *rules = tcase_create("rules");
     const int n = (int)rows_usable();
-    tcase_set_timeout(tests, 240);
-    tcase_add_loop_test(tests, every_group_size_and_page_size, 0, n);
-    tcase_add_loop_test(tests, every_head_dim, 0, n);
-    tcase_add_loop_test(tests, every_length, 0, n);
-    tcase_add_loop_test(tests, windows_and_empty_rows, 0, n);
-    tcase_add_loop_test(tests, causal_prefill, 0, n);
-    tcase_add_loop_test(tests, tree_masks, 0, n);
-    tcase_add_loop_test(tests, softcap_alibi_sinks, 0, n);
-    tcase_add_loop_test(tests, extreme_logits, 0, n);
-    tcase_add_loop_test(tests, nan_confinement, 0, n);
-    tcase_add_loop_test(tests, poison_outside_view, 0, n);
-    tcase_add_loop_test(tests, accumulate_is_bitwise, 0, n);
-    tcase_add_loop_test(tests, row_grouping_is_bitwise, 0, n);
-    tcase_add_loop_test(tests, page_masses, 0, n);
-    tcase_add_loop_test(tests, bf16_queries, 0, n);
-    tcase_add_loop_test(tests, random_problems, 0, n);
-    suite_add_tcase(suite, tests);
+    tcase_set_timeout(shapes, 240);
+    tcase_set_timeout(rules, 240);
+    tcase_add_loop_test(shapes, every_group_size_and_page_size, 0, n);
+    tcase_add_loop_test(shapes, every_head_dim, 0, n);
+    tcase_add_loop_test(shapes, every_length, 0, n);
+    tcase_add_loop_test(rules, windows_and_empty_rows, 0, n);
+    tcase_add_loop_test(shapes, causal_prefill, 0, n);
+    tcase_add_loop_test(rules, tree_masks, 0, n);
+    tcase_add_loop_test(rules, softcap_alibi_sinks, 0, n);
+    tcase_add_loop_test(rules, extreme_logits, 0, n);
+    tcase_add_loop_test(rules, nan_confinement, 0, n);
+    tcase_add_loop_test(rules, poison_outside_view, 0, n);
+    tcase_add_loop_test(rules, accumulate_is_bitwise, 0, n);
+    tcase_add_loop_test(rules, row_grouping_is_bitwise, 0, n);
+    tcase_add_loop_test(rules, page_masses, 0, n);
+    tcase_add_loop_test(rules, bf16_queries, 0, n);
+    tcase_add_loop_test(rules, random_problems, 0, n);
+    suite_add_tcase(suite, shapes);
+    suite_add_tcase(suite, rules);
     return suite;
 }
