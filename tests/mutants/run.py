@@ -28,7 +28,7 @@ FAST = [
     ("unit/test_evict_edges", 30, {}), ("unit/test_evict", 30, {}), ("unit/test_pool", 30, {}),
     ("unit/test_magazine", 30, {}), ("unit/test_prefix", 30, {}), ("unit/test_prefix_tree", 30, {}),
     ("unit/test_pressure", 30, {}), ("unit/test_attach", 30, {}), ("unit/test_bad_input", 30, {}),
-    ("unit/test_batch", 30, {}), ("unit/test_export", 30, {}), ("unit/test_stats", 30, {}),
+    ("unit/test_batch", 30, {}), ("unit/test_export", 30, {}), ("unit/test_publish", 30, {}), ("unit/test_stats", 30, {}),
     ("unit/test_mem", 30, {}), ("unit/test_base", 30, {}), ("unit/test_os", 30, {}),
     ("unit/test_nodes", 30, {}), ("unit/test_attention_errors", 30, {}),
     ("property/test_pool_model", 60, {}), ("property/test_model", 60, {}),

@@ -34,7 +34,7 @@ static void op_add(struct world *w)
     uint32_t n = world_once(w, 3) ? 1 : 1 + world_below(w, WORLD_STEP);
     if (n > WORLD_LENGTH - s->length) n = WORLD_LENGTH - s->length;
     if (n == 0) return;
-    struct world_entry e = {.seq = s, .n = n, .named = !world_once(w, 30)};
+    struct world_entry e = {.seq = s, .n = n, .named = !world_once(w, 20)};
     uint64_t h = s->length > 0 ? s->history[s->length - 1] : world_first_history(w, s);
     for (uint32_t t = 0; t < n; t++) {
         e.token[t] = world_token(w, s->length + t);
