@@ -12,6 +12,7 @@ static const struct {
     const char *summary;
 } commands[] = {
     {"generate", run_generate, "text from a prompt, streamed"},
+    {"bench", run_bench, "prompts, decode steps and requests beside libllama"},
 };
 
 static void help(void)
