@@ -13,6 +13,7 @@ static const struct {
 } commands[] = {
     {"generate", run_generate, "text from a prompt, streamed"},
     {"bench", run_bench, "prompts, decode steps and requests beside libllama"},
+    {"compare", run_compare, "greedy tokens beside libllama's"},
 };
 
 static void help(void)

@@ -4,6 +4,7 @@
 
 int run_generate(int argc, char **argv);
 int run_bench(int argc, char **argv);
+int run_compare(int argc, char **argv);
 int run_serve(int argc, char **argv);
 
 #endif
