@@ -1,31 +1,13 @@
 /* pkv-run bench: what llama-batched-bench measures, beside libllama in the same process. */
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "bench_work.h"
-#include "cli.h"
 #include "output.h"
-#include "parse.h"
 #include "run.h"
 #include "stats_summary.h"
 #include "table.h"
-
-#define COMMAND "pkv-run bench"
-
-static const char usage[] =
-    "usage: pkv-run bench --model FILE [--work decode|prompt|requests] [options]\n"
-    "Measures, medians; with --peer llama the same through libllama, alternating.\n"
-    "  --work decode      steps of N sequences that hold a context (default)\n"
-    "  --work prompt      a prompt of the context's length\n"
-    "  --work requests    N requests with --shared tokens in common, start to finish\n"
-    "  --sequences N      (default 16)\n"
-    "  --context N        tokens of a sequence or prompt (default 1024)\n"
-    "  --ragged           decode: lengths from a 16th of the context to all of it\n"
-    "  --shared N         requests: tokens in common (default half of the context)\n"
-    "  --new N            requests: new tokens of each (default 32)\n"
-    "  --rounds N         blocks of 8 steps, prompts or runs (default 5)\n"
-    "  --peer llama       beside libllama with flash attention\n"
-    "  --json             results as JSON on stdout\n";
 
 typedef int (*bench_fn)(const bench_options *o, bench_result *r, tool_error *err);
 static const struct {
@@ -110,105 +92,90 @@ static int print_table(const bench_options *o, const bench_result *r)
     return 0;
 }
 
-enum { OPT_WORK = 256, OPT_SEQUENCES, OPT_CONTEXT, OPT_RAGGED, OPT_SHARED, OPT_NEW, OPT_ROUNDS,
-       OPT_PEER, OPT_JSON };
-
-static const struct option long_options[] = {{"work", required_argument, NULL, OPT_WORK},
-                                             {"sequences", required_argument, NULL, OPT_SEQUENCES},
-                                             {"context", required_argument, NULL, OPT_CONTEXT},
-                                             {"ragged", no_argument, NULL, OPT_RAGGED},
-                                             {"shared", required_argument, NULL, OPT_SHARED},
-                                             {"new", required_argument, NULL, OPT_NEW},
-                                             {"rounds", required_argument, NULL, OPT_ROUNDS},
-                                             {"peer", required_argument, NULL, OPT_PEER},
-                                             {"json", no_argument, NULL, OPT_JSON},
-                                             {"help", no_argument, NULL, 'h'},
-                                             RUN_COMMON_OPTIONS,
-                                             {NULL, 0, NULL, 0}};
-
 typedef struct settings {
     bench_options o;
     size_t work;
+    const char *peer;
     bool json;
 } settings;
 
-static int take_u32(const char *what, uint64_t max, uint32_t *value, tool_error *err)
+static int take_work(void *target, const char *text, tool_error *err)
 {
-    uint64_t v = 0;
-    if (parse_u64(optarg, what, 1, max, &v, err)) return -1;
-    *value = (uint32_t)v;
-    return 0;
+    size_t *work = target;
+    for (*work = 0; *work < sizeof works / sizeof works[0]; ++*work)
+        if (strcmp(works[*work].name, text) == 0) return 0;
+    return tool_fail(err, "--work: '%.40s' is not one of decode, prompt, requests", text);
 }
 
-static int take_option(settings *st, int c, tool_error *err)
+static void defaults(void *command)
 {
-    int taken;
-    switch (c) {
-    case OPT_WORK:
-        for (st->work = 0; st->work < 3; st->work++)
-            if (strcmp(works[st->work].name, optarg) == 0) return 0;
-        return tool_fail(err, "--work: '%.40s' is not one of decode, prompt, requests", optarg);
-    case OPT_SEQUENCES:
-        return take_u32("--sequences", 256, &st->o.sequences, err);
-    case OPT_CONTEXT:
-        return take_u32("--context", 1 << 20, &st->o.context, err);
-    case OPT_RAGGED:
-        st->o.ragged = true;
-        return 0;
-    case OPT_SHARED:
-        return take_u32("--shared", 1 << 20, &st->o.shared, err);
-    case OPT_NEW:
-        return take_u32("--new", 1 << 16, &st->o.new_tokens, err);
-    case OPT_ROUNDS:
-        return take_u32("--rounds", 500, &st->o.rounds, err);
-    case OPT_PEER:
-        st->o.peers = true;
-        return strcmp(optarg, "llama") == 0 ? 0
-                                            : tool_fail(err, "--peer: '%.40s' is not llama", optarg);
-    case OPT_JSON:
-        st->json = true;
-        return 0;
-    default:
-        taken = run_options_take(&st->o.run, c, optarg, err);
-    }
-    return taken < 0 ? -1 : 0;
+    settings *st = command;
+    run_options_defaults(&st->o.run);
+    st->o.sequences = 16;
+    st->o.context = 1024;
+    st->o.new_tokens = 32;
+    st->o.rounds = 5;
 }
 
-static int check(settings *st, int argc, char **argv, tool_error *err)
+static int prepare(void *command, tool_error *err)
 {
-    if (optind < argc) return tool_fail(err, "unexpected argument '%s'", argv[optind]);
+    settings *st = command;
     if (run_options_check(&st->o.run, err)) return -1;
-    if (!st->o.shared) st->o.shared = st->o.context > 1 ? st->o.context / 2 : 1;
+    if (st->peer && strcmp(st->peer, "llama"))
+        return tool_fail(err, "--peer: '%.40s' is not llama", st->peer);
+    st->o.peers = st->peer != NULL;
+    if (!st->o.shared) st->o.shared = st->o.context / 2;
     if (works[st->work].run == bench_requests && st->o.shared >= st->o.context)
         return tool_fail(err, "--shared %u leaves nothing of a context of %u", st->o.shared,
                          st->o.context);
     return 0;
 }
 
-int run_bench(int argc, char **argv)
+static int run(void *command, tool_error *err)
 {
     static bench_result r; /* its samples are large */
-    tool_error err = {""};
-    settings st = {.o = {.sequences = 16, .context = 1024, .new_tokens = 32, .rounds = 5}};
-    run_options_init(&st.o.run);
-    opterr = 0;
-    optind = 1;
-    int bad = 0;
-    for (int c; !bad && (c = getopt_long(argc, argv, ":h", long_options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(usage, stdout);
-            fputs(run_common_usage, stdout);
-            return cli_finish(COMMAND);
-        }
-        bad = c == '?' || c == ':' ? cli_bad_option(c, optopt, argv[optind - 1], &err)
-                                   : take_option(&st, c, &err);
-    }
-    if (bad || check(&st, argc, argv, &err)) return cli_usage_error(COMMAND, &err);
-    r = (bench_result){.work = works[st.work].name,
+    settings *st = command;
+    r = (bench_result){.work = works[st->work].name,
                        .ours = {.name = "pkv-run"},
                        .peers = {{.name = "llama unified"}, {.name = "llama split"}}};
-    if (works[st.work].run(&st.o, &r, &err)) return cli_failed(COMMAND, &err);
-    if (st.json ? print_json(&st.o, &r, &err) : print_table(&st.o, &r))
-        return cli_failed(COMMAND, &err);
-    return cli_finish(COMMAND);
+    if (works[st->work].run(&st->o, &r, err)) return -1;
+    return st->json ? print_json(&st->o, &r, err) : print_table(&st->o, &r);
+}
+
+#define AT(field) offsetof(settings, field)
+
+static const cli_option options[] = {
+    {"work", "NAME", CLI_CALL, AT(work), .call = take_work,
+     .help = "decode: steps of sequences that hold a context (default); prompt: a prompt of the "
+             "context's length; requests: prompts with --shared tokens in common, start to "
+             "finish"},
+    {"sequences", "N", CLI_U32, AT(o.sequences), 1, 256, .help = "(default 16)"},
+    {"context", "N", CLI_U32, AT(o.context), 2, 1 << 20,
+     .help = "tokens of a sequence or prompt (default 1024)"},
+    {"ragged", NULL, CLI_FLAG, AT(o.ragged),
+     .help = "decode: lengths from a 16th of the context to all of it"},
+    {"shared", "N", CLI_U32, AT(o.shared), 1, 1 << 20,
+     .help = "requests: tokens in common (default half of the context)"},
+    {"new", "N", CLI_U32, AT(o.new_tokens), 1, 1 << 16,
+     .help = "requests: new tokens of each (default 32)"},
+    {"rounds", "N", CLI_U32, AT(o.rounds), 1, 500,
+     .help = "blocks of 8 steps, prompts, or runs (default 5)"},
+    {"peer", "llama", CLI_TEXT, AT(peer), .help = "beside libllama with flash attention"},
+    {"json", NULL, CLI_JSON, AT(json), .help = "results as JSON on stdout"},
+    {.kind = CLI_GROUP, .at = AT(o.run), .group = run_common_options},
+    {0},
+};
+
+int run_bench(int argc, char **argv)
+{
+    static const cli_command command = {
+        .name = "pkv-run bench",
+        .summary = "Measures what llama-batched-bench measures, medians; with --peer llama the "
+                   "same through libllama in the same process, alternating.",
+        .options = options,
+        .size = sizeof(settings),
+        .defaults = defaults,
+        .prepare = prepare,
+        .run = run};
+    return cli_run(&command, argc, argv);
 }

@@ -36,10 +36,10 @@ int bench_open_peers(const bench_options *o, const engine *e, uint32_t context, 
                            .context = context,
                            .rows = e->options.max_rows,
                            .unified = i == 0,
-                           .kv_type = e->options.kv_type == PKV_DTYPE_F32    ? GGML_TYPE_F32
-                                      : e->options.kv_type == PKV_DTYPE_BF16 ? GGML_TYPE_BF16
-                                      : e->options.kv_type == PKV_DTYPE_F16  ? GGML_TYPE_F16
-                                                                             : GGML_TYPE_Q8_0};
+                           .kv_type = e->options.type_k == PKV_DTYPE_F32    ? GGML_TYPE_F32
+                                      : e->options.type_k == PKV_DTYPE_BF16 ? GGML_TYPE_BF16
+                                      : e->options.type_k == PKV_DTYPE_F16  ? GGML_TYPE_F16
+                                                                            : GGML_TYPE_Q8_0};
         peers[i] = peer_open(&po, err);
         if (!peers[i]) {
             bench_close_peers(peers);

@@ -1,6 +1,6 @@
-/* Decode steps over long contexts. Filling 16 contexts through the model would take minutes, so one is
- * computed and its K and V are copied into the others, on both sides: every sequence holds bytes of
- * its own, as after as many prompts. */
+/* Decode steps over long contexts. Filling 16 contexts through the model would take minutes, so one
+ * is computed and its K and V are copied into the others, on both sides: every sequence holds bytes
+ * of its own, as after as many prompts. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,8 +24,8 @@ static int compute_first(side *s, uint32_t length, tool_error *err)
     for (uint32_t done = 0; done < length;) {
         uint32_t rows = s->e->options.max_rows, blocked;
         uint32_t n = length - done < rows ? length - done : rows;
-        engine_entry entry = {.seq = s->seqs[0], .tokens = s->prompt + done, .n = n,
-                              .position = done};
+        engine_entry entry = {
+            .seq = s->seqs[0], .tokens = s->prompt + done, .n = n, .position = done};
         pkv_status status = engine_begin(s->e, &entry, 1, false, &blocked);
         if (status) return tool_fail(err, "step: %s", pkv_status_text(status));
         if (engine_compute(s->e, &entry, 1, err)) return -1;
@@ -43,7 +43,9 @@ static void read_rows(const side *s, uint32_t layer, uint32_t first, uint32_t n,
     size_t row = (size_t)m->n_kv_heads * m->head_dim;
     for (uint32_t t = 0; t < n; t += page) {
         uint32_t part = n - t < page ? n - t : page;
-        pkv_rows_out out = {.dtype = PKV_DTYPE_F32, .heads = m->n_kv_heads, .dim = m->head_dim,
+        pkv_rows_out out = {.dtype = PKV_DTYPE_F32,
+                            .heads = m->n_kv_heads,
+                            .dim = m->head_dim,
                             .token_stride = (ptrdiff_t)(row * sizeof(float)),
                             .head_stride = (ptrdiff_t)(m->head_dim * sizeof(float))};
         pkv_rows_out ko = out, vo = out;
@@ -60,8 +62,8 @@ static pkv_status copy_chunk(side *s, uint32_t to, uint32_t first, uint32_t n, f
 {
     engine *e = s->e;
     const model *m = e->model;
-    engine_entry entry = {.seq = s->seqs[to], .tokens = s->prompt + first, .n = n,
-                          .position = first};
+    engine_entry entry = {
+        .seq = s->seqs[to], .tokens = s->prompt + first, .n = n, .position = first};
     uint32_t blocked;
     pkv_status status = engine_begin(e, &entry, 1, false, &blocked);
     if (status) return status;
@@ -69,7 +71,12 @@ static pkv_status copy_chunk(side *s, uint32_t to, uint32_t first, uint32_t n, f
     for (uint32_t layer = 0; layer < m->n_layers && !status; layer++) {
         read_rows(s, layer, first, n, k, v);
         ptrdiff_t head = (ptrdiff_t)(m->head_dim * sizeof(float));
-        pkv_rows kr = {k, PKV_DTYPE_F32, m->n_kv_heads, m->head_dim, head * m->n_kv_heads, head};
+        pkv_rows kr = {.data = k,
+                       .dtype = PKV_DTYPE_F32,
+                       .heads = m->n_kv_heads,
+                       .dim = m->head_dim,
+                       .token_stride = head * m->n_kv_heads,
+                       .head_stride = head};
         pkv_rows vr = kr;
         vr.data = v;
         status = pkv_write(e->plan, layer, &kr, &vr, 0, 1);
@@ -106,8 +113,11 @@ static int our_step(side *s, engine_entry *entries, tool_error *err)
 {
     uint32_t blocked, n_vocab = s->e->model->n_vocab;
     for (uint32_t i = 0; i < s->n; i++)
-        entries[i] = (engine_entry){.seq = s->seqs[i], .tokens = &s->tokens[i], .n = 1,
-                                    .position = s->lengths[i], .n_logits = 1};
+        entries[i] = (engine_entry){.seq = s->seqs[i],
+                                    .tokens = &s->tokens[i],
+                                    .n = 1,
+                                    .position = s->lengths[i],
+                                    .n_logits = 1};
     pkv_status status = engine_begin(s->e, entries, s->n, false, &blocked);
     if (status) return tool_fail(err, "step: %s", pkv_status_text(status));
     if (engine_compute(s->e, entries, s->n, err)) return -1;
@@ -185,8 +195,8 @@ static int decode_all(const bench_options *o, side *s, peer **peers, bench_resul
     peer_side ps[BENCH_PEERS] = {{0}};
     int status = compute_first(s, o->context, err) || copy_others(s, err) ? -1 : 0;
     for (uint32_t p = 0; p < r->n_peers && !status; p++) {
-        ps[p] = (peer_side){peers[p], calloc(s->n, sizeof(uint32_t)),
-                            calloc(s->n, sizeof(int32_t))};
+        ps[p] =
+            (peer_side){peers[p], calloc(s->n, sizeof(uint32_t)), calloc(s->n, sizeof(int32_t))};
         if (!ps[p].positions || !ps[p].tokens)
             status = tool_fail(err, "not enough memory");
         else

@@ -12,11 +12,14 @@ static int our_prompt(engine *e, const int32_t *tokens, uint32_t n, int32_t *nex
     int status = 0;
     for (uint32_t done = 0; done < n && !status;) {
         uint32_t rows = e->options.max_rows, part = n - done < rows ? n - done : rows;
-        engine_entry entry = {.seq = seq, .tokens = tokens + done, .n = part, .position = done,
+        engine_entry entry = {.seq = seq,
+                              .tokens = tokens + done,
+                              .n = part,
+                              .position = done,
                               .n_logits = done + part == n};
         pkv_status s = engine_begin(e, &entry, 1, false, &blocked);
-        status = s ? tool_fail(err, "step: %s", pkv_status_text(s))
-                   : engine_compute(e, &entry, 1, err);
+        status =
+            s ? tool_fail(err, "step: %s", pkv_status_text(s)) : engine_compute(e, &entry, 1, err);
         if (!status) engine_commit(e, NULL, 1);
         done += part;
     }
@@ -73,7 +76,7 @@ int bench_prompt(const bench_options *o, bench_result *r, tool_error *err)
 
 typedef struct load {
     uint32_t n, prompt, shared, new_tokens;
-    int32_t *prompts; /* n * prompt */
+    int32_t *prompts;       /* n * prompt */
     int32_t *ours, *theirs; /* n * new_tokens */
 } load;
 
@@ -117,8 +120,8 @@ static int our_requests(const bench_options *o, engine *e, load *l, tool_error *
     return status;
 }
 
-/* What a host of libllama can do: shared = the common start once, then llama_memory_seq_cp; otherwise
- * every prompt for itself. Then all decode together. */
+/* What a host of libllama can do: shared = the common start once, then llama_memory_seq_cp;
+ * otherwise every prompt for itself. Then all decode together. */
 static int peer_requests(peer *p, load *l, bool share, tool_error *err)
 {
     uint32_t own = l->prompt - l->shared;
@@ -138,8 +141,8 @@ static int peer_requests(peer *p, load *l, bool share, tool_error *err)
     } else if (!status) {
         for (uint32_t i = 0; i < l->n && !status; i++) {
             const float *logits;
-            status = peer_append(p, i, l->prompts + (size_t)i * l->prompt, l->prompt, 0, &logits,
-                                 err);
+            status =
+                peer_append(p, i, l->prompts + (size_t)i * l->prompt, l->prompt, 0, &logits, err);
             if (!status) next[i] = (int32_t)sampler_argmax(logits, peer_vocab(p));
         }
     }
@@ -190,8 +193,8 @@ int bench_requests(const bench_options *o, bench_result *r, tool_error *err)
 {
     engine *e = engine_open(&o->run.engine, err);
     if (!e) return -1;
-    load l = {.n = o->sequences, .prompt = o->context, .shared = o->shared,
-              .new_tokens = o->new_tokens};
+    load l = {
+        .n = o->sequences, .prompt = o->context, .shared = o->shared, .new_tokens = o->new_tokens};
     peer *peers[BENCH_PEERS] = {NULL};
     l.prompts = calloc((size_t)l.n * l.prompt, sizeof *l.prompts);
     l.ours = calloc((size_t)l.n * l.new_tokens, sizeof *l.ours);
@@ -206,8 +209,7 @@ int bench_requests(const bench_options *o, bench_result *r, tool_error *err)
         bench_tokens(prompt, l.shared, e->model->n_vocab, 1);
         bench_tokens(prompt + l.shared, l.prompt - l.shared, e->model->n_vocab, 2 + i);
     }
-    if (!status)
-        status = bench_open_peers(o, e, l.prompt + l.new_tokens, peers, r->n_peers, err);
+    if (!status) status = bench_open_peers(o, e, l.prompt + l.new_tokens, peers, r->n_peers, err);
     engine_close(e);
     if (!status) status = request_rounds(o, &l, peers, r, err);
     bench_close_peers(peers);

@@ -1,4 +1,5 @@
-/* What pkv-run bench measures, each beside libllama where a peer is asked for. Times are seconds. */
+/* What pkv-run bench measures, each beside libllama where a peer is asked for. Times are seconds.
+ */
 #ifndef TOOLS_RUN_BENCH_WORK_H
 #define TOOLS_RUN_BENCH_WORK_H
 
@@ -42,13 +43,13 @@ int bench_open_peers(const bench_options *o, const engine *e, uint32_t context, 
                      uint32_t n, tool_error *err);
 void bench_close_peers(peer **peers);
 
-/* One token for each of `sequences` that hold `context` tokens (ragged: spread evenly from a 16th of
- * it), steps of both in alternating blocks. */
+/* One token for each of `sequences` that hold `context` tokens (ragged: spread evenly from a 16th
+ * of it), steps of both in alternating blocks. */
 int bench_decode(const bench_options *o, bench_result *r, tool_error *err);
 /* A prompt of `context` tokens, from nothing to its last logits. */
 int bench_prompt(const bench_options *o, bench_result *r, tool_error *err);
-/* `sequences` requests of `shared` common and `context` - `shared` own prompt tokens and `new_tokens`
- * new ones, all there at the start, from start to finish. */
+/* `sequences` requests of `shared` common and `context` - `shared` own prompt tokens and
+ * `new_tokens` new ones, all there at the start, from start to finish. */
 int bench_requests(const bench_options *o, bench_result *r, tool_error *err);
 
 #endif

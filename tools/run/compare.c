@@ -1,29 +1,19 @@
-/* pkv-run compare: are the greedy tokens libllama's? Every prompt of a file runs in one batch here, and
- * alone there. libllama is given this runtime's tokens one at a time, so that every token is judged,
- * also those behind a difference. Where libllama would have chosen another token, the gap between the
- * two logits is set beside libllama's own noise: the largest difference between its logits for this
- * position from single steps and from one batch. */
+/* pkv-run compare: are the greedy tokens libllama's? Every prompt of a file runs in one batch here,
+ * and alone there. libllama is given this runtime's tokens one at a time, so that every token is
+ * judged, also those behind a difference. Where libllama would have chosen another token, the gap
+ * between the two logits is set beside libllama's own noise: the largest difference between its
+ * logits for this position from single steps and from one batch. */
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bench_work.h"
-#include "cli.h"
-#include "parse.h"
 #include "run.h"
 #include "table.h"
 
-#define COMMAND "pkv-run compare"
-
 enum { MAX_PROMPTS = 256 };
-
-static const char usage[] =
-    "usage: pkv-run compare --model FILE --prompts FILE [options]\n"
-    "Compares greedy tokens with libllama's; exit status 1 if one differs by more than libllama's\n"
-    "own noise between batch sizes.\n"
-    "  --prompts FILE     one prompt a line\n"
-    "  -n N               new tokens of each (default 200)\n";
 
 typedef struct text {
     int32_t *tokens; /* prompt, then generated */
@@ -88,8 +78,12 @@ static int generate_all(job *j, tool_error *err)
     int status = s ? 0 : -1;
     for (uint32_t i = 0; i < j->n && !status; i++) {
         text *t = &j->texts[i];
-        sched_request q = {.prompt = t->tokens, .n_prompt = t->n_prompt, .max_new = j->n_new,
-                           .ignore_end = true, .event = take, .user = t};
+        sched_request q = {.prompt = t->tokens,
+                           .n_prompt = t->n_prompt,
+                           .max_new = j->n_new,
+                           .ignore_end = true,
+                           .event = take,
+                           .user = t};
         if (!sched_submit(s, &q, err)) status = -1;
     }
     for (int more = 1; more > 0 && !status;)
@@ -165,8 +159,9 @@ static int judge_all(job *j, peer *p, peer *second, tool_error *err)
     return beyond ? tool_fail(err, "%u tokens differ", beyond) : 0;
 }
 
-static int compare(job *j, tool_error *err)
+static int compare(void *command, tool_error *err)
 {
+    job *j = command;
     vocab *v = vocab_open(j->run.engine.model, err);
     int status = v && read_prompts(j, v, err) == 0 && generate_all(j, err) == 0 ? 0 : -1;
     uint32_t longest = 1;
@@ -174,7 +169,9 @@ static int compare(job *j, tool_error *err)
         longest = j->texts[i].n > longest ? j->texts[i].n : longest;
     peer_options po = {.model = j->run.engine.model,
                        .threads = j->run.engine.threads ? j->run.engine.threads : 2,
-                       .n_sequences = 1, .context = longest, .rows = 512,
+                       .n_sequences = 1,
+                       .context = longest,
+                       .rows = 512,
                        .kv_type = GGML_TYPE_F16};
     peer *p = status ? NULL : peer_open(&po, err), *second = p ? peer_open(&po, err) : NULL;
     if (!second)
@@ -189,40 +186,38 @@ static int compare(job *j, tool_error *err)
     return status;
 }
 
-enum { OPT_PROMPTS = 256 };
+static void defaults(void *command)
+{
+    job *j = command;
+    run_options_defaults(&j->run);
+    j->n_new = 200;
+}
 
-static const struct option long_options[] = {{"prompts", required_argument, NULL, OPT_PROMPTS},
-                                             {"help", no_argument, NULL, 'h'},
-                                             RUN_COMMON_OPTIONS,
-                                             {NULL, 0, NULL, 0}};
+static int prepare(void *command, tool_error *err)
+{
+    job *j = command;
+    if (!j->path) return tool_fail(err, "--prompts is missing");
+    return run_options_check(&j->run, err);
+}
+
+static const cli_option options[] = {
+    {"prompts", "FILE", CLI_TEXT, offsetof(job, path), .help = "one prompt a line (required)"},
+    {"new", "N", CLI_U32, offsetof(job, n_new), 1, 1 << 16,
+     .help = "new tokens of each (default 200)"},
+    {.kind = CLI_GROUP, .at = offsetof(job, run), .group = run_common_options},
+    {0},
+};
 
 int run_compare(int argc, char **argv)
 {
-    static job j;
-    tool_error err = {""};
-    uint64_t n_new = 200;
-    int bad = 0;
-    run_options_init(&j.run);
-    opterr = 0;
-    optind = 1;
-    for (int c; !bad && (c = getopt_long(argc, argv, ":hn:", long_options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(usage, stdout);
-            fputs(run_common_usage, stdout);
-            return cli_finish(COMMAND);
-        }
-        if (c == '?' || c == ':')
-            bad = cli_bad_option(c, optopt, argv[optind - 1], &err);
-        else if (c == 'n')
-            bad = parse_u64(optarg, "-n", 1, 1 << 16, &n_new, &err);
-        else if (c == OPT_PROMPTS)
-            j.path = optarg;
-        else
-            bad = run_options_take(&j.run, c, optarg, &err) < 0;
-    }
-    if (!bad && !j.path) bad = tool_fail(&err, "--prompts is missing");
-    if (!bad) bad = run_options_check(&j.run, &err);
-    if (bad) return cli_usage_error(COMMAND, &err);
-    j.n_new = (uint32_t)n_new;
-    return compare(&j, &err) ? cli_failed(COMMAND, &err) : cli_finish(COMMAND);
+    static const cli_command command = {
+        .name = "pkv-run compare",
+        .summary = "Compares greedy tokens with libllama's; exit status 1 if one differs by more "
+                   "than libllama's own noise between batch sizes.",
+        .options = options,
+        .size = sizeof(job),
+        .defaults = defaults,
+        .prepare = prepare,
+        .run = compare};
+    return cli_run(&command, argc, argv);
 }

@@ -19,7 +19,8 @@ static uint32_t make_groups(const engine *e, pkv_group_config *groups, uint32_t 
                                                 .q_heads = m->n_heads,
                                                 .head_dim_k = m->head_dim,
                                                 .window = m->layers[i].window,
-                                                .dtype = e->options.kv_type,
+                                                .dtype_k = e->options.type_k,
+                                                .dtype_v = e->options.type_v,
                                                 .layers = layers + used};
         for (uint32_t l = i; l < m->n_layers; l++)
             if (m->layers[l].window == m->layers[i].window) {
@@ -97,7 +98,7 @@ engine *engine_open(const engine_options *options, tool_error *err)
     long online = sysconf(_SC_NPROCESSORS_ONLN);
     if (!e->options.threads) e->options.threads = online > 0 ? (uint32_t)online : 1;
     if (!e->options.page_tokens) e->options.page_tokens = 16;
-    if (!e->options.kv_type) e->options.kv_type = PKV_DTYPE_F16;
+    if (!e->options.type_k) e->options.type_k = e->options.type_v = PKV_DTYPE_F16;
     if (!e->options.max_rows) e->options.max_rows = 512;
     if (open_all(e, err)) {
         engine_close(e);
@@ -156,8 +157,8 @@ int engine_compute(engine *e, const engine_entry *entries, uint32_t n, tool_erro
     pkv_status status = PKV_OK;
     for (uint32_t i = 0; i < n && !status; i++)
         if (entries[i].tree)
-            status = pkv_plan_set_tree(e->plan, i, entries[i].n, entries[i].tree,
-                                       entries[i].depths);
+            status =
+                pkv_plan_set_tree(e->plan, i, entries[i].n, entries[i].tree, entries[i].depths);
     if (!status) status = pkv_plan_build(e->plan, e->batch);
     if (status) tool_fail(err, "plan: %s", pkv_status_text(status));
     if (status || forward_run(e->forward, e->tokens, e->positions, e->n_rows, e->outputs,

@@ -11,12 +11,12 @@
 
 typedef struct engine_options {
     const char *model;
-    uint64_t memory;      /* limit of pages and metadata, bytes */
-    uint32_t threads;     /* 0 = CPUs online */
-    uint32_t page_tokens; /* 0 = 16 */
-    pkv_dtype kv_type;    /* 0 = f16 */
-    uint32_t max_rows;    /* most new tokens of a step; 0 = 512 */
-    bool prefix;          /* keep a prefix index */
+    uint64_t memory;          /* limit of pages and metadata, bytes */
+    uint32_t threads;         /* 0 = CPUs online */
+    uint32_t page_tokens;     /* 0 = 16 */
+    pkv_dtype type_k, type_v; /* page formats; 0 = f16 */
+    uint32_t max_rows;        /* most new tokens of a step; 0 = 512 */
+    bool prefix;              /* keep a prefix index */
     uint32_t event_capacity;
 } engine_options;
 
@@ -25,9 +25,9 @@ typedef struct engine_entry {
     pkv_seq seq;
     const int32_t *tokens; /* the new ones */
     uint32_t n;
-    uint32_t position;     /* of the first: tokens committed so far */
-    uint32_t n_logits;     /* logits of the last so many rows are wanted */
-    const uint8_t *tree;   /* mask of a speculative tree (pkv_plan_set_tree) or NULL */
+    uint32_t position;   /* of the first: tokens committed so far */
+    uint32_t n_logits;   /* logits of the last so many rows are wanted */
+    const uint8_t *tree; /* mask of a speculative tree (pkv_plan_set_tree) or NULL */
     const uint32_t *depths;
 } engine_entry;
 
@@ -58,8 +58,8 @@ void engine_close(engine *e);
 pkv_status engine_begin(engine *e, const engine_entry *entries, uint32_t n, bool admission,
                         uint32_t *blocked);
 
-/* Runs the open step. On failure (-1 with a text) it is aborted. Logits are then found row by row in
- * entry order: e->logits + i * n_vocab, e->n_outputs rows. */
+/* Runs the open step. On failure (-1 with a text) it is aborted. Logits are then found row by row
+ * in entry order: e->logits + i * n_vocab, e->n_outputs rows. */
 int engine_compute(engine *e, const engine_entry *entries, uint32_t n, tool_error *err);
 
 /* Ends the step. Entry i keeps its first accepted[i] tokens; NULL = everything. */

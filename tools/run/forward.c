@@ -157,8 +157,8 @@ static int build(forward *f, uint32_t n, uint32_t n_outputs, tool_error *err)
 {
     ggml_free(f->ctx);
     f->n = 0;
-    size_t bytes = f->max_nodes * ggml_tensor_overhead() +
-                   ggml_graph_overhead_custom(f->max_nodes, false);
+    size_t bytes =
+        f->max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(f->max_nodes, false);
     f->ctx = ggml_init((struct ggml_init_params){.mem_size = bytes, .no_alloc = true});
     if (!f->ctx) return tool_fail(err, "not enough memory for a graph");
     f->n = n;

@@ -1,31 +1,14 @@
 /* pkv-run generate: text from prompts, each streamed to stdout as it comes; several prompts run in
  * one batch and are printed one after the other. */
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "cli.h"
 #include "options.h"
-#include "parse.h"
 #include "run.h"
 
-#define COMMAND "pkv-run generate"
-
 enum { MAX_PROMPTS = 64, MAX_TEXT = 1 << 24 };
-
-static const char usage[] =
-    "usage: pkv-run generate --model FILE --prompt TEXT [options]\n"
-    "Continues a text.\n"
-    "  --prompt TEXT      may be repeated: all run in one batch\n"
-    "  --file FILE        a prompt from a file; '-' is stdin\n"
-    "  --chat             the prompt is a user's message: apply the model's chat template\n"
-    "  -n N               most new tokens (default 128)\n"
-    "  --temperature T    0 = greedy (default 0)\n"
-    "  --top-p P, --top-k K, --min-p P, --seed N\n"
-    "  --ignore-end       go on past the end of the text\n"
-    "  --ids              print token numbers instead of text, one line per prompt\n"
-    "  --stats            counters on stderr at the end\n";
 
 typedef struct stream {
     const vocab *v;
@@ -37,10 +20,12 @@ typedef struct stream {
 } stream;
 
 typedef struct settings {
-    run_options common;
+    run_options run;
     char *prompts[MAX_PROMPTS];
     uint32_t n_prompts, max_new;
     sampler_options sampling;
+    double temperature, top_p, min_p;
+    uint32_t top_k, seed;
     bool chat, ids, stats, ignore_end;
 } settings;
 
@@ -107,8 +92,8 @@ static void print_stats(const engine *e, const sched *s)
             (unsigned long long)t.steps, (unsigned long long)t.rows,
             (unsigned long long)t.cached_tokens, (unsigned long long)t.prompt_tokens,
             (unsigned long long)t.generated_tokens, (unsigned long long)t.accepted_tokens,
-            (unsigned long long)t.drafted_tokens, (unsigned long long)t.preemptions,
-            t.busy_seconds, t.compute_seconds, (unsigned long long)c.region_bytes_peak);
+            (unsigned long long)t.drafted_tokens, (unsigned long long)t.preemptions, t.busy_seconds,
+            t.compute_seconds, (unsigned long long)c.region_bytes_peak);
 }
 
 static int print_rest(stream *streams, uint32_t n, tool_error *err)
@@ -127,13 +112,14 @@ static int print_rest(stream *streams, uint32_t n, tool_error *err)
     return status;
 }
 
-static int generate(const settings *o, tool_error *err)
+static int generate(void *command, tool_error *err)
 {
+    const settings *o = command;
     stream streams[MAX_PROMPTS] = {{0}};
     int status = -1;
-    vocab *v = vocab_open(o->common.engine.model, err);
-    engine *e = v ? engine_open(&o->common.engine, err) : NULL;
-    sched *s = e ? sched_new(e, v, &o->common.sched, err) : NULL;
+    vocab *v = vocab_open(o->run.engine.model, err);
+    engine *e = v ? engine_open(&o->run.engine, err) : NULL;
+    sched *s = e ? sched_new(e, v, &o->run.sched, err) : NULL;
     if (s) {
         status = 0;
         for (uint32_t i = 0; i < o->n_prompts && !status; i++)
@@ -165,7 +151,12 @@ static int add_prompt(settings *o, char *text, tool_error *err)
     return 0;
 }
 
-static int add_file(settings *o, const char *path, tool_error *err)
+static int take_prompt(void *target, const char *text, tool_error *err)
+{
+    return add_prompt(target, strdup(text), err);
+}
+
+static int take_file(void *target, const char *path, tool_error *err)
 {
     FILE *file = strcmp(path, "-") ? fopen(path, "rb") : stdin;
     if (!file) return tool_fail(err, "cannot open %s", path);
@@ -173,105 +164,66 @@ static int add_file(settings *o, const char *path, tool_error *err)
     size_t size = text ? fread(text, 1, MAX_TEXT - 1, file) : 0;
     if (text) text[size] = '\0';
     if (file != stdin) fclose(file);
-    return add_prompt(o, text, err);
+    return add_prompt(target, text, err);
 }
 
-enum { OPT_PROMPT = 256, OPT_FILE, OPT_CHAT, OPT_TEMP, OPT_TOP_P, OPT_TOP_K, OPT_MIN_P, OPT_SEED,
-       OPT_IGNORE_END, OPT_IDS, OPT_STATS };
-
-static const struct option long_options[] = {{"prompt", required_argument, NULL, OPT_PROMPT},
-                                             {"file", required_argument, NULL, OPT_FILE},
-                                             {"chat", no_argument, NULL, OPT_CHAT},
-                                             {"temperature", required_argument, NULL, OPT_TEMP},
-                                             {"top-p", required_argument, NULL, OPT_TOP_P},
-                                             {"top-k", required_argument, NULL, OPT_TOP_K},
-                                             {"min-p", required_argument, NULL, OPT_MIN_P},
-                                             {"seed", required_argument, NULL, OPT_SEED},
-                                             {"ignore-end", no_argument, NULL, OPT_IGNORE_END},
-                                             {"ids", no_argument, NULL, OPT_IDS},
-                                             {"stats", no_argument, NULL, OPT_STATS},
-                                             {"help", no_argument, NULL, 'h'},
-                                             RUN_COMMON_OPTIONS,
-                                             {NULL, 0, NULL, 0}};
-
-static int take_option(settings *o, int c, tool_error *err)
+static void defaults(void *command)
 {
-    double d = 0;
-    uint64_t u = 0;
-    int bad = 0;
-    switch (c) {
-    case 'n':
-        bad = parse_u64(optarg, "-n", 1, 1 << 20, &u, err);
-        o->max_new = (uint32_t)u;
-        return bad;
-    case OPT_PROMPT:
-        return add_prompt(o, strdup(optarg), err);
-    case OPT_FILE:
-        return add_file(o, optarg, err);
-    case OPT_CHAT:
-        o->chat = true;
-        return 0;
-    case OPT_TEMP:
-        bad = parse_double(optarg, "--temperature", 0, 10, &d, err);
-        o->sampling.temperature = (float)d;
-        return bad;
-    case OPT_TOP_P:
-        bad = parse_double(optarg, "--top-p", 0, 1, &d, err);
-        o->sampling.top_p = (float)d;
-        return bad;
-    case OPT_MIN_P:
-        bad = parse_double(optarg, "--min-p", 0, 1, &d, err);
-        o->sampling.min_p = (float)d;
-        return bad;
-    case OPT_TOP_K:
-        bad = parse_u64(optarg, "--top-k", 0, 1 << 20, &u, err);
-        o->sampling.top_k = (int32_t)u;
-        return bad;
-    case OPT_SEED:
-        bad = parse_u64(optarg, "--seed", 0, UINT32_MAX, &u, err);
-        o->sampling.seed = (uint32_t)u;
-        return bad;
-    case OPT_IGNORE_END:
-        o->ignore_end = true;
-        return 0;
-    case OPT_IDS:
-        o->ids = true;
-        return 0;
-    case OPT_STATS:
-        o->stats = true;
-        return 0;
-    default:
-        bad = run_options_take(&o->common, c, optarg, err);
-    }
-    if (bad == 0) bad = cli_bad_option(c, optopt, NULL, err);
-    return bad < 0 ? -1 : 0;
+    settings *o = command;
+    run_options_defaults(&o->run);
+    o->max_new = 128;
+    o->top_p = 1;
 }
+
+static int prepare(void *command, tool_error *err)
+{
+    settings *o = command;
+    o->sampling = (sampler_options){.temperature = (float)o->temperature,
+                                    .top_p = (float)o->top_p,
+                                    .min_p = (float)o->min_p,
+                                    .top_k = (int32_t)o->top_k,
+                                    .seed = o->seed};
+    if (!o->n_prompts) return tool_fail(err, "--prompt or --file is missing");
+    return run_options_check(&o->run, err);
+}
+
+static void finish(void *command)
+{
+    settings *o = command;
+    for (uint32_t i = 0; i < o->n_prompts; i++)
+        free(o->prompts[i]);
+}
+
+#define AT(field) offsetof(settings, field)
+
+static const cli_option options[] = {
+    {"prompt", "TEXT", CLI_CALL, 0, .call = take_prompt,
+     .help = "may be repeated: all run in one batch"},
+    {"file", "FILE", CLI_CALL, 0, .call = take_file, .help = "a prompt from a file; '-' is stdin"},
+    {"chat", NULL, CLI_FLAG, AT(chat),
+     .help = "the prompt is a user's message: apply the model's chat template"},
+    {"new", "N", CLI_U32, AT(max_new), 1, 1 << 20, .help = "most new tokens (default 128)"},
+    {"temperature", "T", CLI_REAL, AT(temperature), 0, 10, .help = "0 = greedy (default 0)"},
+    {"top-p", "P", CLI_REAL, AT(top_p), 0, 1, .help = "(default 1: off)"},
+    {"top-k", "K", CLI_U32, AT(top_k), 0, 1 << 20, .help = "(default 0: off)"},
+    {"min-p", "P", CLI_REAL, AT(min_p), 0, 1, .help = "(default 0: off)"},
+    {"seed", "N", CLI_U32, AT(seed), 0, UINT32_MAX, .help = "of the choice of tokens (default 0)"},
+    {"ignore-end", NULL, CLI_FLAG, AT(ignore_end), .help = "go on past the end of the text"},
+    {"ids", NULL, CLI_FLAG, AT(ids), .help = "print token numbers, one line per prompt"},
+    {"stats", NULL, CLI_FLAG, AT(stats), .help = "counters on stderr at the end"},
+    {.kind = CLI_GROUP, .at = AT(run), .group = run_common_options},
+    {0},
+};
 
 int run_generate(int argc, char **argv)
 {
-    tool_error err = {""};
-    settings o = {.max_new = 128, .sampling = {.top_p = 1}};
-    run_options_init(&o.common);
-    opterr = 0;
-    optind = 1;
-    int bad = 0, status = TOOL_EXIT_OK;
-    for (int c; !bad && (c = getopt_long(argc, argv, ":hn:", long_options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(usage, stdout);
-            fputs(run_common_usage, stdout);
-            return cli_finish(COMMAND);
-        }
-        bad = c == '?' || c == ':' ? cli_bad_option(c, optopt, argv[optind - 1], &err)
-                                   : take_option(&o, c, &err);
-    }
-    if (!bad && optind < argc) bad = tool_fail(&err, "unexpected argument '%s'", argv[optind]);
-    if (!bad && !o.n_prompts) bad = tool_fail(&err, "--prompt or --file is missing");
-    if (!bad) bad = run_options_check(&o.common, &err);
-    if (bad)
-        status = cli_usage_error(COMMAND, &err);
-    else if (generate(&o, &err))
-        status = cli_failed(COMMAND, &err);
-    for (uint32_t i = 0; i < o.n_prompts; i++)
-        free(o.prompts[i]);
-    return status ? status : cli_finish(COMMAND);
+    static const cli_command command = {.name = "pkv-run generate",
+                                        .summary = "Continues texts.",
+                                        .options = options,
+                                        .size = sizeof(settings),
+                                        .defaults = defaults,
+                                        .prepare = prepare,
+                                        .run = generate,
+                                        .end = finish};
+    return cli_run(&command, argc, argv);
 }

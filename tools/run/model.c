@@ -103,8 +103,7 @@ static float read_rope_scale(reader *r)
 static void read_layer_kinds(model *m, reader *r)
 {
     uint32_t window = get_u32(r, "attention.sliding_window", false, 0);
-    uint32_t every =
-        get_u32(r, "attention.sliding_window_pattern", false, m->traits->full_every);
+    uint32_t every = get_u32(r, "attention.sliding_window_pattern", false, m->traits->full_every);
     float base = get_f32(r, "rope.freq_base", false, 10000.0f);
     float window_base = get_f32(r, "rope.freq_base_swa", false, m->traits->window_rope_base);
     float scale = read_rope_scale(r);

@@ -47,7 +47,8 @@ weights *weights_begin(model *m, ggml_backend_dev_t device, tool_error *err)
     union {
         void *object;
         ggml_backend_dev_get_extra_bufts_t function;
-    } extra = {.object = ggml_backend_reg_get_proc_address(reg, "ggml_backend_dev_get_extra_bufts")};
+    } extra = {.object =
+                   ggml_backend_reg_get_proc_address(reg, "ggml_backend_dev_get_extra_bufts")};
     ggml_backend_buffer_type_t *more = extra.object ? extra.function(device) : NULL;
     for (; more && *more && w->n_types < MAX_TYPES - 1; more++)
         w->types[w->n_types++] = *more;

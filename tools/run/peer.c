@@ -86,9 +86,9 @@ static void add(peer *p, int32_t token, uint32_t position, uint32_t sequence, bo
 static int decode(peer *p, tool_error *err)
 {
     int status = llama_decode(p->ctx, p->batch);
-    return status ? tool_fail(err, "llama_decode of %d tokens returned %d", p->batch.n_tokens,
-                              status)
-                  : 0;
+    return status
+               ? tool_fail(err, "llama_decode of %d tokens returned %d", p->batch.n_tokens, status)
+               : 0;
 }
 
 int peer_append(peer *p, uint32_t sequence, const int32_t *tokens, uint32_t n, uint32_t position,
@@ -130,8 +130,8 @@ int peer_extend(peer *p, const int32_t *tokens, uint32_t per_sequence, uint32_t 
         if (decode(p, err)) return -1;
         const float *logits = llama_get_logits(p->ctx);
         for (uint32_t s = first; s < end; s++)
-            next[s] = (int32_t)sampler_argmax(logits + (size_t)(s - first) * p->n_vocab,
-                                              p->n_vocab);
+            next[s] =
+                (int32_t)sampler_argmax(logits + (size_t)(s - first) * p->n_vocab, p->n_vocab);
     }
     return 0;
 }

@@ -13,9 +13,9 @@ typedef struct peer_options {
     const char *model;
     uint32_t threads;
     uint32_t n_sequences;
-    uint32_t context;  /* tokens of a sequence */
-    uint32_t rows;     /* n_ubatch; n_batch is at least 2,048 */
-    bool unified;      /* one cache for all sequences, else a stream for each */
+    uint32_t context; /* tokens of a sequence */
+    uint32_t rows;    /* n_ubatch; n_batch is at least 2,048 */
+    bool unified;     /* one cache for all sequences, else a stream for each */
     enum ggml_type kv_type;
 } peer_options;
 
@@ -33,12 +33,13 @@ void peer_clear(peer *p);
 int peer_append(peer *p, uint32_t sequence, const int32_t *tokens, uint32_t n, uint32_t position,
                 const float **logits, tool_error *err);
 
-/* One token for each of sequences 0..n-1 at its position; next[i] = the most likely token after it. */
+/* One token for each of sequences 0..n-1 at its position; next[i] = the most likely token after it.
+ */
 int peer_step(peer *p, const int32_t *tokens, const uint32_t *positions, uint32_t n, int32_t *next,
               tool_error *err);
 
-/* Appends per_sequence tokens to each of sequences 0..n-1, all at one position, in as few batches as
- * n_batch allows; next[i] as above. */
+/* Appends per_sequence tokens to each of sequences 0..n-1, all at one position, in as few batches
+ * as n_batch allows; next[i] as above. */
 int peer_extend(peer *p, const int32_t *tokens, uint32_t per_sequence, uint32_t position,
                 uint32_t n, int32_t *next, tool_error *err);
 

@@ -6,9 +6,9 @@
 
 typedef struct request {
     uint64_t id;
-    int32_t *tokens;   /* prompt, then generated ones; room for drafts behind */
+    int32_t *tokens; /* prompt, then generated ones; room for drafts behind */
     uint32_t n_prompt, n_tokens, max_tokens;
-    uint32_t n_cached; /* tokens whose K and V the cache holds */
+    uint32_t n_cached;     /* tokens whose K and V the cache holds */
     uint32_t n_drafted;    /* behind n_tokens in this step */
     uint32_t draft_length; /* grows and shrinks with what is accepted */
     uint32_t draft_pause;  /* steps without a draft after misses */
@@ -41,6 +41,9 @@ pkv_status request_rematch(request *r, pkv_cache *cache, uint32_t page_tokens, u
 uint32_t request_common(const request *a, const request *b);
 
 /* Tokens that are known but not in the cache; 1 while decoding. */
-static inline uint32_t request_missing(const request *r) { return r->n_tokens - r->n_cached; }
+static inline uint32_t request_missing(const request *r)
+{
+    return r->n_tokens - r->n_cached;
+}
 
 #endif

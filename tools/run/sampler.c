@@ -15,9 +15,9 @@ static struct llama_sampler *make_chain(const sampler_options *o, uint32_t n_voc
     struct llama_sampler *chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
     bool penalties = o->presence_penalty != 0 || o->frequency_penalty != 0;
     if (penalties)
-        llama_sampler_chain_add(
-            chain, llama_sampler_init_penalties((int32_t)n_vocab, 256, 1.0f, o->frequency_penalty,
-                                                o->presence_penalty));
+        llama_sampler_chain_add(chain, llama_sampler_init_penalties((int32_t)n_vocab, 256, 1.0f,
+                                                                    o->frequency_penalty,
+                                                                    o->presence_penalty));
     if (o->temperature <= 0) {
         llama_sampler_chain_add(chain, llama_sampler_init_greedy());
         return chain;
@@ -51,7 +51,8 @@ void sampler_free(sampler *s)
     free(s);
 }
 
-/* In blocks, so that the compiler compares many at a time; only the best block is looked through. */
+/* In blocks, so that the compiler compares many at a time; only the best block is looked through.
+ */
 uint32_t sampler_argmax(const float *values, uint32_t n)
 {
     enum { BLOCK = 512 };

@@ -17,7 +17,7 @@ struct sched {
     uint64_t next_id;
     /* the step at hand */
     engine_entry *entries;
-    request **members; /* the entries' requests */
+    request **members;          /* the entries' requests */
     uint32_t *accepted, *fresh; /* rows kept; new tokens of each entry */
     uint32_t n_entries, rows;
     sched_stats stats;
@@ -329,8 +329,8 @@ static void take_tokens(sched *s, uint32_t i, const float *logits)
         bool confirmed = row < r->n_drafted && r->tokens[r->n_tokens] == token;
         r->tokens[r->n_tokens++] = token;
         s->fresh[i]++;
-        bool over = r->n_tokens == r->max_tokens ||
-                    (s->v && !r->ignore_end && vocab_ends(s->v, token));
+        bool over =
+            r->n_tokens == r->max_tokens || (s->v && !r->ignore_end && vocab_ends(s->v, token));
         if (!confirmed || over) break;
         s->accepted[i]++;
     }
@@ -340,8 +340,8 @@ static void take_tokens(sched *s, uint32_t i, const float *logits)
     s->stats.accepted_tokens += hits;
     if (!r->n_drafted) return;
     if (hits == r->n_drafted)
-        r->draft_length = r->draft_length * 2 < s->options.n_draft ? r->draft_length * 2
-                                                                   : s->options.n_draft;
+        r->draft_length =
+            r->draft_length * 2 < s->options.n_draft ? r->draft_length * 2 : s->options.n_draft;
     else if (!hits && r->draft_length > 1)
         r->draft_length /= 2;
     else if (!hits)
@@ -377,8 +377,7 @@ static int run_step(sched *s, tool_error *err)
     const float *logits = s->e->logits;
     for (uint32_t i = 0; i < s->n_entries; i++) {
         take_tokens(s, i, logits);
-        if (s->entries[i].n_logits)
-            logits += (size_t)s->entries[i].n_logits * s->e->model->n_vocab;
+        if (s->entries[i].n_logits) logits += (size_t)s->entries[i].n_logits * s->e->model->n_vocab;
     }
     pkv_status status = engine_commit(s->e, s->accepted, s->n_entries);
     if (status) {

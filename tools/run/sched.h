@@ -1,8 +1,8 @@
 /* The scheduler: continuous batching over one engine. Every step takes one token (or a verified
  * draft) of each decoding request and fills up with chunks of prompts.
  *
- * - A prompt starts with the longest prefix that the cache knows. A request whose prompt another one
- *   is computing right now waits for those pages instead of computing them again.
+ * - A prompt starts with the longest prefix that the cache knows. A request whose prompt another
+ * one is computing right now waits for those pages instead of computing them again.
  * - A request is admitted with a claim of prompt + max_new tokens (pkv_admit): what is admitted can
  *   always end. Where the limit shrinks below what runs, the youngest requests are preempted: they
  *   give up their pages and are computed again later, most of it from the prefix index.
@@ -23,14 +23,14 @@ typedef enum sched_reason {
     SCHED_ERROR
 } sched_reason;
 
-/* Called inside sched_step for each new token, and once with token -1 and the reason at the end. May
- * call sched_cancel, nothing else. */
+/* Called inside sched_step for each new token, and once with token -1 and the reason at the end.
+ * May call sched_cancel, nothing else. */
 typedef void (*sched_event_fn)(void *user, uint64_t id, int32_t token, sched_reason reason);
 
 typedef struct sched_request {
     const int32_t *prompt; /* copied */
     uint32_t n_prompt, max_new;
-    bool ignore_end;       /* go on past end-of-generation tokens (benchmarks) */
+    bool ignore_end; /* go on past end-of-generation tokens (benchmarks) */
     sampler_options sampling;
     const pkv_namespace *space; /* copied; NULL = default */
     sched_event_fn event;
@@ -45,11 +45,11 @@ typedef struct sched_options {
 } sched_options;
 
 typedef struct sched_stats {
-    uint64_t steps, rows;                /* rows = tokens that went through the model */
+    uint64_t steps, rows; /* rows = tokens that went through the model */
     uint64_t submitted, finished, cancelled, failed;
     uint64_t prompt_tokens, cached_tokens; /* of started prompts; of these, attached */
     uint64_t generated_tokens, drafted_tokens, accepted_tokens;
-    uint64_t preemptions, waits;         /* waits = steps that a follower sat out */
+    uint64_t preemptions, waits; /* waits = steps that a follower sat out */
     uint32_t running, waiting;
     double busy_seconds, compute_seconds;
 } sched_stats;

@@ -1,4 +1,5 @@
-/* Text to tokens and back, through libllama (vocabulary only, no weights). MT-safe after opening. */
+/* Text to tokens and back, through libllama (vocabulary only, no weights). MT-safe after opening.
+ */
 #ifndef TOOLS_RUN_VOCAB_H
 #define TOOLS_RUN_VOCAB_H
 
@@ -14,8 +15,8 @@ typedef struct vocab vocab;
 vocab *vocab_open(const char *path, tool_error *err);
 void vocab_close(vocab *v);
 
-/* Tokens of text[0..size); with `special` the text's control tokens ("<|im_start|>") are parsed, and
- * a start token is added if the model wants one. *tokens is the caller's to free. Returns their
+/* Tokens of text[0..size); with `special` the text's control tokens ("<|im_start|>") are parsed,
+ * and a start token is added if the model wants one. *tokens is the caller's to free. Returns their
  * number, or -1 with a text. */
 int64_t vocab_encode(const vocab *v, const char *text, size_t size, bool special, int32_t **tokens,
                      tool_error *err);
