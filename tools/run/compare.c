@@ -23,7 +23,8 @@ typedef struct text {
 
 typedef struct verdict {
     uint32_t differences, beyond;
-    double worst_gap, noise_there;
+    double worst_gap;
+    double batch_noise, attention_noise; /* there */
 } verdict;
 
 typedef struct job {
@@ -109,36 +110,49 @@ static int measure_noise(peer *p, const text *t, uint32_t n, const float *single
     return 0;
 }
 
-static int judge(peer *p, peer *second, const text *t, verdict *v, tool_error *err)
+/* Flash attention step by step, flash attention in one batch, plain attention. */
+enum { STEPWISE, WHOLE, PLAIN, PEERS };
+
+static int note_difference(peer **peers, const text *t, uint32_t at, const float *logits,
+                           int32_t theirs, verdict *v, tool_error *err)
+{
+    double gap = (double)logits[theirs] - (double)logits[t->tokens[at]], batch, attention;
+    if (measure_noise(peers[WHOLE], t, at, logits, &batch, err) ||
+        measure_noise(peers[PLAIN], t, at, logits, &attention, err))
+        return -1;
+    v->differences++;
+    v->beyond += gap > fmax(batch, attention);
+    if (gap < v->worst_gap) return 0;
+    v->worst_gap = gap;
+    v->batch_noise = batch;
+    v->attention_noise = attention;
+    return 0;
+}
+
+static int judge(peer **peers, const text *t, verdict *v, tool_error *err)
 {
     const float *logits;
+    peer *p = peers[STEPWISE];
     peer_clear(p);
     *v = (verdict){0};
     if (peer_append(p, 0, t->tokens, t->n_prompt, 0, &logits, err)) return -1;
     for (uint32_t i = t->n_prompt; i < t->n; i++) {
         int32_t theirs = (int32_t)sampler_argmax(logits, peer_vocab(p));
-        if (theirs != t->tokens[i]) {
-            double gap = (double)logits[theirs] - (double)logits[t->tokens[i]], noise = 0;
-            if (measure_noise(second, t, i, logits, &noise, err)) return -1;
-            v->differences++;
-            v->beyond += gap > noise;
-            if (gap >= v->worst_gap) {
-                v->worst_gap = gap;
-                v->noise_there = noise;
-            }
-        }
+        if (theirs != t->tokens[i] && note_difference(peers, t, i, logits, theirs, v, err))
+            return -1;
         if (i + 1 < t->n && peer_append(p, 0, t->tokens + i, 1, i, &logits, err)) return -1;
     }
     return 0;
 }
 
-static int judge_all(job *j, peer *p, peer *second, tool_error *err)
+static int judge_all(job *j, peer **peers, tool_error *err)
 {
     uint32_t tokens = 0, differences = 0, beyond = 0;
-    table *out = table_new("prompt|tokens|differences|largest gap|noise there|beyond noise");
+    table *out = table_new("prompt|tokens|differences|largest gap|noise of batches|of attention|"
+                           "beyond noise");
     for (uint32_t i = 0; i < j->n; i++) {
         verdict v;
-        if (judge(p, second, &j->texts[i], &v, err)) {
+        if (judge(peers, &j->texts[i], &v, err)) {
             table_free(out);
             return -1;
         }
@@ -146,7 +160,8 @@ static int judge_all(job *j, peer *p, peer *second, tool_error *err)
         table_cell(out, "%u", j->n_new);
         table_cell(out, "%u", v.differences);
         table_cell(out, "%.5f", v.worst_gap);
-        table_cell(out, "%.5f", v.noise_there);
+        table_cell(out, "%.5f", v.batch_noise);
+        table_cell(out, "%.5f", v.attention_noise);
         table_cell(out, "%u", v.beyond);
         tokens += j->n_new;
         differences += v.differences;
@@ -173,13 +188,15 @@ static int compare(void *command, tool_error *err)
                        .context = longest,
                        .rows = 512,
                        .kv_type = GGML_TYPE_F16};
-    peer *p = status ? NULL : peer_open(&po, err), *second = p ? peer_open(&po, err) : NULL;
-    if (!second)
-        status = -1;
-    else
-        status = judge_all(j, p, second, err);
-    peer_close(p);
-    peer_close(second);
+    peer *peers[PEERS] = {NULL};
+    for (int i = 0; i < PEERS && !status; i++) {
+        po.plain = i == PLAIN;
+        peers[i] = peer_open(&po, err);
+        if (!peers[i]) status = -1;
+    }
+    if (!status) status = judge_all(j, peers, err);
+    for (int i = 0; i < PEERS; i++)
+        peer_close(peers[i]);
     vocab_close(v);
     for (uint32_t i = 0; i < j->n; i++)
         free(j->texts[i].tokens);

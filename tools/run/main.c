@@ -4,6 +4,9 @@
 
 static const cli_verb verbs[] = {
     {"generate", run_generate, "text from a prompt, streamed"},
+#ifdef PKV_RUN_SERVE
+    {"serve", run_serve, "an OpenAI-compatible server"},
+#endif
     {"bench", run_bench, "prompts, decode steps and requests beside libllama"},
     {"compare", run_compare, "greedy tokens beside libllama's"},
     {0},

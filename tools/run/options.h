@@ -4,7 +4,7 @@
 
 #include "cli.h"
 #include "engine.h"
-#include "sched.h"
+#include "scheduler.h"
 
 typedef struct run_options {
     engine_options engine;

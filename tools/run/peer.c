@@ -24,7 +24,7 @@ static int open_context(peer *p, const peer_options *o, tool_error *err)
     c.n_ubatch = o->rows;
     c.n_batch = o->rows > 2048 ? o->rows : 2048;
     c.n_threads = c.n_threads_batch = (int32_t)o->threads;
-    c.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    c.flash_attn_type = o->plain ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_ENABLED;
     c.type_k = c.type_v = o->kv_type;
     c.kv_unified = o->unified;
     c.no_perf = true;

@@ -1,5 +1,4 @@
-/* libllama as pkv-run's peer: the same file, the same products, its own cache and attention (flash
- * attention on). */
+/* libllama as pkv-run's peer: the same file, the same products, its own cache and attention. */
 #ifndef TOOLS_RUN_PEER_H
 #define TOOLS_RUN_PEER_H
 
@@ -16,6 +15,7 @@ typedef struct peer_options {
     uint32_t context; /* tokens of a sequence */
     uint32_t rows;    /* n_ubatch; n_batch is at least 2,048 */
     bool unified;     /* one cache for all sequences, else a stream for each */
+    bool plain;       /* without flash attention */
     enum ggml_type kv_type;
 } peer_options;
 

@@ -2,7 +2,7 @@
 #ifndef TOOLS_RUN_REQUEST_H
 #define TOOLS_RUN_REQUEST_H
 
-#include "sched.h"
+#include "scheduler.h"
 
 typedef struct request {
     uint64_t id;

@@ -7,8 +7,8 @@
  *   always end. Where the limit shrinks below what runs, the youngest requests are preempted: they
  *   give up their pages and are computed again later, most of it from the prefix index.
  * One thread at a time. */
-#ifndef TOOLS_RUN_SCHED_H
-#define TOOLS_RUN_SCHED_H
+#ifndef TOOLS_RUN_SCHEDULER_H
+#define TOOLS_RUN_SCHEDULER_H
 
 #include "engine.h"
 #include "sampler.h"
