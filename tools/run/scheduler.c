@@ -214,18 +214,25 @@ static uint32_t prompt_room(const sched *s, uint32_t prompt_rows, bool decoding)
     return room < chunk ? room : chunk;
 }
 
-/* Is somebody computing pages that `w` could attach? Then waiting is cheaper than computing. */
+/* Should a waiting request follow one that computes what they have in common? The rule of
+ * docs/prefix.md, "Matching while waiting"; decoding requests lead nobody. */
 static bool should_wait(const sched *s, const request *w)
 {
-    uint32_t page = s->e->options.page_tokens;
+    uint32_t page = s->e->options.page_tokens, n = w->n_tokens, best = 0;
+    const request *leader = NULL;
     for (uint32_t i = 0; s->e->options.prefix && i < s->n_running; i++) {
         const request *r = s->running[i];
         if (request_missing(r) == 1) continue;
         uint32_t common = request_common(r, w);
-        if (common >= w->n_tokens) common = w->n_tokens - 1;
-        if (common / page * page > r->n_cached) return true;
+        common = (common < n ? common : n - 1) / page * page;
+        if (common <= best || common <= r->n_cached) continue;
+        best = common;
+        leader = r;
     }
-    return false;
+    pkv_match match = {.struct_size = sizeof match};
+    if (!leader || pkv_prefix_match(s->e->cache, &w->space, w->tokens, n - 1, &match)) return false;
+    uint64_t m = match.n_tokens;
+    return m <= leader->n_cached && best - m >= page && 4 * (best - m) >= n - m;
 }
 
 /* Moves waiting request i to the running ones if it can be admitted now. */
