@@ -7,6 +7,7 @@ bad requests, slow clients, keys, and a cache that is whole and empty at the end
 Needs a model: the file that PKV_RUN_MODEL names. Without one it is skipped (exit status 77).
 """
 import argparse
+import atexit
 import http.client
 import json
 import os
@@ -32,6 +33,7 @@ class Server:
         self.process = subprocess.Popen(
             [program, "serve", "--model", MODEL, "--port", "0", "--memory", str(memory), "--threads",
              str(threads), "--admin-key", KEY, *more], stdout=subprocess.PIPE, text=True)
+        atexit.register(self.process.kill)  # where a test fails
         line = self.process.stdout.readline()
         assert line.startswith("listening on"), f"no server: {line!r}"
         self.port = int(line.rsplit(":", 1)[1])

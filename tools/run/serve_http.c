@@ -14,7 +14,8 @@
 #include "serve_metrics.h"
 #include "serve_page.h"
 
-enum { WAIT_MS = 200, IDLE_SECONDS = 30, BODY_SECONDS = 60 };
+/* A body up to DRAINED times too large is read and dropped, so that its client sees the answer. */
+enum { WAIT_MS = 200, IDLE_SECONDS = 30, BODY_SECONDS = 60, DRAINED = 64 };
 
 struct http {
     service *s;
@@ -315,8 +316,9 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *c, const
         x->started = now();
         const char *length =
             MHD_lookup_connection_value(c, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
-        if (length && strtoull(length, NULL, 10) > x->h->o.max_body)
-            return refuse(c, 413, "the body is too large");
+        unsigned long long bytes = length ? strtoull(length, NULL, 10) : 0;
+        if (bytes > x->h->o.max_body) x->refused = MHD_HTTP_CONTENT_TOO_LARGE;
+        if (bytes / DRAINED > x->h->o.max_body) return refuse(c, 413, "the body is too large");
         return MHD_YES;
     }
     if (*size) {
