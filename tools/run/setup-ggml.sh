@@ -19,9 +19,8 @@ mkdir -p "$work"
 sdist=$work/llama_cpp_python-$version.tar.gz
 if [ ! -f "$sdist" ]; then
     python3 -m venv "$work/venv"
-    "$work/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
-        --no-build-isolation --dest "$work" "llama-cpp-python==$version" ||
-        { [ -f "$sdist" ] || exit 1; } # the file is there even where its metadata cannot be built
+    "$work/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps \
+        --no-binary llama-cpp-python --dest "$work" "llama-cpp-python==$version"
 fi
 tar -xzf "$sdist" -C "$work"
 cmake -S "$work/llama_cpp_python-$version/vendor/llama.cpp" -B "$work/cmake" \
