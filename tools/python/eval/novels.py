@@ -6,7 +6,7 @@ and per object a 4-byte length, a compression mark and R's XDR serialisation.
 
 The folder is looked for in ``PAGEDKV_NOVELS`` (the package's ``data`` folder), where the package
 installs it (``apt-get install r-cran-janeaustenr`` brings R along), and in the user's cache, where
-``download()`` unpacks the package without installing anything (``apt-get download``, ``dpkg -x``).
+``download()`` unpacks the package without installing anything (:mod:`.debian`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import gzip
 import lzma
 import os
 import struct
-import subprocess
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
+
+from .debian import unpacked
 
 #: Objects in the package, in order of publication.
 NOVELS = (
@@ -129,26 +129,12 @@ def _decompress(block: bytes) -> bytes:
 
 def _folders() -> list[Path]:
     given = os.environ.get("PAGEDKV_NOVELS")
-    cached = Path.home() / ".cache" / "pagedkv" / "janeaustenr" / "data"
-    return ([Path(given)] if given else []) + [Path("/") / _PACKAGE_DATA, cached]
+    return ([Path(given)] if given else []) + [Path("/") / _PACKAGE_DATA]
 
 
 def download() -> Path:
-    """Fetches and unpacks the package into the user's cache (Debian's apt-get and dpkg)."""
-    target = Path.home() / ".cache" / "pagedkv" / "janeaustenr"
-    with tempfile.TemporaryDirectory() as folder:
-        command = ["apt-get", "download", "-qq", "r-cran-janeaustenr"]
-        if subprocess.run(command, cwd=folder, capture_output=True).returncode:
-            subprocess.run(["apt-get", "update", "-qq"], capture_output=True)  # no lists yet
-            subprocess.run(command, check=True, cwd=folder, capture_output=True)
-        package = next(Path(folder).glob("*.deb"))
-        subprocess.run(["dpkg", "-x", str(package), folder], check=True)
-        target.mkdir(parents=True, exist_ok=True)
-        data = target / "data"
-        data.mkdir(exist_ok=True)
-        for file in (Path(folder) / _PACKAGE_DATA).iterdir():
-            (data / file.name).write_bytes(file.read_bytes())
-    return data
+    """Fetches and unpacks the package into the user's cache."""
+    return unpacked("r-cran-janeaustenr") / _PACKAGE_DATA
 
 
 def find() -> Path:
@@ -158,7 +144,7 @@ def find() -> Path:
             return folder
     try:
         return download()
-    except (OSError, subprocess.SubprocessError, StopIteration) as error:
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             "the novels were not found: apt-get install r-cran-janeaustenr, or"
             " set PAGEDKV_NOVELS to its data folder"

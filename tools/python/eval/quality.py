@@ -63,7 +63,7 @@ class Progress:
             )
 
 
-def _write(path: Path, rows: list[Row]) -> None:
+def write_rows(path: Path, rows: list[Row]) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -100,7 +100,7 @@ def perplexity(args: argparse.Namespace) -> None:
                 arrays[f"{v.name}/held"] = np.int64(held[v])
             np.savez_compressed(target, **arrays)
         print(f"{name}: done", flush=True)
-    _write(
+    write_rows(
         args.output / "perplexity.csv",
         perplexity_rows(sorted(raw.glob(f"*-{args.tokens}-{args.cache_dtype}.npz")), variants),
     )
@@ -169,7 +169,7 @@ def positions(args: argparse.Namespace) -> None:
                 label = f"{variant.name}:restarted" if first else variant.name
                 rows += _windows(name, label, result[variant].nll, first)
         print(f"{name}: done", flush=True)
-    _write(target, rows)
+    write_rows(target, rows)
 
 
 def _windows(novel: str, label: str, nll: np.ndarray, first: int, width: int = 1024) -> list[Row]:
@@ -238,7 +238,7 @@ def passkey(args: argparse.Namespace) -> None:
                 for v, ok in right.items()
             ]
         print(f"depth {depth}: done", flush=True)
-    _write(args.output / "passkey.csv", rows)
+    write_rows(args.output / "passkey.csv", rows)
 
 
 def _gate(gates: list[Row], name: str, holds: bool, detail: str) -> None:
