@@ -1,25 +1,27 @@
-"""The runtime on pagedkv against recomputing everything without a cache (double softmax).
+"""The runtime on pagedkv against a reference that shares no code with it and caches nothing.
 
 A greedy run is right if one cache-free pass over prompt and output gives every output token as the
 argmax before it: by induction that is what recomputing token by token gives, at the cost of one
 pass (``test_reference_generate_agrees`` does it the long way once).
 
-Logits in float32 differ by rounding alone, which the layers amplify. The bar is 1e-4, or what two
-cache-free passes with different chunking of the same products differ by on the same text, whichever
-is larger: no cache can be closer to a reference than the reference is to itself.
+Logits in float32 differ by rounding alone, which the layers amplify. The bar is 1e-4, or what
+numpy's concatenating cache is off by over several chunkings of the same text, whichever is larger:
+no cache can be closer to a reference than its own float32 products are.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from checks import assert_greedy
+from checks import assert_greedy, plain_of, reference_generate, reference_logits
 
+from eval.plain import PlainModel
 from pagedkv_runtime.beam import beam_search, search
 from pagedkv_runtime.engine import Engine, Request, State
 from pagedkv_runtime.paged import PagedStore
-from pagedkv_runtime.reference import ConcatCache, reference_generate, reference_logits
+from pagedkv_runtime.reference import ConcatCache, NoCache
 from pagedkv_runtime.sampling import SamplingParams
+from pagedkv_runtime.weights import find_model
 
 GIB = 1 << 30
 TEXT = (
@@ -88,15 +90,33 @@ def mean_square(a, b):
     return float(np.sqrt(np.mean((a.astype(np.float64) - b) ** 2)))
 
 
+_noise: dict[tuple[int, tuple[int, ...]], tuple[float, float]] = {}
+
+
 def numpy_noise(model, ids, reference):
     """(largest, root mean square) difference that float32 matrix products alone make: numpy's
     concatenating cache, fed in different chunks, against the reference. A text has a few
     ill-conditioned rows, and which chunking hits them is chance, so one chunking tells little."""
-    runs = [concat_logits(model, ids, chunk) for chunk in (1, 7, 16, len(ids))]
-    return (
-        max(worst(run, reference) for run in runs),
-        max(mean_square(run, reference) for run in runs),
-    )
+    key = (id(model), tuple(ids))
+    if key not in _noise:
+        runs = [concat_logits(model, ids, chunk) for chunk in (1, 7, 16, len(ids))]
+        _noise[key] = (
+            max(worst(run, reference) for run in runs),
+            max(mean_square(run, reference) for run in runs),
+        )
+    return _noise[key]
+
+
+def test_the_reference_reads_the_file_as_the_runtime_does(smollm2):
+    """Both readers of the file, and both forward passes, on the same text."""
+    model, tokenizer = smollm2
+    ids = tokenizer.encode(TEXT)[:40]
+    own = PlainModel.from_gguf(find_model("smollm2"))
+    shared = plain_of(model)
+    assert own.weights.keys() == shared.weights.keys()
+    for name, value in own.weights.items():
+        np.testing.assert_array_equal(value, shared.weights[name])
+    assert worst(own.logits(ids), model.forward(ids, np.arange(40), NoCache(model.config))) <= 2e-4
 
 
 @pytest.fixture(params=["smollm2", "gemma3"])
@@ -113,7 +133,7 @@ def any_model(request, long_form):
 def test_logits_within_the_dtype_bound(smollm2, dtype, bar, long_form):
     """f16 and bf16 round K and V once when they are written: 2^-11 and 2^-8 of each element."""
     model, tokenizer = smollm2
-    ids = (tokenizer.encode(TEXT) * 6)[: 1000 if long_form else 220]
+    ids = (tokenizer.encode(TEXT) * 6)[: 1000 if long_form else 200]
     reference = reference_logits(model, ids)
     with PagedStore(model.config, dtype=dtype, memory=GIB) as store:
         got = paged_logits(model, store, ids, 64)
@@ -153,9 +173,13 @@ def test_gemma3_logits_across_its_window(gemma3, long_form):
         window_group = 0 if model.config.groups[0][0].window else 1
         assert seq.info(window_group).dropped_pages > 0
         assert seq.info(1 - window_group).dropped_pages == 0
+    cache = ConcatCache(model.config)
+    parts = [range(i, min(len(ids), i + 100)) for i in range(0, len(ids), 100)]
+    dense = [model.hidden([ids[i] for i in part], np.array(part), cache) for part in parts]
+    noise = worst(model.logits(np.concatenate(dense)[rows]), reference)
     error = worst(got, reference)
-    print(f"gemma3: largest logit error {error:.3g}")
-    assert error <= 1.5e-4
+    print(f"gemma3: largest logit error {error:.3g} (numpy's own noise {noise:.3g})")
+    assert error <= max(1.5e-4, 1.25 * noise)
 
 
 def test_gemma3_window_release_changes_no_bit(gemma3):
