@@ -186,6 +186,8 @@ def _candidates() -> Iterator[str]:
     if given:
         yield given
         return
+    beside = Path(__file__).resolve().parents[1] / ".pagedkv.mesonpy.libs"  # where wheels have it
+    yield from sorted(map(str, beside.glob("libpagedkv.so*")))
     try:
         answer = subprocess.run(
             ["pkg-config", "--variable=libdir", "pagedkv"],
@@ -202,7 +204,8 @@ def _candidates() -> Iterator[str]:
 
 
 def load() -> C.CDLL:
-    """Loads the library: ``PAGEDKV_LIBRARY`` (a path), pkg-config's libdir, the system's loader."""
+    """Loads the library: ``PAGEDKV_LIBRARY`` (a path), the one in the wheel, pkg-config's libdir,
+    the system's loader."""
     tried = []
     for name in _candidates():
         try:
@@ -212,8 +215,9 @@ def load() -> C.CDLL:
             tried.append(f"{name}: {error}")
     else:
         raise LibraryNotFound(
-            "libpagedkv.so was not found; set PAGEDKV_LIBRARY to its path or"
-            " install it (meson install, then ldconfig):\n  " + "\n  ".join(tried)
+            "libpagedkv.so was not found: this installation has no library in it; set"
+            " PAGEDKV_LIBRARY to its path or install it (meson install, then ldconfig):\n  "
+            + "\n  ".join(tried)
         )
     for name, (result, arguments) in SIGNATURES.items():
         try:

@@ -71,7 +71,7 @@ def dense(q, k, v, first):
 
 
 def test_version_and_kernels():
-    assert pagedkv.library_version().startswith("%d.%d." % pagedkv.API_VERSION)
+    assert pagedkv.library_version().startswith("{}.{}.".format(*pagedkv.API_VERSION))
     assert "generic" in pagedkv.kernels()
     assert pagedkv.config_bounds("page_tokens") == (8, 128)
     with pytest.raises(pagedkv.InvalidArgument, match="unknown field"):
