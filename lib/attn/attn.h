@@ -149,9 +149,6 @@ pkv_status pkvi_plan_tree(struct pkvi_plan *plan, uint32_t entry, uint32_t n_tok
  * held. O(entries x groups + items + shared pages compared). */
 pkv_status pkvi_plan_make_items(struct pkvi_plan *plan, const struct pkvi_attn_batch *batch);
 
-/* Rows (new tokens) of the batch the plan was built for; 0 before the first build. */
-uint64_t pkvi_plan_rows(const struct pkvi_plan *plan);
-
 /* Shapes and element types were checked by the caller. layer = index inside the group. */
 void pkvi_plan_write(struct pkvi_plan *plan, uint32_t group, uint32_t layer, const pkvi_tensor *k,
                      const pkvi_tensor *v, uint32_t ith, uint32_t nth);

@@ -333,11 +333,6 @@ pkv_status pkvi_plan_make_items(struct pkvi_plan *plan, const struct pkvi_attn_b
     return PKV_OK;
 }
 
-uint64_t pkvi_plan_rows(const struct pkvi_plan *plan)
-{
-    return plan_front(plan)->built ? plan_front(plan)->n_rows : 0;
-}
-
 static uint64_t group_bytes(const struct pkvi_attn_group *ag, const struct plan_group *g)
 {
     return g->lane_capacity * sizeof *g->lanes + g->item_capacity * sizeof *g->items +

@@ -50,24 +50,10 @@ static inline bool pkvi_add_u64(uint64_t a, uint64_t b, uint64_t *out)
     return true;
 }
 
-static inline bool pkvi_mul_u64(uint64_t a, uint64_t b, uint64_t *out)
-{
-    if (b && a > UINT64_MAX / b) return false;
-    *out = a * b;
-    return true;
-}
-
 static inline bool pkvi_mul_size(size_t a, size_t b, size_t *out)
 {
     if (b && a > SIZE_MAX / b) return false;
     *out = a * b;
-    return true;
-}
-
-static inline bool pkvi_add_u32(uint32_t a, uint32_t b, uint32_t *out)
-{
-    if (a > UINT32_MAX - b) return false;
-    *out = a + b;
     return true;
 }
 
@@ -86,10 +72,6 @@ static inline uint64_t pkvi_min_u64(uint64_t a, uint64_t b)
 static inline uint64_t pkvi_max_u64(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;
-}
-static inline size_t pkvi_min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
 }
 
 /* a / b rounded up; b > 0; cannot overflow. */
@@ -178,11 +160,6 @@ static inline void pkvi_list_insert_before(struct pkvi_list *at, struct pkvi_lis
     at->prev = node;
 }
 
-static inline void pkvi_list_push_front(struct pkvi_list *head, struct pkvi_list *node)
-{
-    pkvi_list_insert_before(head->next, node);
-}
-
 static inline void pkvi_list_push_back(struct pkvi_list *head, struct pkvi_list *node)
 {
     pkvi_list_insert_before(head, node);
@@ -212,15 +189,8 @@ static inline void pkvi_bitmap_clear(uint64_t *words, uint32_t bit)
     words[bit / 64] &= ~(UINT64_C(1) << (bit % 64));
 }
 
-static inline bool pkvi_bitmap_get(const uint64_t *words, uint32_t bit)
-{
-    return words[bit / 64] >> (bit % 64) & 1;
-}
-
 /* First set bit at or after `from` among n_bits, or PKVI_BITMAP_NONE. O(words). */
 uint32_t pkvi_bitmap_next(const uint64_t *words, uint32_t n_bits, uint32_t from);
-/* Set bits among the first n_bits. O(words). */
-uint32_t pkvi_bitmap_count(const uint64_t *words, uint32_t n_bits);
 
 /* ---- locks with ranks -------------------------------------------------------------------------
  * A thread may take a lock only if its rank is higher than that of every ranked lock it holds; so
@@ -236,7 +206,6 @@ enum pkvi_rank {
     PKVI_RANK_GROW,      /* one pool's growth: held while a region is mapped */
     PKVI_RANK_REGIONS,   /* list of pools that may give up an empty region */
     PKVI_RANK_POOL,      /* one pool's page states; nothing is allocated under it */
-    PKVI_RANK_TIER,
     PKVI_RANK_EVENTS, /* event ring */
     PKVI_RANK_BUDGET, /* memory accounting */
     PKVI_RANK_ERROR,  /* text of the last failure */

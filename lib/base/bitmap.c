@@ -13,16 +13,3 @@ uint32_t pkvi_bitmap_next(const uint64_t *words, uint32_t n_bits, uint32_t from)
     uint64_t bit = i * 64 + (uint64_t)__builtin_ctzll(word);
     return bit < n_bits ? (uint32_t)bit : PKVI_BITMAP_NONE;
 }
-
-uint32_t pkvi_bitmap_count(const uint64_t *words, uint32_t n_bits)
-{
-    uint32_t count = 0;
-    uint32_t full = n_bits / 64;
-    for (uint32_t i = 0; i < full; i++)
-        count += (uint32_t)__builtin_popcountll(words[i]);
-    if (n_bits % 64) {
-        uint64_t mask = ~(UINT64_MAX << (n_bits % 64));
-        count += (uint32_t)__builtin_popcountll(words[full] & mask);
-    }
-    return count;
-}

@@ -200,18 +200,12 @@ static inline pkv_seq pkvi_seq_handle(const struct pkvi_seq *seq)
     return (pkv_seq){seq->cache, seq->id};
 }
 
-/* ---- errors, clock ------------------------------------------------------------------------- */
+/* ---- errors -------------------------------------------------------------------------------- */
 
 /* Records `status` with a printf-style text ("batch_add: sequence 7 is listed twice") as the
  * cache's last error and returns `status`. cache may be NULL: then it only returns. MT-safe. */
 pkv_status pkvi_fail(struct pkv_cache *cache, pkv_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-
-/* The host's clock, or the OS's, in nanoseconds. */
-static inline uint64_t pkvi_now(struct pkv_cache *cache)
-{
-    return cache->clock(cache->clock_user);
-}
 
 /* ---- arithmetic of pages and tokens -------------------------------------------------------- */
 

@@ -46,16 +46,9 @@ static void read_bank(struct pkv_cache *cache, bool exact, struct pkvi_bank *ban
 uint64_t pkvi_demand_most_held(const struct pkv_cache *cache, const struct pkvi_seq *seq,
                                uint32_t g)
 {
-    uint64_t most = UINT64_MAX;
-    if (seq != NULL && seq->n_pins != 0) return most;
     const uint32_t window = cache->groups[g].window;
-    if (window != 0) most = (((uint64_t)window + cache->page_tokens - 2) >> cache->page_shift) + 1;
-    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
-        const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks == NULL || hooks->most_held == NULL) continue;
-        most = pkvi_min_u64(most, hooks->most_held(cache->hook_context[slot], seq, g));
-    }
-    return most;
+    if (window == 0 || (seq != NULL && seq->n_pins != 0)) return UINT64_MAX;
+    return (((uint64_t)window + cache->page_tokens - 2) >> cache->page_shift) + 1;
 }
 
 /* Must the next write into the sequence's partial tail copy it? */
@@ -311,7 +304,7 @@ uint32_t pkvi_demand_stuck(struct pkvi_demand *demand, uint32_t n, uint32_t *stu
 {
     struct pkvi_admission *admission = demand->cache->admission;
     if (!demand->exact) return all_at_once(demand, n) ? 0 : n;
-    const struct pkvi_bank_ops ops = {demand, refresh, end};
+    const struct pkvi_bank_ops ops = {.context = demand, .refresh = refresh, .end = end};
     forget_ended(demand->cache);
     return pkvi_bank_stuck(&demand->bank, admission->holders, n, admission->order, &ops, stuck);
 }

@@ -78,10 +78,6 @@ struct pkvi_hooks {
      * group's region is needed). Returns the page bytes freed. */
     uint64_t (*reclaim_bytes)(void *context, uint64_t bytes);
 
-    /* Admission: the most pages of a group that `seq` (NULL = a sequence yet to come) holds at once
-     * if it steps one token at a time, or UINT64_MAX. Not asked while ranges are pinned. */
-    uint64_t (*most_held)(void *context, const struct pkvi_seq *seq, uint32_t group);
-
     /* pkv_cache_verify: adds the references that the module itself holds on pages of a group to
      * holders[page]. */
     void (*holders)(void *context, uint32_t group, uint32_t *holders, uint32_t n_holders);

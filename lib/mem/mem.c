@@ -109,11 +109,3 @@ uint64_t pkvi_mem_allocator_bytes(struct pkvi_mem *mem)
 {
     return mem->owns_arena ? pkvi_jemalloc_bytes(mem->arena) : 0;
 }
-
-const char *pkvi_mem_name(const struct pkvi_mem *mem)
-{
-    if (mem->owns_arena) return "jemalloc";
-    pkv_allocator libc;
-    pkvi_libc_allocator(&libc);
-    return mem->allocator.alloc == libc.alloc ? "libc" : "custom";
-}

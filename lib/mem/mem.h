@@ -113,8 +113,6 @@ void *pkvi_mem_grow_array(struct pkvi_mem *mem, void *ptr, size_t old_n, size_t 
 /* Bytes jemalloc itself counts in the private arena; 0 with another allocator. Slow (refreshes
  * jemalloc's statistics). MT-safe. */
 uint64_t pkvi_mem_allocator_bytes(struct pkvi_mem *mem);
-/* "jemalloc", "libc" or "custom". */
-const char *pkvi_mem_name(const struct pkvi_mem *mem);
 
 /* ---- segmented vector ---------------------------------------------------------------------------
  * Elements never move, so readers need no lock: segment s holds 64 << s elements and, once there,

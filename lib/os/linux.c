@@ -99,36 +99,6 @@ static bool linux_random(void *user, void *buffer, size_t size)
     return true;
 }
 
-static bool linux_read_at(void *user, int fd, void *buffer, size_t size, uint64_t offset)
-{
-    (void)user;
-    char *at = buffer;
-    while (size) {
-        ssize_t got = pread(fd, at, size, (off_t)offset);
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return false;
-        at += got;
-        size -= (size_t)got;
-        offset += (uint64_t)got;
-    }
-    return true;
-}
-
-static bool linux_write_at(void *user, int fd, const void *buffer, size_t size, uint64_t offset)
-{
-    (void)user;
-    const char *at = buffer;
-    while (size) {
-        ssize_t put = pwrite(fd, at, size, (off_t)offset);
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) return false;
-        at += put;
-        size -= (size_t)put;
-        offset += (uint64_t)put;
-    }
-    return true;
-}
-
 const struct pkvi_os *pkvi_os_default(void)
 {
     static const struct pkvi_os hooks = {
@@ -142,8 +112,6 @@ const struct pkvi_os *pkvi_os_default(void)
         .advise_numa = linux_advise_numa,
         .clock_ns = linux_clock_ns,
         .random = linux_random,
-        .read_at = linux_read_at,
-        .write_at = linux_write_at,
     };
     return &hooks;
 }

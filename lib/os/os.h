@@ -34,10 +34,6 @@ struct pkvi_os {
     uint64_t (*clock_ns)(void *user);
     /* Fills the buffer with unpredictable bytes. */
     bool (*random)(void *user, void *buffer, size_t size);
-    /* Positional I/O of exactly `size` bytes: retries short transfers and EINTR; false on an error
-     * or end of file before `size`. */
-    bool (*read_at)(void *user, int fd, void *buffer, size_t size, uint64_t offset);
-    bool (*write_at)(void *user, int fd, const void *buffer, size_t size, uint64_t offset);
 };
 
 /* Smallest unit of regions: one x86-64 or AArch64 huge page. */

@@ -296,13 +296,6 @@ void pkvi_table_mark_dirty(struct pkvi_table *table, uint32_t lo, uint32_t hi)
     if (hi > table->dirty_hi) table->dirty_hi = hi;
 }
 
-size_t pkvi_table_bytes(const struct pkvi_table *table)
-{
-    size_t per_slot = sizeof *table->logical + sizeof *table->page;
-    if (table->score != NULL) per_slot += sizeof *table->score;
-    return table->capacity * per_slot;
-}
-
 const char *pkvi_table_check(const struct pkvi_table *table)
 {
     if (table->head > table->end) return "table: head is past end";

@@ -119,9 +119,6 @@ pkv_status pkvi_table_enable_scores(struct pkvi_table *table, struct pkvi_mem *m
 /* Marks [lo, hi) as changed for the incremental export. O(1). */
 void pkvi_table_mark_dirty(struct pkvi_table *table, uint32_t lo, uint32_t hi);
 
-/* Bytes of metadata the table holds. O(1). */
-size_t pkvi_table_bytes(const struct pkvi_table *table);
-
 /* NULL if the table's own invariants hold, else a fixed text naming the broken one. O(slots). */
 const char *pkvi_table_check(const struct pkvi_table *table);
 

@@ -117,16 +117,6 @@ static bool os_random(void *user, void *buffer, size_t size)
     return !refuse_other(user) && pkvi_os_default()->random(NULL, buffer, size);
 }
 
-static bool os_read_at(void *user, int fd, void *buffer, size_t size, uint64_t offset)
-{
-    return !refuse_other(user) && pkvi_os_default()->read_at(NULL, fd, buffer, size, offset);
-}
-
-static bool os_write_at(void *user, int fd, const void *buffer, size_t size, uint64_t offset)
-{
-    return !refuse_other(user) && pkvi_os_default()->write_at(NULL, fd, buffer, size, offset);
-}
-
 void pkvt_os_init(struct pkvt_os *os)
 {
     memset(os, 0, sizeof *os);
@@ -142,7 +132,5 @@ void pkvt_os_init(struct pkvt_os *os)
         .advise_numa = os_advise_numa,
         .clock_ns = os_clock_ns,
         .random = os_random,
-        .read_at = os_read_at,
-        .write_at = os_write_at,
     };
 }

@@ -11,16 +11,14 @@ START_TEST(checked_arithmetic)
 {
     uint64_t wide = 7;
     ck_assert(!pkvi_add_u64(UINT64_MAX, 1, &wide));
-    ck_assert(!pkvi_mul_u64(UINT64_C(1) << 32, UINT64_C(1) << 32, &wide));
     ck_assert_uint_eq(wide, 7); /* untouched */
     ck_assert(pkvi_add_u64(UINT64_MAX - 1, 1, &wide));
     ck_assert(wide == UINT64_MAX);
-    ck_assert(pkvi_mul_u64(0, UINT64_MAX, &wide));
-    ck_assert_uint_eq(wide, 0);
-    size_t size;
+    size_t size = 7;
     ck_assert(!pkvi_mul_size(SIZE_MAX / 2, 3, &size));
-    uint32_t narrow;
-    ck_assert(!pkvi_add_u32(UINT32_MAX, 1, &narrow));
+    ck_assert_uint_eq(size, 7);
+    ck_assert(pkvi_mul_size(0, SIZE_MAX, &size));
+    ck_assert_uint_eq(size, 0);
     ck_assert_uint_eq(pkvi_ceil_div_u64(UINT64_MAX, 2), UINT64_MAX / 2 + 1);
     ck_assert_uint_eq(pkvi_ceil_div_u64(0, 3), 0);
 }
@@ -52,9 +50,9 @@ START_TEST(list_keeps_order)
     struct pkvi_list head;
     pkvi_list_init(&head);
     ck_assert(pkvi_list_empty(&head));
-    pkvi_list_push_back(&head, &items[1].link);
+    pkvi_list_push_back(&head, &items[0].link);
     pkvi_list_push_back(&head, &items[2].link);
-    pkvi_list_push_front(&head, &items[0].link);
+    pkvi_list_insert_before(&items[2].link, &items[1].link);
     pkvi_list_push_back(&head, &items[3].link);
     pkvi_list_remove(&items[2].link);
     pkvi_list_remove(&items[2].link); /* twice is harmless */
@@ -78,14 +76,10 @@ START_TEST(bitmap_agrees_with_bytes)
         bool on = pkvt_below(&seed, 2);
         (on ? pkvi_bitmap_set : pkvi_bitmap_clear)(words, bit);
         model[bit] = on;
-        uint32_t from = pkvt_below(&seed, BITS + 2), next = from, count = 0;
+        uint32_t from = pkvt_below(&seed, BITS + 2), next = from;
         while (next < BITS && !model[next])
             next++;
-        for (uint32_t i = 0; i < BITS; i++)
-            count += model[i];
         ck_assert_uint_eq(pkvi_bitmap_next(words, BITS, from), next < BITS ? next : UINT32_MAX);
-        ck_assert_uint_eq(pkvi_bitmap_count(words, BITS), count);
-        ck_assert(pkvi_bitmap_get(words, bit) == on);
     }
 }
 END_TEST

@@ -123,9 +123,7 @@ START_TEST(blocks_are_aligned_and_counted)
 {
     start(64 * MIB, _i == 0);
     if (_i == 1) pkvi_libc_allocator(&mem.allocator);
-    const char *expected = _i == 2 ? "custom" : _i == 1 ? "libc" : "jemalloc";
-    if (_i == 0 && !pkvi_jemalloc_present()) expected = "libc";
-    ck_assert_str_eq(pkvi_mem_name(&mem), expected);
+    ck_assert(mem.owns_arena == (_i == 0 && pkvi_jemalloc_present()));
     uint64_t bytes = 0;
     for (size_t alignment = 1; alignment <= 65536; alignment *= 2) {
         char *block = pkvi_mem_alloc_aligned(&mem, 1000 + alignment, alignment);

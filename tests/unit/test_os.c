@@ -1,11 +1,11 @@
 /* The operating system's hooks keep their contract. */
 #include <check.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cache/cache_internal.h"
 #include "os/os.h"
 #include "suite.h"
 
@@ -89,22 +89,70 @@ START_TEST(clock_and_random_move)
 }
 END_TEST
 
-START_TEST(positional_io_is_whole)
+/* How often each advice was given. */
+struct advice {
+    uint32_t huge, dont_fork, numa;
+    int node;
+};
+
+static bool count_huge(void *user, void *address, size_t size)
 {
-    const struct pkvi_os *os = pkvi_os_default();
-    FILE *file = tmpfile();
-    ck_assert_ptr_nonnull(file);
-    int fd = fileno(file);
-    static char out[100000], in[100000];
-    for (size_t i = 0; i < sizeof out; i++)
-        out[i] = (char)(i * 31);
-    ck_assert(os->write_at(os->user, fd, out, sizeof out, 12345));
-    ck_assert(os->read_at(os->user, fd, in, sizeof in, 12345));
-    ck_assert_mem_eq(in, out, sizeof in);
-    ck_assert(!os->read_at(os->user, fd, in, sizeof in, 12346)); /* ends one byte early */
-    ck_assert(!os->read_at(os->user, -1, in, 1, 0));
-    ck_assert(!os->write_at(os->user, -1, out, 1, 0));
-    fclose(file);
+    ((struct advice *)user)->huge++;
+    return pkvi_os_default()->advise_huge(NULL, address, size);
+}
+
+static bool count_dont_fork(void *user, void *address, size_t size)
+{
+    ((struct advice *)user)->dont_fork++;
+    return pkvi_os_default()->advise_dont_fork(NULL, address, size);
+}
+
+static bool count_numa(void *user, void *address, size_t size, int node)
+{
+    (void)address, (void)size;
+    ((struct advice *)user)->numa++;
+    ((struct advice *)user)->node = node;
+    return false; /* refused advice is no error */
+}
+
+/* huge_pages, fork_policy and numa_node: the advice is given for what a cache maps exactly if the
+ * field says so. */
+START_TEST(config_fields_reach_the_system)
+{
+    const bool on = _i != 0;
+    struct advice advice = {.node = -1};
+    struct pkvi_os os = *pkvi_os_default();
+    os.user = &advice;
+    os.advise_huge = count_huge;
+    os.advise_dont_fork = count_dont_fork;
+    os.advise_numa = count_numa;
+    pkv_config config;
+    pkv_config_init(&config, sizeof config);
+    ck_assert_uint_eq(config.huge_pages, 1);
+    ck_assert_uint_eq(config.fork_policy, 0);
+    ck_assert_int_eq(config.numa_node, -1);
+    const pkv_group_config group = {
+        .n_layers = 2, .kv_heads = 2, .head_dim_k = 64, .head_dim_v = 64, .dtype = PKV_DTYPE_F16};
+    config.groups = &group;
+    config.n_groups = 1;
+    config.memory_limit = 32 << 20;
+    config.huge_pages = on;
+    config.fork_policy = on;
+    config.numa_node = on ? 3 : -1;
+    pkv_cache *cache;
+    ck_assert_int_eq(pkvi_cache_create(&config, &os, &cache), PKV_OK);
+    pkv_seq seq;
+    ck_assert_int_eq(pkv_seq_create(cache, &seq), PKV_OK);
+    pkv_batch batch;
+    ck_assert_int_eq(pkv_batch_begin(cache, &batch), PKV_OK);
+    ck_assert_int_eq(pkv_batch_add(batch, seq, NULL, 10000), PKV_OK);
+    ck_assert_int_eq(pkv_batch_reserve(batch), PKV_OK);
+    ck_assert_int_eq(pkv_batch_commit(batch), PKV_OK); /* several whole regions */
+    ck_assert(on == (advice.huge != 0));
+    ck_assert(on == (advice.dont_fork != 0));
+    ck_assert(on == (advice.numa != 0));
+    ck_assert_int_eq(advice.node, on ? 3 : -1);
+    pkv_cache_destroy(cache);
 }
 END_TEST
 
@@ -119,7 +167,7 @@ Suite *pkvt_suite(void)
     if (!getenv("PKV_TEST_EMULATED")) tcase_add_test(tests, dont_fork_hides_the_range);
     tcase_add_test(tests, advice_never_hurts);
     tcase_add_test(tests, clock_and_random_move);
-    tcase_add_test(tests, positional_io_is_whole);
+    tcase_add_loop_test(tests, config_fields_reach_the_system, 0, 2);
     suite_add_tcase(suite, tests);
     return suite;
 }
