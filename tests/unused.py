@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Finds functions of lib/ that nothing but tests uses, and struct fields of hook tables that nobody calls.
+"""Finds functions of lib/ that nothing but tests uses, and function pointers in structs that nobody calls or sets.
 
 A non-static function counts as used if its name stands somewhere in lib/ or tools/ besides its own
 definition and its declarations, or if it is public (PKV_API). A static inline function of a header
@@ -46,6 +46,8 @@ def main():
         for name in dict.fromkeys(MEMBER.findall(text)):
             if not re.search(rf"(->|\.)\s*{name}\s*\(", product):
                 left.append(f"{path.relative_to(ROOT)}: the function pointer {name} is never called")
+            elif not re.search(rf"(->|\.)\s*{name}\s*=[^=]", product):
+                left.append(f"{path.relative_to(ROOT)}: the function pointer {name} is never set")
     for line in left:
         print(line)
     print(f"unused: {len(left)} problems")
