@@ -136,6 +136,31 @@ START_TEST(undo_without_memory_changes_nothing)
 }
 END_TEST
 
+/* A page that comes back is judged as before. */
+START_TEST(undo_brings_the_score_back)
+{
+    open_cache(PKV_STORAGE_NONE, 0);
+    pkv_evict_config c = named("h2o", 2 * P);
+    c.journal_steps = 10;
+    c.mass_every = 1;
+    c.sinks = 0;
+    const pkv_seq seq = new_seq(&c);
+    step(seq, P);
+    pkv_batch batch = reserve(seq, P, NULL);
+    ck_assert_int_eq(pkv_seq_feed_mass(seq, 0, (const float[]){1, 3}, 2), PKV_OK);
+    ck_assert_int_eq(pkv_batch_commit(batch), PKV_OK);
+    const struct pkvi_table *table = &object(seq)->tables[0];
+    const float before = table->score[table->head].score;
+    ck_assert_float_gt(before, 0);
+    step(seq, P); /* page 0 goes */
+    ck_assert(!holds(seq, 0));
+    ck_assert_int_eq(pkv_seq_truncate(seq, 2 * P + 1), PKV_OK);
+    ck_assert(holds(seq, 0));
+    ck_assert_float_eq(table->score[table->head].score, before);
+    close_cache();
+}
+END_TEST
+
 /* ---- KEYDIFF: pages that did not come by a commit ---------------------------------------------
  */
 
@@ -262,6 +287,33 @@ START_TEST(feeding_without_memory_adds_nothing)
     ck_assert_int_eq(pkv_batch_abort(batch), PKV_OK);
     step(seq, 2);
     ck_assert_uint_eq(info_of(seq).mass_steps, 0); /* an aborted step leaves no mass */
+    close_cache();
+}
+END_TEST
+
+/* The sums of an aborted step must not reach the next one that is fed. */
+START_TEST(aborted_sums_are_gone)
+{
+    open_cache(PKV_STORAGE_NONE, 0);
+    const pkv_evict_config c = named("h2o", 100 * P);
+    float score[2];
+    for (int aborted = 0; aborted < 2; aborted++) {
+        const pkv_seq seq = new_seq(&c);
+        step(seq, P);
+        if (aborted) {
+            const pkv_batch batch = reserve(seq, 2, NULL);
+            ck_assert_int_eq(pkv_seq_feed_mass(seq, 0, (const float[]){100, 1}, 2), PKV_OK);
+            pkvi_evict_feed(pkvi_seq_evict(object(seq)), 0, (const float[]){100, 1}, 1, 2);
+            ck_assert_int_eq(pkv_batch_abort(batch), PKV_OK);
+        }
+        const pkv_batch batch = reserve(seq, 2, NULL);
+        ck_assert_int_eq(pkv_seq_feed_mass(seq, 0, (const float[]){1, 3}, 2), PKV_OK);
+        ck_assert_int_eq(pkv_batch_commit(batch), PKV_OK);
+        const struct pkvi_table *table = &object(seq)->tables[0];
+        score[aborted] = table->score[table->head].score;
+    }
+    ck_assert_float_eq(score[0], score[1]);
+    ck_assert_float_gt(score[0], 0);
     close_cache();
 }
 END_TEST
@@ -423,11 +475,13 @@ Suite *pkvt_suite(void)
     TCase *tc = tcase_create("edges");
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, undo_without_memory_changes_nothing, 0, 4);
+    tcase_add_test(tc, undo_brings_the_score_back);
     tcase_add_test(tc, keydiff_drops_attached_pages);
     tcase_add_test(tc, keydiff_drops_restored_pages_again);
     tcase_add_test(tc, only_proportions_of_masses_matter);
     tcase_add_test(tc, sums_of_masses_depend_on_no_order);
     tcase_add_test(tc, feeding_without_memory_adds_nothing);
+    tcase_add_test(tc, aborted_sums_are_gone);
     tcase_add_loop_test(tc, fork_of_an_emptied_sequence_is_sound, 0, 4);
     tcase_add_loop_test(tc, pinned_pages_are_passed_once, 0, 2);
     tcase_add_test(tc, topk_publishes_nothing_of_its_first_choice);
