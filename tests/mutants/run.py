@@ -94,7 +94,8 @@ def first_failure(work, tests, options):
         if status != 0:
             print(out[-1500:])
             return "the compiler"
-        env = dict(os.environ, PKV_SEED="1", CK_VERBOSITY="minimal", **extra)
+        env = dict(os.environ, PKV_SEED="1", CK_VERBOSITY="minimal",
+                   CK_TIMEOUT_MULTIPLIER=str(max(1, round(options.slower))), **extra)
         status, _ = run([work / "build" / name], work / "build", limit * options.slower, env)
         if status != 0:
             return pathlib.Path(name).name + (" (timeout)" if status == -1 else "")
