@@ -42,9 +42,15 @@ static void op_quota(struct world *w)
         return;
     pkv_prefix_stats stats = {.struct_size = sizeof stats};
     WORLD_CHECK(w, pkv_prefix_get_stats(w->cache, &space, &stats) == PKV_OK, "stats");
-    w->quota_bound[which] = quota.max == 0 ? 0 : quota.max * w->n_groups;
-    if (quota.max != 0 && stats.pages > w->quota_bound[which]) w->quota_bound[which] = stats.pages;
-    if (quota.max == 0) w->quota_bound[which] = UINT64_MAX; /* a share: not all is found */
+    /* Pages that are in use stay beyond a smaller quota, and the counter does not tell groups
+     * apart. */
+    const uint64_t most = quota.max * w->n_groups;
+    if (quota.max == 0)
+        w->quota_bound[which] = UINT64_MAX; /* a share: not all is found */
+    else if (w->n_groups == 1)
+        w->quota_bound[which] = most > stats.pages ? most : stats.pages;
+    else
+        w->quota_bound[which] = most + stats.pages;
     w->disturbed++;
 }
 
