@@ -8,7 +8,7 @@
 set -eu
 
 build='gcc g++ meson ninja-build pkg-config libjemalloc-dev libxxhash-dev nettle-dev
-       libarchive-dev libjansson-dev rapidjson-dev libcairo2-dev xz-utils'
+       libarchive-dev libjansson-dev libyajl-dev libcairo2-dev xz-utils'
 checks='check cmake clang clang-format llvm python3 python3-venv python3-pip git
         qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross man-db'
 # Debian's libjemalloc-dev cannot be installed for two architectures at once; the cross-built tests run

@@ -18,7 +18,7 @@
 #include <time.h>
 
 #include "kernels/kernels.h"
-#include "../../tools/common/probe.h"
+#include "../../tools/bench/probe.h"
 
 enum { MAX_THREADS = 64, MAX_REPS = 200 };
 

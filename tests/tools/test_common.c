@@ -7,6 +7,7 @@
 #include "model.h"
 #include "parse.h"
 #include "plot_axis.h"
+#include "pressure.h"
 #include "random.h"
 #include "synthetic.h"
 #include "suite.h"
@@ -80,11 +81,11 @@ START_TEST(lists)
 }
 END_TEST
 
-START_TEST(pressure)
+START_TEST(pressure_lists)
 {
-    parse_pressure p[3];
+    pressure p[3];
     size_t n = 0;
-    ck_assert_int_eq(parse_pressure_list("60s:-50%,2m:+50%,300:8GiB", p, 3, &n, &err), 0);
+    ck_assert_int_eq(pressure_parse("60s:-50%,2m:+50%,300:8GiB", p, 3, &n, &err), 0);
     ck_assert_uint_eq(n, 3);
     ck_assert_double_eq(p[0].at, 60);
     ck_assert(p[0].relative && p[0].amount == -0.5);
@@ -95,7 +96,7 @@ START_TEST(pressure)
                                "x:-50%",   "2s:-5%,1s:-5%", "1:-1%,2:-1%,3:-1%,4:-1%",
                                "60s:-50%,"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
-        ck_assert_msg(parse_pressure_list(bad[i], p, 3, &n, &err) == -1, "'%s'", bad[i]);
+        ck_assert_msg(pressure_parse(bad[i], p, 3, &n, &err) == -1, "'%s'", bad[i]);
 }
 END_TEST
 
@@ -280,7 +281,7 @@ Suite *pkvt_suite(void)
     tcase_add_test(c, sizes);
     tcase_add_test(c, numbers);
     tcase_add_test(c, lists);
-    tcase_add_test(c, pressure);
+    tcase_add_test(c, pressure_lists);
     tcase_add_test(c, models);
     tcase_add_test(c, workload_lengths);
     tcase_add_test(c, workload_chat);

@@ -37,15 +37,4 @@ int parse_list_next(const char **cursor, char *item, size_t capacity, const char
 /* "16777216" → "16.0 MiB"; writes to text[0..capacity) and returns text. */
 const char *format_size(uint64_t bytes, char *text, size_t capacity);
 
-/* A change of the memory limit while a simulation runs. */
-typedef struct parse_pressure {
-    double at;     /* seconds from the start */
-    int relative;  /* 1: `amount` is a factor of the limit at the start, added to the limit now */
-    double amount; /* relative: -0.5 for -50 %; absolute: the new limit in bytes */
-} parse_pressure;
-
-/* "60s:-50%,120s:+50%,300s:8GiB": at most `capacity` changes, times not decreasing. */
-int parse_pressure_list(const char *text, parse_pressure *changes, size_t capacity, size_t *n,
-                        tool_error *err);
-
 #endif

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "parse.h"
 #include "sim.h"
 
 typedef struct command {
@@ -32,7 +33,7 @@ static int set_admission(void *target, const char *text, tool_error *err)
 static int set_pressure(void *target, const char *text, tool_error *err)
 {
     serve_options *o = target;
-    return parse_pressure_list(text, o->pressure, SERVE_MAX_PRESSURE, &o->n_pressure, err);
+    return pressure_parse(text, o->pressure, SERVE_MAX_PRESSURE, &o->n_pressure, err);
 }
 
 static const cli_option options[] = {

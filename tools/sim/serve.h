@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #include "model.h"
-#include "parse.h"
+#include "pressure.h"
 #include "progress.h"
 #include "roofline.h"
 #include "stats_summary.h"
@@ -35,7 +35,7 @@ typedef struct serve_options {
     const char *policy; /* which of them to replace first; NULL = the library's default */
     serve_admission admission;
     uint64_t verify_every; /* steps; 0 = never */
-    parse_pressure pressure[SERVE_MAX_PRESSURE];
+    pressure pressure[SERVE_MAX_PRESSURE];
     size_t n_pressure;
 } serve_options;
 

@@ -15,7 +15,7 @@
 
 /* ---- memory pressure ------------------------------------------------------------------------ */
 
-static int set_limit(engine *e, const parse_pressure *change)
+static int set_limit(engine *e, const pressure *change)
 {
     double wanted =
         change->relative ? (double)e->limit + change->amount * e->limit_base : change->amount;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "output.h"
+#include "parse.h"
 #include "plot.h"
 #include "serve.h"
 #include "table.h"
@@ -249,7 +250,7 @@ static size_t make_marks(const serve_options *o, double end, plot_mark *marks, c
 {
     size_t n = 0;
     for (size_t i = 0; i < o->n_pressure; i++) {
-        const parse_pressure *p = &o->pressure[i];
+        const pressure *p = &o->pressure[i];
         char size[32];
         if (p->at > end) break;
         if (p->relative)

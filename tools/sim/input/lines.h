@@ -1,7 +1,7 @@
 /* Reads a text file line by line, plain or compressed with gzip, xz, lzma, bzip2, zstd or lz4
  * (known by content, not by name). Built on libarchive's raw format. */
-#ifndef TOOLS_COMMON_LINES_H
-#define TOOLS_COMMON_LINES_H
+#ifndef TOOLS_SIM_LINES_H
+#define TOOLS_SIM_LINES_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,6 +1,6 @@
 /* Axes of a plot: range, round ticks, and their texts. Private to plot.c and its tests. */
-#ifndef TOOLS_COMMON_PLOT_AXIS_H
-#define TOOLS_COMMON_PLOT_AXIS_H
+#ifndef TOOLS_SIM_PLOT_AXIS_H
+#define TOOLS_SIM_PLOT_AXIS_H
 
 #include <stdbool.h>
 #include <stddef.h>

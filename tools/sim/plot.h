@@ -1,7 +1,7 @@
 /* Plots as SVG files, drawn with Cairo: one or more panels under a common title, each with axes,
  * ticks, grid, units and a legend beside it. */
-#ifndef TOOLS_COMMON_PLOT_H
-#define TOOLS_COMMON_PLOT_H
+#ifndef TOOLS_SIM_PLOT_H
+#define TOOLS_SIM_PLOT_H
 
 #include <stdbool.h>
 #include <stddef.h>

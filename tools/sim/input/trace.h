@@ -1,7 +1,7 @@
 /* Request traces: who asks when, for how many tokens in and out, and (where the trace says so)
  * which prefix blocks the prompt consists of. Files may be plain, .gz, .xz, .zst, .bz2 or .lz4. */
-#ifndef TOOLS_COMMON_TRACE_H
-#define TOOLS_COMMON_TRACE_H
+#ifndef TOOLS_SIM_TRACE_H
+#define TOOLS_SIM_TRACE_H
 
 #include <stdbool.h>
 #include <stddef.h>

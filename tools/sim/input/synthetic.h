@@ -10,8 +10,8 @@
  * message, so turns share growing prefixes; its block ids (blocks of `block` tokens) are chained:
  * a full block keeps its id over the turns, a partial last one is new each time. A conversation
  * ends early when `max_tokens` would be exceeded. */
-#ifndef TOOLS_COMMON_SYNTHETIC_H
-#define TOOLS_COMMON_SYNTHETIC_H
+#ifndef TOOLS_SIM_SYNTHETIC_H
+#define TOOLS_SIM_SYNTHETIC_H
 
 #include "tool_error.h"
 #include "trace.h"

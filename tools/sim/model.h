@@ -1,6 +1,6 @@
 /* Model geometries: named presets and custom descriptions, as the layer groups of a cache. */
-#ifndef TOOLS_COMMON_MODEL_H
-#define TOOLS_COMMON_MODEL_H
+#ifndef TOOLS_SIM_MODEL_H
+#define TOOLS_SIM_MODEL_H
 
 #include <stdint.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
 /* Time of a model step from a roofline: the larger of arithmetic and memory traffic, plus a fixed
  * overhead. Deliberately simple: it gives a simulation its clock, not a prediction of a product. */
-#ifndef TOOLS_COMMON_ROOFLINE_H
-#define TOOLS_COMMON_ROOFLINE_H
+#ifndef TOOLS_SIM_ROOFLINE_H
+#define TOOLS_SIM_ROOFLINE_H
 
 #include <stdint.h>
 #include <stdio.h>
