@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "model_config.h"
 #include "parse.h"
 
 typedef struct preset {
@@ -31,6 +32,13 @@ void model_list(FILE *to)
     }
 }
 
+/* Every n-th layer has full attention; 0 = none, unless there is no window. */
+static void set_full(model *m, uint32_t every)
+{
+    for (uint32_t i = 0; i < PKV_MAX_LAYERS; i++)
+        m->full[i] = every != 0 && (i + 1) % every == 0;
+}
+
 static int find_preset(const char *name, model *out, tool_error *err)
 {
     for (size_t i = 0; i < sizeof presets / sizeof presets[0]; i++) {
@@ -41,7 +49,7 @@ static int find_preset(const char *name, model *out, tool_error *err)
         out->q_heads = p->q_heads;
         out->head_dim = p->head_dim;
         out->window = p->window;
-        out->full_every = p->full_every;
+        set_full(out, p->full_every);
         out->parameters = p->parameters;
         return 0;
     }
@@ -51,8 +59,8 @@ static int find_preset(const char *name, model *out, tool_error *err)
         strncat(names, presets[i].name, sizeof names - strlen(names) - 1);
     }
     return tool_fail(err,
-                     "--model: unknown model '%.60s' (known: %s; or layers=…,kv_heads=…,"
-                     "head_dim=…)",
+                     "--model: unknown model '%.60s' (known: %s; or the path of a config.json; or "
+                     "layers=…,kv_heads=…,head_dim=…)",
                      name, names);
 }
 
@@ -80,7 +88,7 @@ static int set(model *out, const char *item, tool_error *err)
         {"q_heads", &out->q_heads, 1, UINT32_MAX},
         {"head_dim", &out->head_dim, 8, PKV_MAX_HEAD_DIM},
         {"window", &out->window, 0, 1u << 30},
-        {"full_every", &out->full_every, 0, PKV_MAX_LAYERS},
+        {"full_every", NULL, 0, PKV_MAX_LAYERS},
     };
     const char *equals = strchr(item, '=');
     if (equals == NULL) return tool_fail(err, "--model: '%.60s' is not key=value", item);
@@ -93,7 +101,10 @@ static int set(model *out, const char *item, tool_error *err)
         uint64_t value;
         if (parse_u64(equals + 1, keys[i].key, keys[i].min, keys[i].max, &value, err) != 0)
             return tool_fail_in(err, "--model");
-        *keys[i].target = (uint32_t)value;
+        if (keys[i].target != NULL)
+            *keys[i].target = (uint32_t)value;
+        else
+            set_full(out, (uint32_t)value);
         return 0;
     }
     return tool_fail(err,
@@ -115,18 +126,18 @@ static int check(const model *m, tool_error *err)
     return 0;
 }
 
-/* Layers whose number + 1 is a multiple of full_every have full attention; the others the window.
- */
+/* With a window the layers are two groups, those with full attention first. */
 static void make_groups(model *m)
 {
-    bool hybrid =
-        m->window != 0 && m->full_every != 0 && m->full_every <= m->n_layers && m->full_every > 1;
-    if (m->full_every == 1) m->window = 0;
-    uint32_t n_full = hybrid ? m->n_layers / m->full_every : 0, full = 0, windowed = n_full;
-    for (uint32_t i = 0; i < m->n_layers; i++) {
-        bool is_full = hybrid && (i + 1) % m->full_every == 0;
-        m->layers[is_full ? full++ : windowed++] = i;
-    }
+    uint32_t n_full = 0, full = 0;
+    for (uint32_t i = 0; i < m->n_layers; i++)
+        n_full += m->window != 0 && m->full[i];
+    if (n_full == m->n_layers) m->window = 0;
+    bool hybrid = m->window != 0 && n_full != 0;
+    if (!hybrid) n_full = 0;
+    uint32_t windowed = n_full;
+    for (uint32_t i = 0; i < m->n_layers; i++)
+        m->layers[hybrid && m->full[i] ? full++ : windowed++] = i;
     pkv_group_config group = {.kv_heads = m->kv_heads,
                               .q_heads = m->q_heads,
                               .head_dim_k = m->head_dim,
@@ -145,16 +156,23 @@ static void make_groups(model *m)
     m->groups[g].layers = m->layers + n_full;
 }
 
+static bool is_path(const char *item)
+{
+    size_t n = strlen(item);
+    return strchr(item, '/') != NULL || (n > 5 && strcmp(item + n - 5, ".json") == 0);
+}
+
 int model_parse(const char *text, int flat, model *out, tool_error *err)
 {
-    char item[96];
+    char item[512];
     const char *cursor = text;
     memset(out, 0, sizeof *out);
     out->dtype = PKV_DTYPE_F16;
     int got = parse_list_next(&cursor, item, sizeof item, "--model", err);
     if (got < 0) return -1;
     if (strchr(item, '=') == NULL) {
-        if (find_preset(item, out, err) != 0) return -1;
+        if (is_path(item) ? model_read_config(item, out, err) : find_preset(item, out, err))
+            return -1;
         got = parse_list_next(&cursor, item, sizeof item, "--model", err);
     }
     while (got == 1) {

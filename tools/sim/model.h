@@ -2,6 +2,7 @@
 #ifndef TOOLS_SIM_MODEL_H
 #define TOOLS_SIM_MODEL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -14,18 +15,18 @@ enum { MODEL_MAX_GROUPS = 2 };
 typedef struct model {
     char name[96];
     uint32_t n_layers, kv_heads, q_heads, head_dim;
-    uint32_t window;     /* of the sliding-window layers; 0 = every layer attends to everything */
-    uint32_t full_every; /* hybrid: every n-th layer has full attention; 0 = no full layers among
-                          * windowed ones */
-    pkv_dtype dtype;     /* of the cache */
-    double parameters;   /* weights read per step; 0 = unknown */
-    uint32_t n_groups;   /* 1, or 2 for a hybrid: the windowed layers come second */
+    uint32_t window; /* of the sliding-window layers; 0 = every layer attends to everything */
+    bool full[PKV_MAX_LAYERS]; /* with a window: these layers attend to everything all the same */
+    pkv_dtype dtype;           /* of the cache */
+    double parameters;         /* weights read per step; 0 = unknown */
+    uint32_t n_groups;         /* 1, or 2 for a hybrid: the windowed layers come second */
     pkv_group_config groups[MODEL_MAX_GROUPS]; /* .layers point into `layers` below: do not copy a
                                                 * model by assignment */
     uint32_t layers[PKV_MAX_LAYERS];
 } model;
 
-/* Parses "NAME", "NAME,key=value,…" (a preset with changes), or "key=value,…". Keys: layers,
+/* Parses "NAME", "NAME,key=value,…" (a preset with changes), or "key=value,…". NAME may be the path
+ * of a Hugging Face config.json (it has a slash or ends with .json, and no comma). Keys: layers,
  * kv_heads, head_dim, dtype (f16, bf16, f32), window, q_heads, full_every, params. Custom models
  * need layers, kv_heads and head_dim. `flat` != 0 ignores windows: one group of full attention,
  * what a manager without layer groups holds. -1 with err for anything unknown or out of bounds. */

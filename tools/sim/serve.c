@@ -42,7 +42,7 @@ static const cli_option options[] = {
      .help = "arrivals X times as fast as in the trace (default 1)"},
     {.kind = CLI_TITLE, .help = "Machine"},
     {"model", "MODEL", CLI_TEXT, offsetof(command, model_text),
-     .help = "a preset (pkv-sim --models; default llama-3-8b) or "
+     .help = "a preset (pkv-sim --models; default llama-3-8b), the path of a config.json, or "
              "'layers=32,kv_heads=8,head_dim=128[,q_heads=32][,params=8e9][,window=N]"
              "[,full_every=N][,dtype=f16]'"},
     {"hardware", "HW", CLI_TEXT, offsetof(command, hardware_text),

@@ -32,7 +32,8 @@ static const cli_option options[] = {
     {"model", "MODEL", CLI_TEXT, offsetof(command, model_text),
      .help =
          "geometry: a preset (see pkv-sim --models; default llama-3-8b, with --touch "
-         "smollm2-135m), a preset with changes ('llama-3-8b,dtype=f32'), or "
+         "smollm2-135m), a preset with changes ('llama-3-8b,dtype=f32'), the path of a "
+         "config.json, or "
          "'layers=32,kv_heads=8,head_dim=128[,dtype=f16][,window=N][,q_heads=N][,full_every=N]'"},
     {"touch", NULL, CLI_FLAG, offsetof(command, touch),
      .help = "keep the pages in host memory and write to every one, instead of counting page "
