@@ -282,6 +282,32 @@ class Pressure(Base):
         for a, b in zip(rows, rows[1:]):
             self.assertEqual(a["end_s"], b["start_s"])
 
+    def test_a_limit_that_what_is_used_fits_preempts_nobody(self):
+        # 64 requests grow side by side and 39 of them end: their pages lie between those of the 25 others.
+        long = [k % 5 in (0, 3) and k < 62 for k in range(64)]
+        for model, token_bytes in (("smollm2-135m", 30 * 3 * 64 * 4), ("llama-3-8b", 32 * 8 * 128 * 4),
+                                   ("gemma-3-4b", 34 * 4 * 256 * 4), ("qwen2.5-7b", 28 * 4 * 128 * 4)):
+            path = self.trace([(0, 600, 80 if k else 10) for k in long])
+            table = self.path("t.csv")
+            args = ("--trace", path, "--compare", "none", "--model", model, "--watermark", 0, "--verify", 1,
+                    "--memory", "16GiB", "--json")
+            calm = json.loads(run(*args, "--csv", table, check=0).stdout)["runs"][0]
+            self.assertEqual(calm["preemptions"], 0)
+            with open(table, newline="") as f:
+                at = next(float(row["start_s"]) for row in csv.DictReader(f) if 0 < float(row["running"]) <= sum(long))
+            most = sum(long) * 43 * 16 * token_bytes  # 679 tokens each
+            limit = int(1.02 * (most + calm["metadata_bytes_peak"]))
+            shrunk = json.loads(run(*args, "--pressure", f"{at + 1e-9}s:{limit}", check=0).stdout)["runs"][0]
+            self.assertEqual((shrunk["limit_changes"], shrunk["preemptions"], shrunk["completed"]), (1, 0, 64), model)
+
+    def test_the_oldest_stays(self):
+        # 266 MiB of 2 MiB pages at 300 MiB; younger ones give way.
+        path = self.trace([(0, 1900, 220)] + [(0.01 * k, 1900, 220) for k in range(1, 6)])
+        r = json.loads(run("--trace", path, "--compare", "none", "--model", "llama-3-8b", "--memory", "2GiB", "--json",
+                           "--chunk", 64, "--pressure", "2s:300MiB", check=0).stdout)["runs"][0]
+        self.assertEqual((r["completed"], r["never_fit"]), (6, 0))
+        self.assertEqual(r["preemptions"], 5)
+
     def test_requests_that_never_fit_are_named(self):
         path = self.trace([(0, 100, 5), (0, 900000, 5), (1, 100, 5)])
         r = self.serve(path, "--memory", "16MiB", "--compare", "oracle")
