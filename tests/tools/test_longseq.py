@@ -83,7 +83,7 @@ class LongSeq(unittest.TestCase):
         self.assertLess(found["mass", "needle", 512]["regret_rate"], 0.1)
 
     def test_no_policy_explodes(self):
-        found = results("--policy", "none,sink", "--budget", 256, "--memory", "4MiB")
+        found = results("--policy", "none,sink", "--budget", 256, "--memory", "2MiB")
         none, sink = found["none", "mixed", 0], found["sink", "mixed", 256]
         self.assertTrue(none["exhausted"])
         self.assertLess(none["tokens_reached"], 2400)
