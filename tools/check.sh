@@ -143,7 +143,7 @@ test_tsan() {
 # -O2: GCC 12's cross compiler dies with an internal error on one test at -O3.
 build_aarch64() {
     [ "$(uname -m)" = x86_64 ] || return 0
-    compile aarch64 'kernel unit' --cross-file tools/cross/aarch64-debian.ini -Dtools=disabled -Dtests=enabled \
+    compile aarch64 'kernel unit' --cross-file tools/ci/aarch64-debian.ini -Dtools=disabled -Dtests=enabled \
         -Doptimization=2
 }
 test_aarch64() {
@@ -159,7 +159,7 @@ test_install() { expect "consumer-of-installed-library" tests/consumer/run.sh; }
 build_python() { :; }
 test_python() {
     log=$(mktemp)
-    sh tools/python/ci.sh >"$log" 2>&1
+    sh tools/ci/python.sh >"$log" 2>&1
     status=$?
     tail -n 25 "$log"
     ok=$(grep -Eo '[0-9]+ passed' "$log" | tail -n 1 | cut -d' ' -f1)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Checks of the Python binding and of the runtime on real models, short form: a few minutes.
 #
-#   tools/python/ci.sh [pytest arguments]       --long for the long form (docs/python.md)
+#   tools/ci/python.sh [pytest arguments]       --long for the long form (docs/python.md)
 #
 # Makes a virtual environment in build-python-venv/, installs what is needed, builds the library in
 # build-python-ci/ unless PAGEDKV_LIBRARY names one, runs ruff and mypy, builds the wheel into
