@@ -3,7 +3,7 @@
  * to its claim using free pages plus what the ones before it release when they end (Dijkstra's
  * banker). Admitting keeps the state safe or is refused, so two half-admitted sequences can never
  * wait for each other. What counts as free and as released, what a host must do about forks, and
- * where the rule is a proof and where a heuristic: docs/architecture.md, "Admission". Call these
+ * what the rule rests on and its one exception: docs/architecture.md, "Admission". Call these
  * functions, and step admitted sequences, from one thread at a time. */
 #ifndef PAGEDKV_ADMISSION_H
 #define PAGEDKV_ADMISSION_H

@@ -12,15 +12,16 @@ extern "C" {
 typedef struct pkv_stats {
     size_t struct_size;         /* set by the caller to sizeof(pkv_stats) */
     uint64_t memory_limit;
-    uint64_t region_bytes;      /* mapped (or, ids only, accounted) regions */
+    uint64_t region_bytes;      /* memory behind regions, as charged to the limit: whole regions, and
+                                 * of split ones the units that have memory */
     uint64_t metadata_bytes;    /* requested from the allocator by this cache */
     uint64_t metadata_bytes_allocator; /* jemalloc's own count for the private arena; 0 with libc */
     uint64_t metadata_bytes_peak;
     uint64_t region_bytes_peak;
-    uint64_t pages_total;       /* in regions */
+    uint64_t pages_total;       /* with memory behind them */
     uint64_t pages_used;        /* referenced by a table, batch or caller */
     uint64_t pages_cached;      /* only in the prefix index: reclaimable */
-    uint64_t pages_free;        /* in regions, unused */
+    uint64_t pages_free;        /* with memory, unused */
     uint64_t pages_shared;      /* used with two or more references */
     uint64_t bytes_used;        /* pages_used in bytes */
     uint64_t bytes_live;        /* bytes of the token slots in use, shared pages counted once per
@@ -33,7 +34,10 @@ typedef struct pkv_stats {
     uint64_t events_dropped;
     uint64_t prefix_lookups, prefix_tokens_asked, prefix_tokens_hit, prefix_nodes;
     uint64_t evict_regret_steps, evict_regret_checks;
-    uint64_t reserved[8];
+    uint64_t bytes_held;        /* of region_bytes: pages that are used, cached or parked */
+    uint64_t pages_unbacked;    /* in split regions, their memory given back */
+    uint64_t regions, regions_split; /* regions, and those charged page by page, without huge pages */
+    uint64_t reserved[4];
 } pkv_stats;
 
 /* PKV_EVERSION for an unknown struct_size. MT-safe; counters are each exact, together a snapshot

@@ -69,6 +69,13 @@ void pkvi_admission_destroy(struct pkv_cache *cache)
     cache->admission = NULL;
 }
 
+void pkvi_admission_trim(struct pkv_cache *cache)
+{
+    pkvi_mutex_lock(&cache->admission_lock);
+    pkvi_demand_free(cache);
+    pkvi_mutex_unlock(&cache->admission_lock);
+}
+
 /* How many sequences could never end once entries [0, n) of the batch are reserved; UINT32_MAX if
  * not even the batch could have its pages. */
 static uint32_t stuck_after(struct pkv_cache *cache, const struct pkvi_batch *batch, uint32_t n)

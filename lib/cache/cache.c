@@ -1,4 +1,4 @@
-/* Creation, destruction, limits and reclaim. */
+/* Creation, destruction and reclaim. */
 #include <string.h>
 
 #include "cache/cache_internal.h"
@@ -236,11 +236,10 @@ void pkv_cache_destroy(pkv_cache *cache)
     destroy_shell(cache);
 }
 
-/* ---- reclaim and limits ------------------------------------------------------------------------
+/* ---- reclaim ------------------------------------------------------------------------
  */
 
-/* Frees about `bytes` of pages over all groups, cheapest first. Returns the bytes freed. */
-static uint64_t reclaim_bytes(struct pkv_cache *cache, uint64_t bytes)
+uint64_t pkvi_cache_reclaim_bytes(struct pkv_cache *cache, uint64_t bytes)
 {
     uint64_t freed = 0;
     for (int slot = 0; slot < PKVI_HOOK_SLOTS && freed < bytes; slot++) {
@@ -265,7 +264,7 @@ static bool reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
     if (freed >= n || cache->storage == PKV_STORAGE_EXTERNAL) return freed != 0;
     const struct pkvi_pool *pool = &cache->groups[group].pool;
     const uint64_t units = pkvi_ceil_div_u64(n - freed, pkvi_pool_unit_pages(pool));
-    return (reclaim_bytes(cache, units * pkvi_pool_unit_bytes(pool)) | freed) != 0;
+    return (pkvi_cache_reclaim_bytes(cache, units * pkvi_pool_unit_bytes(pool)) | freed) != 0;
 }
 
 uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n,
@@ -329,37 +328,6 @@ bool pkvi_cache_retry(struct pkv_cache *cache, pkv_status status, int attempt, u
         if (room >= wanted) return !first; /* at once: it was not the limit that refused */
         const uint64_t spare = pkvi_regions_spare(&cache->regions);
         if (room + spare >= wanted) return true;
-        if (reclaim_bytes(cache, wanted - room - spare) == 0) return false;
+        if (pkvi_cache_reclaim_bytes(cache, wanted - room - spare) == 0) return false;
     }
-}
-
-pkv_status pkv_cache_set_limit(pkv_cache *cache, uint64_t bytes)
-{
-    if (cache == NULL) return PKV_EINVAL;
-    if (bytes == 0 || bytes > PKVI_MAX_MEMORY)
-        return pkvi_fail(cache, PKV_EINVAL, "cache_set_limit: %llu is not in 1..%llu",
-                         (unsigned long long)bytes, (unsigned long long)PKVI_MAX_MEMORY);
-    pkv_status status = pkvi_regions_set_limit(&cache->regions, bytes);
-    if (status == PKV_EBUSY) pkvi_batches_trim(cache); /* arrays kept for reuse count too */
-    while (status == PKV_EBUSY) {
-        const uint64_t used = pkvi_budget_used(&cache->budget);
-        if (reclaim_bytes(cache, used > bytes ? used - bytes : 1) == 0) break;
-        status = pkvi_regions_set_limit(&cache->regions, bytes);
-    }
-    if (status != PKV_OK)
-        return pkvi_fail(cache, status, "cache_set_limit: %llu bytes are in use, %llu asked for",
-                         (unsigned long long)pkvi_budget_used(&cache->budget),
-                         (unsigned long long)bytes);
-    if (pkvi_events_on(&cache->stats))
-        pkvi_event(&cache->stats, PKV_EVENT_LIMIT, 0, PKV_PAGE_NONE, 0, bytes);
-    return PKV_OK;
-}
-
-pkv_status pkv_cache_trim(pkv_cache *cache, uint64_t *bytes)
-{
-    if (cache == NULL) return PKV_EINVAL;
-    pkvi_batches_trim(cache);
-    const uint64_t given = pkvi_regions_trim(&cache->regions, UINT64_MAX);
-    if (bytes != NULL) *bytes = given;
-    return PKV_OK;
 }

@@ -5,7 +5,8 @@
  *
  *     config.c    defaults, bounds, checks             sequence.c  create, fork, truncate, destroy
  *     geometry.c  groups, layers, bytes per page       pins.c      pinned ranges
- *     cache.c     create, destroy, limit, reclaim      batch.c     begin, add, commit, abort
+ *     cache.c     create, destroy, reclaim             batch.c     begin, add, commit, abort
+ *     limit.c     limit, trim, shortfall               compact.c   moving pages
  *     verify.c    every invariant                      reserve.c   pages for a batch, or nothing
  *     error.c     last error                           export.c    CSR, block table, slot mapping
  *     slots.c     handles                              admission.c claims and the safe-state rule
@@ -271,6 +272,8 @@ pkv_status pkvi_seq_attach(struct pkvi_seq *seq, uint64_t n_tokens,
  * (requester NULL). No locks may be held. */
 uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n, uint32_t at_least,
                             struct pkvi_batch *requester);
+/* Frees about `bytes` of pages over all groups, cheapest first. Returns the bytes freed. */
+uint64_t pkvi_cache_reclaim_bytes(struct pkv_cache *cache, uint64_t bytes);
 /* How many of n pages no reclaiming could yield, at least; reclaims nothing. O(groups + entries of
  * the requester). */
 uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n,
@@ -338,6 +341,8 @@ void pkvi_batches_trim(struct pkv_cache *cache);
 /* admission.c */
 pkv_status pkvi_admission_init(struct pkv_cache *cache);
 void pkvi_admission_destroy(struct pkv_cache *cache);
+/* Gives back scratch that the next check makes anew. */
+void pkvi_admission_trim(struct pkv_cache *cache);
 /* The sequence gives its ticket back, if it has one. */
 void pkvi_admission_forget(struct pkvi_seq *seq);
 pkv_status pkvi_admission_verify(struct pkv_cache *cache, char *text, size_t capacity);

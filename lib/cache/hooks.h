@@ -78,6 +78,9 @@ struct pkvi_hooks {
      * group's region is needed). Returns the page bytes freed. */
     uint64_t (*reclaim_bytes)(void *context, uint64_t bytes);
 
+    /* pkv_cache_compact: the page with this owner lies elsewhere now. The cache is quiescent. */
+    void (*moved)(void *context, uint32_t group, void *owner, uint32_t page);
+
     /* pkv_cache_verify: adds the references that the module itself holds on pages of a group to
      * holders[page]. */
     void (*holders)(void *context, uint32_t group, uint32_t *holders, uint32_t n_holders);

@@ -110,6 +110,12 @@ static void on_cache_destroy(void *context)
     pkvi_mem_free(&binding->cache->mem, binding, sizeof *binding);
 }
 
+static void on_moved(void *context, uint32_t group, void *owner, uint32_t page)
+{
+    const struct prefix_binding *binding = context;
+    pkvi_prefix_moved(binding->prefix, group, owner, page);
+}
+
 static const struct pkvi_hooks hooks = {
     .seq_create = on_create,
     .seq_fork = on_fork,
@@ -118,6 +124,7 @@ static const struct pkvi_hooks hooks = {
     .commit = on_commit,
     .reclaim = on_reclaim,
     .reclaim_bytes = on_reclaim_bytes,
+    .moved = on_moved,
     .verify = on_verify,
     .destroy = on_cache_destroy,
 };

@@ -30,6 +30,10 @@ pkv_status pkv_cache_stats(pkv_cache *cache, pkv_stats *stats)
         out.bytes_used += counts.used * cache->groups[g].page_bytes;
         out.page_allocs += counts.allocs;
         out.page_frees += counts.frees;
+        out.bytes_held += counts.held_bytes;
+        out.pages_unbacked += counts.cold;
+        out.regions += counts.regions;
+        out.regions_split += counts.split;
     }
     pkvi_struct_write(stats, stats->struct_size, &out);
     return PKV_OK;

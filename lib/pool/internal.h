@@ -137,9 +137,6 @@ void pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge)
 uint32_t pkvi_pool_choose_unit(uint64_t page_bytes, uint64_t os_page, uint64_t *unit_bytes);
 /* What a region is charged. Lock held. */
 uint64_t pkvi_pool_charge(const struct pkvi_pool *pool, const struct pkvi_region *region);
-/* Gives memory to cold units until n more pages are free, as far as the budget and the cold units
- * go; returns by how many pages that is. Locks the pool. */
-uint32_t pkvi_pool_back(struct pkvi_pool *pool, uint32_t n);
 /* Makes a split region whole if its remaining charge and `room` bytes beyond fit the limit; false if
  * not, or if there is none (`full`: also one without cold units). Locks regions and the pool. */
 bool pkvi_pool_heal(struct pkvi_pool *pool, uint64_t room, bool full);
@@ -151,6 +148,9 @@ enum squeeze { SQUEEZE_SPLIT, SQUEEZE_WHOLE, SQUEEZE_FULL };
 uint64_t pkvi_pool_squeeze(struct pkvi_pool *pool, enum squeeze kind, uint64_t bytes);
 /* Puts all units of a region on its cold stack. Lock held. */
 void pkvi_pool_chill(struct pkvi_pool *pool, uint32_t slot);
+/* Makes a region's free stack anew from the pages that are free and not in cold units or in transit,
+ * in ascending order. Lock held. O(pages of the region). */
+void pkvi_pool_restack(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region);
 /* Leaves the list of regions with cold units. Lock held. */
 void pkvi_pool_unlink_cold(struct pkvi_pool *pool, struct pkvi_region *region);
 /* Units of several pages: a free page is about to be taken; a page was just freed. Lock held. */

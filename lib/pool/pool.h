@@ -307,7 +307,6 @@ pkv_status pkvi_magazine_create(struct pkvi_pool *pool, uint32_t capacity, pkv_m
 struct pkvi_pool_counts {
     uint64_t total, used, cached, free, shared, cold, regions, split, allocs, frees;
     uint64_t parked;     /* free pages that magazines keep */
-    uint64_t host;       /* used pages that only the host holds; 0 unless asked for */
     uint64_t held_bytes; /* units with used, cached or parked pages */
 };
 
@@ -385,6 +384,23 @@ uint32_t pkvi_pool_used_in_unit(const struct pkvi_pool *pool, uint32_t unit);
 
 /* One more than the highest page index that is valid: the size for per-page arrays. */
 uint32_t pkvi_pool_index_limit(const struct pkvi_pool *pool);
+
+/* ---- moving pages ------------------------------------------------------------------------------
+ */
+
+/* Gives memory to cold units until n more pages are free, as far as the budget and the cold units
+ * go; returns by how many pages that is. MT-safe. */
+uint32_t pkvi_pool_back(struct pkvi_pool *pool, uint32_t n);
+/* Plans at most `most` moves that empty the sparsest regions (of one region, its end): pages from[i]
+ * to free ones to[i]. Moved are pages all of whose references are in holders[] (per page index) and
+ * none of which is the host's, and cached ones. `scratch`: pkvi_pool_plan_bytes. Changes nothing.
+ * The pool is quiescent until the moves are made. O(pages + regions log regions). */
+uint32_t pkvi_pool_plan_moves(struct pkvi_pool *pool, const uint32_t *holders, void *scratch,
+                              uint32_t most, uint32_t *from, uint32_t *to);
+size_t pkvi_pool_plan_bytes(struct pkvi_pool *pool);
+/* Makes planned moves: references, owner and checksum go along, the bytes are the caller's business
+ * and were copied before; from[i] is free then. Cannot fail. O(pages). */
+void pkvi_pool_move(struct pkvi_pool *pool, uint32_t n, const uint32_t *from, const uint32_t *to);
 
 /* Walks the pool. holders (may be NULL): the number of references that the library's tables and
  * batches hold, for every index below n_holders (>= pkvi_pool_index_limit); the rest must be the

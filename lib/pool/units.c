@@ -258,11 +258,9 @@ static void collect(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *r
     }
 }
 
-/* Makes the free stack anew from the pages that are free and not in cold units or in transit, in
- * ascending order. Lock held. */
-static void restack(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region)
+void pkvi_pool_restack(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region)
 {
-    uint32_t before = region->free_count, base = slot * pool->per_region.d, fresh = region->fresh;
+    uint32_t base = slot * pool->per_region.d, fresh = region->fresh;
     region->free_head = 0;
     region->free_count = 0;
     region->fresh = region->pages;
@@ -277,7 +275,6 @@ static void restack(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *r
             region->free_count++;
         }
     }
-    counter_add(&pool->total, 0 - (uint64_t)(before - region->free_count));
 }
 
 /* Asks the OS to take the runs' memory, and what lies behind the last unit if the region was whole:
@@ -346,7 +343,9 @@ static uint64_t squeeze_region(struct pkvi_pool *pool, uint32_t slot, uint64_t b
     char *base = atomic_load_explicit(&region->base, memory_order_relaxed);
     const uint64_t end = units_of(pool, region) * pool->unit_bytes;
     collect(pool, slot, region, pkvi_ceil_div_u64(bytes, pool->unit_bytes), &runs);
-    restack(pool, slot, region);
+    const uint32_t had = region->free_count;
+    pkvi_pool_restack(pool, slot, region);
+    counter_add(&pool->total, 0 - (uint64_t)(had - region->free_count)); /* those in transit */
     if (was_whole) become_split(pool, region, true);
     pkvi_pool_reclass(pool, slot, region);
     pkvi_mutex_unlock(&pool->lock);

@@ -43,6 +43,13 @@ void pkvi_member_replace(struct pkvi_prefix *px, uint32_t id, uint32_t group, ui
     pkvi_inner_settle(px, id, group);
 }
 
+void pkvi_prefix_moved(struct pkvi_prefix *px, uint32_t group, void *owner, uint32_t page)
+{
+    pkvi_prefix_lock(px);
+    pkvi_member(&px->core, group, (uint32_t)((uintptr_t)owner - 1))->page = page;
+    pkvi_prefix_unlock(px);
+}
+
 void pkvi_member_unblocked(struct pkvi_prefix *px, uint32_t id, uint32_t group)
 {
     struct pkvi_member *m = pkvi_member(&px->core, group, id);
@@ -148,7 +155,7 @@ static void free_page(struct pkvi_prefix *px, struct pkvi_freed *freed, uint32_t
     if (freed->n == PKVI_FREED_MAX || freed->group != group) pkvi_freed_flush(px, freed);
     freed->group = group;
     freed->pages[freed->n++] = page;
-    freed->bytes += px->groups[group].pool->config.page_bytes;
+    freed->bytes += pkvi_pool_page_bytes(px->groups[group].pool);
 }
 
 void pkvi_member_evict(struct pkvi_prefix *px, uint32_t id, uint32_t group,

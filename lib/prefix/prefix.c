@@ -22,7 +22,7 @@ static void on_idle(void *context, struct pkvi_pool *pool, uint32_t n, const uin
 {
     enum { AT_ONCE = 128 };
     struct pkvi_prefix *px = context;
-    uint32_t group = pool->config.group;
+    uint32_t group = pkvi_pool_group(pool);
     uint32_t idle[AT_ONCE];
     pkvi_prefix_lock(px);
     px->now = px->config.clock(px->config.clock_user);
@@ -168,7 +168,7 @@ static const char *check_pools(const struct pkvi_prefix *px)
             if (node->space == PKVI_NIL || !pkvi_node_has(node, g)) continue;
             idle += pkvi_member(&px->core, g, id)->busy == 0;
         }
-        if (idle != atomic_load(&px->groups[g].pool->cached))
+        if (idle != pkvi_pool_cached(px->groups[g].pool))
             return "prefix: the pool counts another number of cached pages";
     }
     return NULL;

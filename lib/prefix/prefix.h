@@ -111,6 +111,8 @@ void pkvi_prefix_grant_free(struct pkvi_prefix *prefix, struct pkvi_prefix_grant
 /* ---- reclaim, pins, quotas, namespaces ----------------------------------------------------------
  */
 
+/* A page that has this owner (pkvi_pool_owner) lies elsewhere now. Quiescent. O(1). */
+void pkvi_prefix_moved(struct pkvi_prefix *prefix, uint32_t group, void *owner, uint32_t page);
 /* Frees up to n cached pages of a group; returns how many. */
 uint64_t pkvi_prefix_reclaim_pages(struct pkvi_prefix *prefix, uint32_t group, uint64_t n);
 /* Frees cached pages of any group until `bytes` are free; returns the bytes. */

@@ -43,8 +43,7 @@ static uint32_t largest_group(const struct pkvi_prefix *px, uint64_t left)
     for (; left; left &= left - 1) {
         uint32_t g = (uint32_t)__builtin_ctzll(left);
         const struct pkvi_pool *pool = px->groups[g].pool;
-        uint64_t bytes =
-            atomic_load_explicit(&pool->cached, memory_order_relaxed) * pool->config.page_bytes;
+        uint64_t bytes = pkvi_pool_cached(pool) * pkvi_pool_page_bytes(pool);
         if (bytes > most) {
             most = bytes;
             best = g;
