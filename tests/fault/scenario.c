@@ -465,6 +465,10 @@ static void play_end(struct scenario *s)
     TRY(pkv_cache_events(s->cache, events, 16, &n));
     CHECK(n != 0);
     TRY(pkv_cache_set_limit(s->cache, (uint64_t)24 << 20));
+    pkv_limit_shortfall shortfall = {.struct_size = sizeof shortfall};
+    TRY(pkv_cache_limit_shortfall(s->cache, (uint64_t)1 << 20, &shortfall));
+    TRY(pkv_cache_compact(s->cache, (uint64_t)1 << 20, NULL));
+    TRY(pkv_cache_compact_with(s->cache, UINT64_MAX, NULL, NULL, NULL));
     for (int i = 0; i < 8; i++)
         if (s->seqs[i].cache != NULL) TRY(pkv_seq_destroy(s->seqs[i]));
     memset(s->seqs, 0, sizeof s->seqs);
