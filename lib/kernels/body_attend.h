@@ -88,9 +88,11 @@ static void add_page_sums(const struct tile *t, const struct group *g, const flo
 }
 
 /* Scores of one row and group become probabilities 2^(s - m), in place (BFDOT: bf16, packed at the
- * front); their sum is added to vsum and, per page, to page_sums (may be NULL). */
+ * front); their sum is added to vsum and, per page, to page_sums (may be NULL). `scale` (may be
+ * NULL) then multiplies what is stored, where the row sees: a scale that is not a number stays
+ * away. */
 static void row_probs(const struct tile *t, const struct group *g, uint32_t r, float *s, float m,
-                      float *vsum, float *page_sums)
+                      float *vsum, float *page_sums, const float *scale)
 {
     const uint32_t first = g->first / VL, last = (g->last + VL - 1) / VL;
     const uint64_t vis = g->full ? UINT64_MAX : g->vis[r];
@@ -101,11 +103,17 @@ static void row_probs(const struct tile *t, const struct group *g, uint32_t r, f
         vf x = v_zero();
         if (sees_lanes(vis, v)) x = v_exp2(v_sub(v_load(s + v * VL), base));
 #ifdef PKVI_BFDOT
+        (void)scale;
         uint16_t *half = (uint16_t *)(void *)s + v * VL;
         v_store_prob(half, x);
         x = v_load_bf16(half);
 #else
-        v_store(s + v * VL, x);
+        vf y = x;
+        if (scale && sees_lanes(vis, v)) {
+            y = v_mul(x, v_load(scale + v * VL));
+            if (!g->full) y = v_keep_bits(y, (uint32_t)(vis >> (v * VL)), v_zero());
+        }
+        v_store(s + v * VL, y);
 #endif
         sum = v_add(sum, x);
         if (page_sums) v_store(p + v * VL, x);
@@ -149,46 +157,29 @@ static __attribute__((noinline)) void leaf_maxima(const struct tile *t)
         }
 }
 
-/* Floats between tokens of a panel of values. */
-#define PANEL_STRIDE(l) ((size_t)(l)->dim_v + V4_GROUP)
+/* Scales and minima of the values of a group, by column: V8 one for each, V4 one per group of dims.
+ */
+struct value_scales {
+    float scale[GROUP * (PKV_MAX_HEAD_DIM / V4_GROUP)], min[GROUP * (PKV_MAX_HEAD_DIM / V4_GROUP)];
+};
 
-/* Converts a group's V tiles in codes of one head to the panel [GROUP][PANEL_STRIDE] of f32. */
-VI void decode_values_panel(const struct tile *t, bool four, const struct group *g, uint32_t gi,
-                            uint32_t h)
+static void load_value_scales(const struct tile *t, const struct group *g, uint32_t h,
+                              struct value_scales *s)
 {
     const pkvi_layout *l = t->job->layout;
     const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
-    const uint32_t per = four ? l->v_groups : 1; /* scales per token */
-    float scale[GROUP * (PKV_MAX_HEAD_DIM / V4_GROUP)], min[GROUP * (PKV_MAX_HEAD_DIM / V4_GROUP)];
+    const uint32_t per = t->v_kind == KIND_V4 ? l->v_groups : 1;
     for (uint32_t at = g->first / run * run; at < g->last; at += run) {
         const int64_t slot = g->slot0 + at;
-        const char *row = v_tile(t, t->head0 + h, slot), *next = tile_ahead(t, 1, true, gi, h, at);
         const char *tile = part_of(t->job, slot >> t->page_shift) + l->v_offset +
                            (size_t)(t->head0 + h) * l->v_head_bytes;
         const size_t skip = 2 * (size_t)(slot & (l->page_tokens - 1)) * per;
-        float *out = t->v_panel + at * PANEL_STRIDE(l);
-        convert(scale, PKV_DTYPE_F32, tile + l->v_scale + skip, PKV_DTYPE_F16, run * per);
-        if (four) convert(min, PKV_DTYPE_F32, tile + l->v_min + skip, PKV_DTYPE_F16, run * per);
-        for (uint32_t i = 0; i < run; i++, out += PANEL_STRIDE(l)) {
-            const size_t from = (size_t)(four ? i / 2 : i) * l->dim_v;
-            for (uint32_t line = 0; line < l->v_row_bytes; line += 64)
-                v_prefetch(next + (size_t)i * l->v_row_bytes + line);
-            for (uint32_t d = 0; d < l->dim_v; d += VL)
-                v_store(out + d, four ? v_fma(v_nibble(v_load_bytes(row + from + d), i % 2),
-                                              v_set1(scale[i * per + d / V4_GROUP]),
-                                              v_set1(min[i * per + d / V4_GROUP]))
-                                      : v_mul(v_load_i8(row + from + d), v_set1(scale[i])));
-        }
+        convert(s->scale + at * per, PKV_DTYPE_F32, tile + l->v_scale + skip, PKV_DTYPE_F16,
+                run * per);
+        if (t->v_kind == KIND_V4)
+            convert(s->min + at * per, PKV_DTYPE_F32, tile + l->v_min + skip, PKV_DTYPE_F16,
+                    run * per);
     }
-}
-
-static __attribute__((noinline)) void fill_values(const struct tile *t, const struct group *g,
-                                                  uint32_t gi, uint32_t h)
-{
-    if (t->v_kind == KIND_V4)
-        decode_values_panel(t, true, g, gi, h);
-    else
-        decode_values_panel(t, false, g, gi, h);
 }
 
 /* Where the values of one group and head are. */
@@ -199,14 +190,16 @@ static __attribute__((noinline)) void value_span(const struct tile *t, uint32_t 
     const pkvi_layout *l = t->job->layout;
     const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
     span->n_pages = 0;
-    span->row_bytes = t->v_panel              ? PANEL_STRIDE(l) * sizeof(float)
-                      : t->v_kind == KIND_F16 ? (size_t)l->dim_v * 2
-                                              : (size_t)l->dim_v * 4;
+    span->row_bytes = t->v_kind == KIND_V8 || t->v_kind == KIND_V4 ? l->dim_v
+                      : t->v_kind == KIND_F16                      ? (size_t)l->dim_v * 2
+                                                                   : (size_t)l->dim_v * 4;
     for (uint32_t at = g->first / run * run; at < g->last; at += run) {
         uint32_t i = span->n_pages++;
-        span->v[i] = t->v_panel ? (const char *)(t->v_panel + at * PANEL_STRIDE(l))
-                                : v_tile(t, t->head0 + h, g->slot0 + at);
-        span->next[i] = t->v_panel ? span->v[i] : tile_ahead(t, 1, true, gi, h, at);
+        span->v[i] = v_tile(t, t->head0 + h, g->slot0 + at);
+        span->next[i] = tile_ahead(t, 1, true, gi, h, at);
+        for (uint32_t byte = l->v_scale;
+             l->v_scale && byte < l->v_head_bytes && run == l->page_tokens; byte += 64)
+            v_prefetch(span->next[i] + byte);
         span->t0[i] = g->first > at ? g->first - at : 0;
         span->t1[i] = g->last < at + run ? g->last - at : run;
         span->column[i] = at;
@@ -218,6 +211,9 @@ static void span_clip(struct pv_span *out, const struct pv_span *s, uint32_t fro
 {
     out->n_pages = 0;
     out->row_bytes = s->row_bytes;
+    out->scale = s->scale;
+    out->min = s->min;
+    out->groups = s->groups;
     for (uint32_t i = 0; i < s->n_pages; i++) {
         const uint32_t column = s->column[i];
         const uint32_t t0 = column + s->t0[i] > from ? s->t0[i] : from - column;
@@ -237,6 +233,11 @@ VI vf span_value(int kind, const struct pv_span *s, uint32_t page, uint32_t toke
                  bool half)
 {
     const bool pairs = kind == KIND_BF16 || kind == KIND_BFDOT;
+    if (kind == KIND_V4) {
+        const size_t at = (size_t)(s->column[page] + token) * s->groups + vec * VL / V4_GROUP;
+        return value4(s->v[page] + (size_t)(token / 2) * s->row_bytes + vec * VL, token % 2,
+                      s->scale + at, s->min + at);
+    }
     const char *row = s->v[page] + (size_t)(pairs ? token / 2 : token) * s->row_bytes +
                       (size_t)vec * value_bytes(kind);
     return load_value(kind, row, half, pairs && token % 2);
@@ -299,15 +300,18 @@ static __attribute__((noinline)) void group_values(const struct tile *t, uint32_
     const uint32_t dims = job->layout->dim_v;
     const size_t head = t->head0 - job->head0 + h;
     float *o = job->o + head * job->o_head_stride + t->row0 * job->o_stride;
-    const int kind = t->v_panel ? KIND_F32 : t->v_kind;
-    struct pv_span span;
-    if (t->v_panel) fill_values(t, g, gi, h);
+    const int kind = t->v_kind;
+    struct value_scales scales;
+    struct pv_span span = {
+        .scale = scales.scale, .min = scales.min, .groups = job->layout->v_groups};
+    if (pkvi_layout_v_coded(job->layout)) load_value_scales(t, g, h, &scales);
     value_span(t, gi, h, &span);
     for (uint32_t r = 0; r < t->rows; r++) {
         const size_t at = h * t->rows + r, row = head * job->n_rows + t->row0 + r;
         const float m = job->m[row];
         row_probs(t, g, r, t->s + at * S_STRIDE + gi * GROUP, m == NEG_INF ? 0.0f : m,
-                  t->vsum + at * VL, job->page_sum ? job->page_sum + row * job->n_pages : NULL);
+                  t->vsum + at * VL, job->page_sum ? job->page_sum + row * job->n_pages : NULL,
+                  kind == KIND_V8 ? scales.scale : NULL);
     }
     if (g->mixed && !span_finite(kind, &span, dims)) {
         careful_values(t, gi, h, kind, &span, o);
@@ -336,7 +340,7 @@ static void group_mass(const struct tile *t, uint32_t gi, uint32_t h)
         const float lse2 = job->mass_lse2[head * job->n_rows + t->row0 + r];
         if (lse2 == NEG_INF) continue;
         float *s = t->s + (size_t)(h * t->rows + r) * S_STRIDE + gi * GROUP;
-        row_probs(t, &t->groups[gi], r, s, lse2, unused, job->mass + head * job->n_pages);
+        row_probs(t, &t->groups[gi], r, s, lse2, unused, job->mass + head * job->n_pages, NULL);
     }
 }
 
@@ -352,7 +356,12 @@ static void leaf(struct tile *t)
     for (uint32_t g = 0; g < t->n_groups; g++) {
         if (job->slopes) group_positions(job, t->groups[g].slot0, t->page_shift, pos);
         for (uint32_t h = 0; h < t->heads; h++) {
-            group_scores(t, g, h);
+#ifndef PKVI_BFDOT
+            if (t->codes)
+                code_scores(t, g, h);
+            else
+#endif
+                group_scores(t, g, h);
             bridge(t, 2, false, g, h); /* the next tile is on its way already */
             group_finish(t, g, h, job->slopes ? pos : NULL);
         }
@@ -406,8 +415,10 @@ static void tile_scratch(struct tile *t)
         t->groups[g].vis = vis + (size_t)g * t->rows;
     t->k_panel = at;
     at += t->panel ? (size_t)GROUP * l->dim_k : 0;
-    t->v_panel = pkvi_layout_v_coded(l) ? at : NULL;
-    at += t->v_panel ? GROUP * PANEL_STRIDE(l) : 0;
+    t->weights = at;
+    at += t->codes ? (size_t)(l->page_tokens < GROUP ? GROUP / l->page_tokens : 1) * BLOCK_ROWS *
+                         W_STRIDE
+                   : 0;
     t->q = at;
     t->q_low = NULL;
 #ifdef PKVI_BFDOT
@@ -428,7 +439,7 @@ static void attend_tile(struct tile *t)
                    0, (size_t)t->rows * job->n_pages * sizeof(float));
     const struct row_bounds bounds = row_bounds(job, t->row0, t->rows);
     if (bounds.min_lo >= bounds.max_hi) return;
-    if (!(job->flags & PKVI_JOB_SAME_Q)) pack_queries(t);
+    if (!(job->flags & PKVI_JOB_SAME_Q) && !t->codes) pack_queries(t);
     const int64_t phase = job->leaf_phase;
     int64_t slot = (bounds.min_lo + phase) / PKVI_LEAF * PKVI_LEAF - phase;
     for (; slot < bounds.max_hi; slot += PKVI_LEAF) {
@@ -460,8 +471,11 @@ static void attend(const pkvi_attend_job *job)
         t.heads = job->head1 - t.head0 < heads ? job->head1 - t.head0 : heads;
         for (t.row0 = 0; t.row0 < job->n_rows; t.row0 += t.rows) {
             t.rows = job->n_rows - t.row0 < rows ? job->n_rows - t.row0 : rows;
-            /* A vector of tokens must lie in one page. */
-            t.panel = VL > l->page_tokens || pkvi_layout_k_coded(l);
+            /* A vector of tokens must lie in one page, and of short pages with codes too many would
+             * be weighted at a time. */
+            const bool coded = pkvi_layout_k_coded(l);
+            t.panel = VL > l->page_tokens || (coded && l->page_tokens < LEAST_CODE_PAGE);
+            t.codes = coded && !t.panel;
             attend_tile(&t);
         }
     }

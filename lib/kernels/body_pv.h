@@ -10,7 +10,10 @@ struct pv_span {
     uint32_t t0[GROUP_PAGES];      /* tokens [t0, t1) of the page's part of the group */
     uint32_t t1[GROUP_PAGES];
     uint32_t column[GROUP_PAGES]; /* column of the page's first slot in the group's scores */
-    size_t row_bytes;             /* bytes from one token (bf16: pair) to the next */
+    size_t row_bytes;             /* bytes from one token (bf16, V4: pair) to the next */
+    /* V4: scale and minimum of the group's columns, `groups` for each. */
+    const float *scale, *min;
+    uint32_t groups;
 };
 
 struct pv_block {
@@ -37,14 +40,22 @@ VI vf load_value(int kind, const char *v, bool half, bool odd)
 {
     if (kind == KIND_F16) return half ? v_load_f16_half(v) : v_load_f16(v);
     if (kind == KIND_F32) return load_out((const float *)(const void *)v, half);
+    if (kind == KIND_V8) return v_load_i8(v);
     vpair w = half ? v_load_pair_half(v) : v_load_pair(v);
     return odd ? v_pair_hi(w) : v_pair_lo(w);
 }
 
-/* Bytes of a vector of dims in a token's (bf16: pair's) row. */
+/* Bytes of a vector of dims in a token's (bf16, V4: pair's) row. */
 VI uint32_t value_bytes(int kind)
 {
+    if (kind == KIND_V8 || kind == KIND_V4) return VL;
     return kind == KIND_F16 ? VL * 2 : VL * 4;
+}
+
+/* V4: one vector of dims of one token; scale and min are those of the vector's group. */
+VI vf value4(const char *row, bool odd, const float *scale, const float *min)
+{
+    return v_fma(v_nibble(v_load_bytes(row), odd), v_set1(*scale), v_set1(*min));
 }
 
 VI void pv_token(int kind, int rows, int nv, bool half, bool odd, vf acc[BLOCK_ROWS][8],
@@ -58,6 +69,64 @@ VI void pv_token(int kind, int rows, int nv, bool half, bool odd, vf acc[BLOCK_R
         vf w = v_set1(p[r * S_STRIDE]);
         UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_acc(acc[r][v], w, x[v]);
     }
+}
+
+/* The same for V4. `scale` and `min`: of the token's group that holds the first vector, which
+ * starts a group or fits in what is left of one. */
+VI void pv_token4(int rows, int nv, bool odd, vf acc[BLOCK_ROWS][8], const char *row,
+                  const float *p, const float *scale, const float *min)
+{
+    vf x[8];
+#ifdef PKVI_NIBBLE_TABLE /* the values of a group's 16 codes */
+    vf table = v_zero();
+    UNROLL for (int v = 0; v < nv; v++)
+    {
+        if (v * VL % 32 == 0) table = v_nibble_table(scale[v * VL / 32], min[v * VL / 32]);
+        x[v] = v_table_nibble(table, v_load_bytes(row + v * VL), odd);
+    }
+#else
+    UNROLL for (int v = 0; v < nv; v++) x[v] =
+        value4(row + v * VL, odd, scale + v * VL / 32, min + v * VL / 32);
+#endif
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        vf w = v_set1(p[r * S_STRIDE]);
+        UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_acc(acc[r][v], w, x[v]);
+    }
+}
+
+/* The tokens of one page in V4. */
+VI void pv_page4(int rows, int nv, vf acc[BLOCK_ROWS][8], const struct pv_block *b, uint32_t page,
+                 uint32_t vec)
+{
+    const struct pv_span *s = b->span;
+    const size_t bytes = s->row_bytes, groups = s->groups;
+    uint32_t t = s->t0[page];
+    const uint32_t end = s->t1[page];
+    const size_t at = t / 2 * bytes + vec * VL;
+    const size_t first = (s->column[page] + t) * groups + vec * VL / 32;
+    const char *row = s->v[page] + at, *next = s->next[page] + at;
+    const float *p = b->p + s->column[page] + t, *scale = s->scale + first, *min = s->min + first;
+    if (t % 2) {
+        pv_token4(rows, nv, true, acc, row, p, scale, min);
+        t++;
+        p++;
+        row += bytes;
+        next += bytes;
+        scale += groups;
+        min += groups;
+    }
+    for (; t + 2 <= end; t += 2) {
+        UNROLL for (int line = 0; line < nv * VL; line += 64) v_prefetch(next + line);
+        pv_token4(rows, nv, false, acc, row, p, scale, min);
+        pv_token4(rows, nv, true, acc, row, p + 1, scale + groups, min + groups);
+        p += 2;
+        row += bytes;
+        next += bytes;
+        scale += 2 * groups;
+        min += 2 * groups;
+    }
+    if (t < end) pv_token4(rows, nv, false, acc, row, p, scale, min);
 }
 
 VI void pv_prefetch(int kind, int nv, const char *next)
@@ -98,7 +167,7 @@ VI void pv_page(int kind, int rows, int nv, bool half, vf acc[BLOCK_ROWS][8],
     uint32_t t = s->t0[page];
     const uint32_t end = s->t1[page];
     const float *p = b->p + s->column[page];
-    if (kind == KIND_F16 || kind == KIND_F32) {
+    if (kind == KIND_F16 || kind == KIND_F32 || kind == KIND_V8) {
         for (; t < end; t++) {
             pv_prefetch(kind, nv, next + t * bytes);
             pv_token(kind, rows, nv, half, false, acc, v + t * bytes, p + t);
@@ -141,7 +210,10 @@ VI void pv_core(int kind, int rows, int nv, bool half, const struct pv_block *b,
             load_out(o + (size_t)r * b->o_stride + v * VL, half);
     }
     for (uint32_t page = 0; page < b->span->n_pages; page++)
-        pv_page(kind, rows, nv, half, acc, b, page, (size_t)vec * value_bytes(kind));
+        if (kind == KIND_V4)
+            pv_page4(rows, nv, acc, b, page, vec);
+        else
+            pv_page(kind, rows, nv, half, acc, b, page, (size_t)vec * value_bytes(kind));
     UNROLL for (int r = 0; r < rows; r++)
     {
         UNROLL for (int v = 0; v < nv; v++)
@@ -158,11 +230,14 @@ typedef void pv_fn(const struct pv_block *b, uint32_t vec);
 #define PV_NV(rows) ((rows) <= 1 ? 8 : (rows) <= 2 ? 4 : (rows) <= 3 ? 3 : 2)
 #endif
 
+/* V4: not 3, so that a pass does not straddle groups of dims. */
+#define PV_WIDE(kind, rows) ((kind) == KIND_V4 && PV_NV(rows) == 3 ? 2 : PV_NV(rows))
+
 /* The instantiations for one block height: the widest pass, single vectors, the half vector. */
 #define PV_HEIGHT(name, kind, rows)                                                                \
     static void pv_##name##_##rows##_w(const struct pv_block *b, uint32_t vec)                     \
     {                                                                                              \
-        pv_core(kind, rows, PV_NV(rows), false, b, vec);                                           \
+        pv_core(kind, rows, PV_WIDE(kind, rows), false, b, vec);                                   \
     }                                                                                              \
     static void pv_##name##_##rows##_2(const struct pv_block *b, uint32_t vec)                     \
     {                                                                                              \
@@ -187,6 +262,10 @@ static pv_fn *const pv_dot_table[BLOCK_ROWS][4] = {EACH_HEIGHT(PV_ENTRY, dot, )}
 EACH_HEIGHT(PV_HEIGHT, f32, KIND_F32)
 EACH_HEIGHT(PV_HEIGHT, f16, KIND_F16)
 EACH_HEIGHT(PV_HEIGHT, bf16, KIND_BF16)
+EACH_HEIGHT(PV_HEIGHT, v8, KIND_V8)
+EACH_HEIGHT(PV_HEIGHT, v4, KIND_V4)
+static pv_fn *const pv_code_table[2][BLOCK_ROWS][4] = {{EACH_HEIGHT(PV_ENTRY, v8, )},
+                                                       {EACH_HEIGHT(PV_ENTRY, v4, )}};
 static pv_fn *const pv_table[3][BLOCK_ROWS][4] = {{EACH_HEIGHT(PV_ENTRY, f32, )},
                                                   {EACH_HEIGHT(PV_ENTRY, f16, )},
                                                   {EACH_HEIGHT(PV_ENTRY, bf16, )}};
@@ -196,12 +275,13 @@ static pv_fn *const pv_table[3][BLOCK_ROWS][4] = {{EACH_HEIGHT(PV_ENTRY, f32, )}
 static void pv_run(int kind, uint32_t rows, const struct pv_block *b, uint32_t dims)
 {
 #ifdef PKVI_BFDOT
-    (void)kind;
     pv_fn *const *fn = pv_dot_table[rows - 1];
 #else
-    pv_fn *const *fn = pv_table[kind][rows - 1];
+    pv_fn *const *fn = kind == KIND_V8 ? pv_code_table[0][rows - 1]
+                       : kind == KIND_V4 ? pv_code_table[1][rows - 1]
+                                         : pv_table[kind][rows - 1];
 #endif
-    const uint32_t wide = PV_NV(rows), n = dims / VL;
+    const uint32_t wide = PV_WIDE(kind, rows), n = dims / VL;
     uint32_t vec = 0;
     for (; vec + wide <= n; vec += wide)
         fn[0](b, vec);

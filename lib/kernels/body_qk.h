@@ -2,15 +2,20 @@
  * Every score is one chain of fused multiply-adds over the dims in order, whatever the block: that
  * makes a score independent of how rows and tokens are grouped. */
 
+struct key_ahead;
+
 struct qk_block {
     const char *k[GROUP_VECS]; /* dim 0 of each token vector */
     size_t k_stride;           /* bytes from one dim (bf16: pair of dims) to the next */
     uint32_t dims;
-    const float *q;     /* [dim][rows], or u32 bf16 pairs [dim/2][rows] */
-    const float *q_low; /* BFDOT: what rounding q to bf16 lost, as q; NULL if nothing */
-    float *s;           /* scores, row r at s + r * S_STRIDE, token vector v at + v * VL */
-    const char *pf[8];  /* next tiles: line j of the group's lines of a dim pair */
-    size_t pf_stride;   /* bytes from one dim pair's lines to the next pair's */
+    const float *q;             /* [dim][rows], or u32 bf16 pairs [dim/2][rows] */
+    const float *q_low;         /* BFDOT: what rounding q to bf16 lost, as q; NULL if nothing */
+    float *s;                   /* scores, row r at s + r * S_STRIDE, token vector v at + v * VL */
+    const float *w[GROUP_VECS]; /* codes: weights of each vector's page … */
+    const float *start[GROUP_VECS]; /* … and what a score starts from, per row */
+    struct key_ahead *ahead;        /* codes: what to prefetch, or NULL */
+    const char *pf[8];              /* next tiles: line j of the group's lines of a dim pair */
+    size_t pf_stride;               /* bytes from one dim pair's lines to the next pair's */
 };
 
 /* Bytes that one token vector takes per pair of dims. */
@@ -123,6 +128,87 @@ VI void qk_dot_core(int rows, int nv, bool low, const struct qk_block *b, uint32
 }
 #endif
 
+/* Prefetches of the K tiles in codes that come next, line by line. */
+struct key_ahead {
+    const char *at[GROUP_PAGES]; /* the group's share of each page's tile … */
+    uint32_t n_pages, page;
+    uint32_t lines, left; /* … in so many lines, `step` bytes apart */
+    size_t step;
+    const char *next;
+};
+
+VI void key_ahead_step(struct key_ahead *a)
+{
+    v_prefetch(a->next);
+    a->next += a->step;
+    if (--a->left != 0) return;
+    if (++a->page < a->n_pages) {
+        a->next = a->at[a->page];
+        a->left = a->lines;
+    } else { /* nothing left: the last line again */
+        a->next -= a->step;
+        a->step = 0;
+        a->left = UINT32_MAX;
+    }
+}
+
+/* Floats between rows of weights. */
+enum { W_STRIDE = PKV_MAX_HEAD_DIM + 16 };
+
+/* Scores of keys in codes: q . k = q . min + sum (q * scale) code, with the weights q * scale and
+ * the start q . min of each (page, row). `same`: the pass lies in one page. */
+VI void qk_code_core(bool four, int rows, int nv, bool same, const struct qk_block *b, uint32_t v0)
+{
+    vf acc[BLOCK_ROWS][8];
+    const float *w[8];
+    const char *k[8];
+    UNROLL for (int v = 0; v < nv; v++)
+    {
+        w[v] = b->w[v0 + (uint32_t)v];
+        k[v] = b->k[v0 + (uint32_t)v];
+        UNROLL for (int r = 0; r < rows; r++) acc[r][v] = v_set1(b->start[v0 + (uint32_t)v][r]);
+    }
+    const size_t stride = b->k_stride, dims = b->dims;
+    const int lines = (nv * VL * (four ? 1 : 2) + 63) / 64;
+    struct key_ahead *ahead = b->ahead;
+    size_t at = 0;
+    for (size_t d = 0; d < dims; d += 2, at += stride) {
+        vf x[2][8];
+        if (ahead) {
+            UNROLL for (int j = 0; j < lines; j++) key_ahead_step(ahead);
+        }
+        UNROLL for (int v = 0; v < nv; v++)
+        {
+            if (four) {
+                const vpair bytes = v_load_bytes(k[v] + at);
+                x[0][v] = v_nibble(bytes, false);
+                x[1][v] = v_nibble(bytes, true);
+            } else {
+                x[0][v] = v_load_u8(k[v] + at);
+                x[1][v] = v_load_u8(k[v] + at + stride / 2);
+            }
+        }
+        UNROLL for (int odd = 0; odd < 2; odd++)
+        {
+            UNROLL for (int r = 0; r < rows; r++)
+            {
+                const size_t place = (size_t)(r * W_STRIDE + odd);
+                vf y = v_set1((w[0] + d)[place]);
+                UNROLL for (int v = 0; v < nv; v++)
+                {
+                    if (!same && v > 0) y = v_set1((w[v] + d)[place]);
+                    acc[r][v] = v_acc(acc[r][v], y, x[odd][v]);
+                }
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int v = 0; v < nv; v++)
+            v_store(b->s + r * S_STRIDE + (v0 + (uint32_t)v) * VL, acc[r][v]);
+    }
+}
+
 typedef void qk_fn(const struct qk_block *b, uint32_t v0);
 
 /* Token vectors per pass for each block height: as many as leave registers for K and q. */
@@ -164,6 +250,49 @@ static qk_fn *const qk_dot_table[2][BLOCK_ROWS][2] = {{EACH_HEIGHT(QK_ENTRY, dot
 EACH_HEIGHT(QK_HEIGHT, f32, KIND_F32)
 EACH_HEIGHT(QK_HEIGHT, f16, KIND_F16)
 EACH_HEIGHT(QK_HEIGHT, bf16, KIND_BF16)
+
+/* Codes: the widest pass in one page, the widest over pages, single vectors. */
+#if VREGS == 32 && VL == 16
+#define QK_CODE_NV(rows) ((rows) <= 3 ? 4 : 2)
+#elif VREGS == 32
+#define QK_CODE_NV(rows) ((rows) <= 6 ? 4 : 2)
+#else
+#define QK_CODE_NV(rows) ((rows) <= 2 ? 4 : 2)
+#endif
+#define QK_CODE_HEIGHT(name, four, rows)                                                           \
+    static void qk_##name##_##rows##_s(const struct qk_block *b, uint32_t v0)                      \
+    {                                                                                              \
+        qk_code_core(four, rows, QK_CODE_NV(rows), true, b, v0);                                   \
+    }                                                                                              \
+    static void qk_##name##_##rows##_w(const struct qk_block *b, uint32_t v0)                      \
+    {                                                                                              \
+        qk_code_core(four, rows, QK_CODE_NV(rows), false, b, v0);                                  \
+    }                                                                                              \
+    static void qk_##name##_##rows##_1(const struct qk_block *b, uint32_t v0)                      \
+    {                                                                                              \
+        qk_code_core(four, rows, 1, true, b, v0);                                                  \
+    }
+#define QK_CODE_ENTRY(name, unused, rows)                                                          \
+    {qk_##name##_##rows##_s, qk_##name##_##rows##_w, qk_##name##_##rows##_1},
+EACH_HEIGHT(QK_CODE_HEIGHT, k8, false)
+EACH_HEIGHT(QK_CODE_HEIGHT, k4, true)
+static qk_fn *const qk_code_table[2][BLOCK_ROWS][3] = {{EACH_HEIGHT(QK_CODE_ENTRY, k8, )},
+                                                       {EACH_HEIGHT(QK_CODE_ENTRY, k4, )}};
+
+static void qk_code_run(bool four, uint32_t page_vecs, uint32_t rows, const struct qk_block *b,
+                        uint32_t first, uint32_t last)
+{
+    qk_fn *const *fn = qk_code_table[four][rows - 1];
+    const uint32_t wide = QK_CODE_NV(rows);
+    const bool same = page_vecs >= wide;
+    while (first < last && first % wide != 0)
+        fn[2](b, first++);
+    for (; first + wide <= last; first += wide)
+        fn[same ? 0 : 1](b, first);
+    while (first < last)
+        fn[2](b, first++);
+}
+
 static qk_fn *const qk_table[3][BLOCK_ROWS][2] = {{EACH_HEIGHT(QK_ENTRY, f32, )},
                                                   {EACH_HEIGHT(QK_ENTRY, f16, )},
                                                   {EACH_HEIGHT(QK_ENTRY, bf16, )}};

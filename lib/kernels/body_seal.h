@@ -39,15 +39,12 @@ static void fit_ranges(float *lo, float *hi, float levels, uint16_t *scale, uint
         hi[i] = step[i] > 0 ? 1.0f / step[i] : 0.0f;
 }
 
-/* Codes of n floats (codes has room for PAD more). */
-static void encode(uint8_t *codes, const float *x, uint32_t n, float min, float inverse,
-                   float lowest, float highest)
+/* Codes of n floats in the range (codes has room for PAD more). */
+VI void encode(uint8_t *codes, const float *x, uint32_t n, float min, float inverse)
 {
-    const vf base = v_set1(min), by = v_set1(inverse), low = v_set1(lowest), top = v_set1(highest);
-    for (uint32_t i = 0; i < n; i += VL) {
-        vf c = v_mul(v_sub(v_load(x + i), base), by);
-        v_store_bytes(codes + i, v_round(v_min(v_max(c, low), top)));
-    }
+    const vf base = v_set1(min), by = v_set1(inverse);
+    for (uint32_t i = 0; i < n; i += VL)
+        v_store_bytes(codes + i, v_mul(v_sub(v_load(x + i), base), by));
 }
 
 /* n codes of four bits into the low (odd: high) halves of bytes; even rows come first. */
@@ -127,37 +124,66 @@ static void fill_flagged(float *x, uint32_t n, const uint8_t *flags)
         if (flags[t / 8] >> (t % 8) & 1) x[t] = fill;
 }
 
+/* n channels from d0 on; x are their tokens, with scale and minimum to come. */
+VI void seal_channels(int kind, bool four, const pkvi_layout *open, const char *from,
+                      const pkvi_layout *to, char *tile, const uint8_t *flags, uint32_t d0,
+                      uint32_t n)
+{
+    const uint32_t P = to->page_tokens;
+    float x[FIT][MAX_PAGE + PAD], lo[FIT] = {0}, hi[FIT] = {0};
+    uint8_t codes[MAX_PAGE + PAD];
+    uint16_t scale[FIT], min[FIT];
+    for (uint32_t i = 0; i < n; i++) {
+        channel_of(kind, open, from, NULL, d0 + i, x[i]);
+        if (flags) fill_flagged(x[i], P, flags);
+        range_of(x[i], P, &lo[i], &hi[i]);
+    }
+    fit_ranges(lo, hi, four ? 15.0f : 255.0f, scale, min);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t d = d0 + i;
+        uint8_t *row = (uint8_t *)tile + (size_t)(four ? d / 2 : d) * P;
+        if (!four && P >= VL) {
+            encode(row, x[i], P, lo[i], hi[i]);
+            continue;
+        }
+        encode(codes, x[i], P, lo[i], hi[i]);
+        if (four)
+            put_nibbles(row, codes, P, d % 2);
+        else
+            memcpy(row, codes, P);
+    }
+    memcpy(tile + to->k_scale + 2 * d0, scale, 2 * n);
+    memcpy(tile + to->k_min + 2 * d0, min, 2 * n);
+}
+
+VI void seal_tile(int kind, const pkvi_layout *open, const char *from, const pkvi_layout *to,
+                  char *tile, const uint8_t *flags)
+{
+    for (uint32_t d = 0; d < to->dim_k; d += FIT) {
+        const uint32_t n = to->dim_k - d < FIT ? to->dim_k - d : FIT;
+        if (to->dtype_k == PKV_DTYPE_K4)
+            seal_channels(kind, true, open, from, to, tile, flags, d, n);
+        else
+            seal_channels(kind, false, open, from, to, tile, flags, d, n);
+    }
+}
+
 static uint32_t seal_keys(const pkvi_layout *open, const char *from, const pkvi_layout *to,
                           char *tile, uint8_t *flags)
 {
-    const uint32_t P = to->page_tokens, dims = to->dim_k;
-    const bool four = to->dtype_k == PKV_DTYPE_K4;
-    const float levels = four ? 15.0f : 255.0f;
-    float x[FIT][MAX_PAGE + PAD], lo[FIT] = {0}, hi[FIT] = {0};
-    uint8_t codes[MAX_PAGE + PAD];
     uint32_t flagged = 0;
-    memset(flags, 0, P / 8);
+    memset(flags, 0, to->page_tokens / 8);
     if (suspect(open, true, from, LARGEST)) flagged = flag_keys(open, from, flags);
-    for (uint32_t d0 = 0; d0 < dims; d0 += FIT) {
-        const uint32_t n = dims - d0 < FIT ? dims - d0 : FIT;
-        uint16_t scale[FIT], min[FIT];
-        for (uint32_t i = 0; i < n; i++) {
-            channel_floats(open, from, NULL, d0 + i, x[i]);
-            if (flagged > 0) fill_flagged(x[i], P, flags);
-            range_of(x[i], P, &lo[i], &hi[i]);
-        }
-        fit_ranges(lo, hi, levels, scale, min);
-        for (uint32_t i = 0; i < n; i++) {
-            const uint32_t d = d0 + i;
-            uint8_t *row = (uint8_t *)tile + (size_t)(four ? d / 2 : d) * P;
-            encode(codes, x[i], P, lo[i], hi[i], 0, levels);
-            if (four)
-                put_nibbles(row, codes, P, d % 2);
-            else
-                memcpy(row, codes, P);
-        }
-        memcpy(tile + to->k_scale + 2 * d0, scale, 2 * n);
-        memcpy(tile + to->k_min + 2 * d0, min, 2 * n);
+    const uint8_t *fill = flagged > 0 ? flags : NULL;
+    switch (key_kind(open)) {
+    case KIND_F32:
+        seal_tile(KIND_F32, open, from, to, tile, fill);
+        break;
+    case KIND_F16:
+        seal_tile(KIND_F16, open, from, to, tile, fill);
+        break;
+    default:
+        seal_tile(KIND_BF16, open, from, to, tile, fill);
     }
     return flagged;
 }
@@ -186,7 +212,7 @@ static uint32_t seal_values8(const pkvi_layout *open, const char *from, const pk
     for (uint32_t i = 0; i < n; i++) {
         char *row = tile + (size_t)(t0 + i) * to->v_row_bytes;
         token_floats(open, from, t0 + i, x);
-        encode(codes, x, dims, 0, step[i] > 0 ? 1.0f / step[i] : 0.0f, -127, 127);
+        encode(codes, x, dims, 0, step[i] > 0 ? 1.0f / step[i] : 0.0f);
         if (lost[i]) {
             memset(codes, 0, dims);
             scale[i] = HALF_NAN;
@@ -197,41 +223,62 @@ static uint32_t seal_values8(const pkvi_layout *open, const char *from, const pk
     return flagged;
 }
 
-/* V4: one token, up to FIT groups at a time. */
-static uint32_t seal_token4(const float *x, const pkvi_layout *to, char *tile, uint32_t t,
-                            bool careful)
+/* Dims [d, d + n) of a token of a plain tile; x has room for PAD more. */
+VI void dims_of(int kind, const pkvi_layout *l, const char *tile, uint32_t t, uint32_t d,
+                uint32_t n, float *x)
 {
-    const uint32_t groups = to->v_groups, dims = to->dim_v;
-    uint8_t codes[V4_GROUP + PAD], *row = (uint8_t *)tile + (size_t)(t / 2) * dims;
-    uint32_t flagged = 0;
-    for (uint32_t g0 = 0; g0 < groups; g0 += FIT) {
-        const uint32_t n = groups - g0 < FIT ? groups - g0 : FIT;
-        float lo[FIT] = {0}, hi[FIT] = {0};
-        uint16_t scale[FIT], min[FIT];
-        bool lost[FIT] = {false};
-        for (uint32_t i = 0; i < n; i++) {
-            const uint32_t d0 = (g0 + i) * V4_GROUP;
-            const uint32_t count = dims - d0 < V4_GROUP ? dims - d0 : V4_GROUP;
-            for (uint32_t d = 0; careful && d < count; d++)
-                lost[i] |= !representable(x[d0 + d], LARGEST);
-            flagged |= lost[i];
-            if (!lost[i]) range_of(x + d0, count, &lo[i], &hi[i]);
-        }
-        fit_ranges(lo, hi, 15.0f, scale, min);
-        for (uint32_t i = 0; i < n; i++) {
-            const uint32_t d0 = (g0 + i) * V4_GROUP;
-            const uint32_t count = dims - d0 < V4_GROUP ? dims - d0 : V4_GROUP;
-            memset(codes, 0, sizeof codes);
-            if (lost[i])
-                scale[i] = min[i] = HALF_NAN;
-            else
-                encode(codes, x + d0, count, lo[i], hi[i], 0, 15.0f);
-            put_nibbles(row + d0, codes, count, t % 2);
-        }
-        const size_t at = 2 * ((size_t)t * groups + g0);
-        memcpy(tile + to->v_scale + at, scale, 2 * n);
-        memcpy(tile + to->v_min + at, min, 2 * n);
+    const uint32_t bytes = kind == KIND_F16 ? 2 : 4;
+    const char *row = tile + (size_t)(kind == KIND_BF16 ? t / 2 * 2 : t) * l->v_row_bytes;
+    for (uint32_t i = 0; i < n; i += VL)
+        v_store(x + i, load_value(kind, row + (size_t)(d + i) * bytes, i + VL > n, t % 2));
+}
+
+/* V4: groups [e0, e0 + FIT) of the page, counted over tokens, or as many as there are. */
+VI uint32_t seal_groups(int kind, const pkvi_layout *open, const char *from, const pkvi_layout *to,
+                        char *tile, uint32_t e0, bool careful)
+{
+    const uint32_t groups = to->v_groups, dims = to->dim_v, all = to->page_tokens * groups;
+    const uint32_t n = all - e0 < FIT ? all - e0 : FIT;
+    float x[FIT][V4_GROUP + PAD], lo[FIT] = {0}, hi[FIT] = {0};
+    uint8_t codes[V4_GROUP + PAD];
+    uint16_t scale[FIT], min[FIT];
+    bool lost[FIT] = {false};
+    uint32_t count[FIT], flagged = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t t = (e0 + i) / groups, d0 = (e0 + i) % groups * V4_GROUP;
+        count[i] = dims - d0 < V4_GROUP ? dims - d0 : V4_GROUP;
+        dims_of(kind, open, from, t, d0, count[i], x[i]);
+        for (uint32_t d = 0; careful && d < count[i]; d++)
+            lost[i] |= !representable(x[i][d], LARGEST);
+        flagged += lost[i];
+        if (!lost[i]) range_of(x[i], count[i], &lo[i], &hi[i]);
     }
+    fit_ranges(lo, hi, 15.0f, scale, min);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t t = (e0 + i) / groups, d0 = (e0 + i) % groups * V4_GROUP;
+        if (lost[i]) {
+            scale[i] = min[i] = HALF_NAN;
+            memset(codes, 0, sizeof codes);
+        } else {
+            encode(codes, x[i], count[i], lo[i], hi[i]);
+        }
+        put_nibbles((uint8_t *)tile + (size_t)(t / 2) * dims + d0, codes, count[i], t % 2);
+    }
+    memcpy(tile + to->v_scale + 2 * e0, scale, 2 * n);
+    memcpy(tile + to->v_min + 2 * e0, min, 2 * n);
+    return flagged;
+}
+
+static uint32_t seal_values4(const pkvi_layout *open, const char *from, const pkvi_layout *to,
+                             char *tile, bool careful)
+{
+    uint32_t flagged = 0;
+    const uint32_t all = to->page_tokens * to->v_groups;
+    const int kind = value_kind(open);
+    for (uint32_t e = 0; e < all; e += FIT)
+        flagged += kind == KIND_F32   ? seal_groups(KIND_F32, open, from, to, tile, e, careful)
+                   : kind == KIND_F16 ? seal_groups(KIND_F16, open, from, to, tile, e, careful)
+                                      : seal_groups(KIND_BF16, open, from, to, tile, e, careful);
     return flagged;
 }
 
@@ -241,16 +288,9 @@ static uint32_t seal_values(const pkvi_layout *open, const char *from, const pkv
     const bool eight = to->dtype_v == PKV_DTYPE_V8;
     const bool careful = suspect(open, false, from, eight ? 127 * LARGEST : LARGEST);
     uint32_t flagged = 0;
-    float x[PKV_MAX_HEAD_DIM + V4_GROUP];
-    if (eight) {
-        for (uint32_t t = 0; t < to->page_tokens; t += FIT)
-            flagged += seal_values8(open, from, to, tile, t, careful);
-        return flagged;
-    }
-    for (uint32_t t = 0; t < to->page_tokens; t++) {
-        token_floats(open, from, t, x);
-        flagged += seal_token4(x, to, tile, t, careful);
-    }
+    if (!eight) return seal_values4(open, from, to, tile, careful);
+    for (uint32_t t = 0; t < to->page_tokens; t += FIT)
+        flagged += seal_values8(open, from, to, tile, t, careful);
     return flagged;
 }
 

@@ -6,7 +6,8 @@ struct tile {
     uint32_t row0, rows;   /* query rows [row0, row0 + rows) of the job … */
     uint32_t head0, heads; /* … for these KV heads */
     int k_kind, v_kind;    /* how the page's tiles are read */
-    bool panel;            /* keys pass through k_panel: codes, or pages narrower than vectors */
+    bool panel;            /* pages are narrower than vectors: keys pass through k_panel */
+    bool codes;            /* keys are codes and do not: queries are not packed but weighted */
     uint32_t page_shift;
     float *q;       /* packed queries, per head in blocks of rows: [dim][block] */
     float *q_low;   /* BFDOT: their low parts, or NULL */
@@ -14,7 +15,7 @@ struct tile {
     float *vmax;    /* [heads * rows][VL] running maximum of the leaf */
     float *vsum;    /* [heads * rows][VL] running sum of the leaf */
     float *k_panel; /* [dim_k][GROUP] */
-    float *v_panel; /* [GROUP][dim_v + V4_GROUP], or NULL: values are read where they lie */
+    float *weights; /* keys in codes: [page of the group][BLOCK_ROWS][W_STRIDE] */
     struct group groups[LEAF_GROUPS];
     uint32_t n_groups;
 };
@@ -228,3 +229,87 @@ static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_
     }
     if (pkvi_layout_k_coded(l)) flag_scores(t, g, gi, h);
 }
+
+#ifndef PKVI_BFDOT
+/* Rows' queries under a page's scales and minima: w = q * scale, *start = q . min. */
+VI void weigh(int rows, const char *scale, const char *min, const float *q, uint32_t dims, float *w,
+              float *start)
+{
+    vf sum[4];
+    UNROLL for (int r = 0; r < rows; r++) sum[r] = v_zero();
+    for (uint32_t d = 0; d < dims; d += VL) {
+        const bool half = d + VL > dims;
+        const vf s = half ? v_load_f16_half(scale + 2 * d) : v_load_f16(scale + 2 * d);
+        const vf m = half ? v_load_f16_half(min + 2 * d) : v_load_f16(min + 2 * d);
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            const vf x = load_out(q + (size_t)r * dims + d, half);
+            store_out(w + (size_t)r * W_STRIDE + d, v_mul(x, s), half);
+            sum[r] = v_fma(x, m, sum[r]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) start[r] = v_hsum(sum[r]);
+}
+
+static void weigh_block(uint32_t rows, const char *scale, const char *min, const float *q,
+                        uint32_t dims, float *w, float *start)
+{
+    uint32_t r = 0;
+    for (; r + 4 <= rows; r += 4)
+        weigh(4, scale, min, q + (size_t)r * dims, dims, w + (size_t)r * W_STRIDE, start + r);
+    for (; r < rows; r++)
+        weigh(1, scale, min, q + (size_t)r * dims, dims, w + (size_t)r * W_STRIDE, start + r);
+}
+
+static void key_ahead_init(struct key_ahead *a, const struct tile *t, uint32_t gi, uint32_t h)
+{
+    const pkvi_layout *l = t->job->layout;
+    const uint32_t P = l->page_tokens, run = P < GROUP ? P : GROUP;
+    *a = (struct key_ahead){.n_pages = GROUP / run, .step = 64, .lines = l->k_head_bytes / 64};
+    if (P > GROUP) { /* rows of 64 of P slots */
+        a->lines = t->k_kind == KIND_K4 ? l->dim_k / 2 : l->dim_k;
+        a->step = P;
+    }
+    a->left = a->lines;
+    for (uint32_t p = 0; p < a->n_pages; p++)
+        a->at[p] = tile_ahead(t, 1, false, gi, h, p * run);
+    a->next = a->at[0];
+}
+
+/* group_scores for keys in codes. */
+static __attribute__((noinline)) void code_scores(const struct tile *t, uint32_t gi, uint32_t h)
+{
+    const pkvi_attend_job *job = t->job;
+    const struct group *g = &t->groups[gi];
+    const pkvi_layout *l = job->layout;
+    const uint32_t P = l->page_tokens, run = P < GROUP ? P : GROUP, vecs = run / VL;
+    const bool four = t->k_kind == KIND_K4;
+    const float *q = job->q + (size_t)(t->head0 - job->head0 + h) * job->q_head_stride +
+                     (size_t)t->row0 * l->dim_k;
+    const char *tiles[GROUP / LEAST_CODE_PAGE];
+    float start[GROUP / LEAST_CODE_PAGE][BLOCK_ROWS];
+    struct key_ahead ahead;
+    struct qk_block b = {.dims = l->dim_k, .k_stride = four ? P : 2 * (size_t)P, .ahead = &ahead};
+    for (uint32_t p = g->first / run; p * run < g->last; p++) {
+        const int64_t slot = g->slot0 + p * run;
+        tiles[p] = part_of(job, slot >> t->page_shift) + (size_t)(t->head0 + h) * l->k_head_bytes;
+        for (uint32_t v = 0; v < vecs; v++) {
+            b.k[p * vecs + v] = k_tile(t, t->head0 + h, slot) + v * VL;
+            b.w[p * vecs + v] = t->weights + (size_t)p * BLOCK_ROWS * W_STRIDE;
+            b.start[p * vecs + v] = start[p];
+        }
+    }
+    key_ahead_init(&ahead, t, gi, h);
+    for (uint32_t r = 0, n, from, to; r < t->rows; r += n) {
+        n = block_rows(t->rows - r);
+        if (!group_block(g, r, n, &from, &to)) continue; /* above the diagonal */
+        for (uint32_t p = from / run; p * run < to; p++)
+            weigh_block(n, tiles[p] + l->k_scale, tiles[p] + l->k_min, q + (size_t)r * l->dim_k,
+                        l->dim_k, t->weights + (size_t)p * BLOCK_ROWS * W_STRIDE, start[p]);
+        b.s = t->s + (size_t)(h * t->rows + r) * S_STRIDE + gi * GROUP;
+        qk_code_run(four, vecs, n, &b, from / VL, (to + VL - 1) / VL);
+        b.ahead = NULL; /* the other blocks find the lines already on their way */
+    }
+    flag_scores(t, g, gi, h);
+}
+#endif

@@ -50,10 +50,12 @@ size_t pkvi_kernel_scratch(const pkvi_layout *l, uint32_t n_heads, uint32_t n_ro
     size_t heads = PKVI_TILE_ROWS / rows;
     if (heads > n_heads) heads = n_heads;
     const size_t states = heads * rows;
-    size_t floats = states * (PKVI_LEAF + 16 + 16 + 16); /* scores, maxima, sums */
-    floats += (PKVI_LEAF / GROUP) * rows * 2 + 16;       /* visibility */
-    if (l->page_tokens < 16 || pkvi_layout_k_coded(l)) floats += (size_t)GROUP * l->dim_k;
-    if (pkvi_layout_v_coded(l)) floats += GROUP * ((size_t)l->dim_v + 32); /* panels */
-    floats += states * l->dim_k;                                           /* queries */
+    size_t floats = states * (PKVI_LEAF + 16 + 16 + 16);          /* scores, maxima, sums */
+    floats += (PKVI_LEAF / GROUP) * rows * 2 + 16;                /* visibility */
+    floats += l->page_tokens < 16 ? (size_t)GROUP * l->dim_k : 0; /* panel */
+    if (pkvi_layout_k_coded(l) && l->page_tokens >= 16)           /* weighted queries of a block */
+        floats += (size_t)(l->page_tokens < GROUP ? GROUP / l->page_tokens : 1) * 12 *
+                  (PKV_MAX_HEAD_DIM + 16);
+    floats += states * l->dim_k; /* queries */
     return (floats * sizeof(float) + 63) / 64 * 64;
 }
