@@ -13,6 +13,8 @@ static void op_limit(struct world *w)
     const uint64_t most = w->config.memory_limit;
     uint64_t limit = most / 8 * (1 + world_below(w, 8));
     if (world_once(w, 3)) limit = most;
+    pkv_limit_shortfall shortfall = {.struct_size = sizeof shortfall};
+    WORLD_CHECK(w, pkv_cache_limit_shortfall(w->cache, limit, &shortfall) == PKV_OK, "shortfall");
     if (world_did(w, pkv_cache_set_limit(w->cache, limit), "pkv_cache_set_limit",
                   WORLD_OTHERS(PKV_EBUSY, PKV_EINVAL)))
         w->limit = limit;
@@ -24,6 +26,50 @@ static void op_trim(struct world *w)
 {
     uint64_t bytes = 0;
     WORLD_CHECK(w, pkv_cache_trim(w->cache, world_once(w, 2) ? NULL : &bytes) == PKV_OK, "trim");
+}
+
+/* The host's part of moving pages. */
+static pkv_status move_pages(void *user, uint32_t group, uint32_t n, const uint32_t *from,
+                             const uint32_t *to)
+{
+    struct world *w = user;
+    const size_t bytes = w->group[group].info.page_bytes;
+    for (uint32_t i = 0; i < n; i++) {
+        if (w->config.storage == PKV_STORAGE_NONE) {
+            for (uint32_t t = 0; t < w->page_tokens; t++)
+                *world_slot(w, group, to[i], t) = *world_slot(w, group, from[i], t);
+        } else {
+            char *base = w->group[group].buffer;
+            memcpy(base + to[i] * bytes, base + from[i] * bytes, bytes);
+        }
+    }
+    return PKV_OK;
+}
+
+static void op_compact(struct world *w)
+{
+    const bool own = w->config.storage == PKV_STORAGE_HOST;
+    const uint64_t most = world_once(w, 2) ? UINT64_MAX : world_below(w, 1 << 20);
+    uint64_t moved = 0;
+    if (!own) WORLD_CHECK(w, pkv_cache_compact(w->cache, most, &moved) == PKV_ENOTSUP, "compact");
+    const pkv_status status = own ? pkv_cache_compact(w->cache, most, &moved)
+                                  : pkv_cache_compact_with(w->cache, most, move_pages, w, &moved);
+    if (!world_did(w, status, "pkv_cache_compact", WORLD_NONE)) return;
+    for (int i = 0; i < WORLD_SEQS; i++) {
+        struct world_seq *s = &w->seq[i];
+        if (!s->live) continue;
+        const struct world_seq before = *s;
+        world_look(w, s);
+        for (uint32_t g = 0; g < w->n_groups; g++)
+            for (uint32_t l = 0; l < s->n_pages; l++)
+                WORLD_CHECK(w,
+                            (before.page[g][l] == PKV_PAGE_NONE) ==
+                                    (s->page[g][l] == PKV_PAGE_NONE) &&
+                                (s->batch < 0 || !w->batch[s->batch].reserved ||
+                                 before.page[g][l] == s->page[g][l]),
+                            "group %u: compaction changed page %u of sequence %d", g, l, i);
+    }
+    world_check_all(w);
 }
 
 /* ---- refusals ---------------------------------------------------------------------------------
@@ -262,8 +308,16 @@ static void op_time(struct world *w)
     w->time += world_below(w, 1500);
 }
 
-const struct world_op world_cache_ops[] = {
-    {"limit", op_limit, 1},   {"trim", op_trim, 1},     {"arm", op_arm, 2},
-    {"disarm", op_disarm, 3}, {"page", op_page, 6},     {"magazine", op_magazine, 3},
-    {"events", op_events, 2}, {"errors", op_errors, 1}, {"questions", op_questions, 1},
-    {"check", op_check, 3},   {"time", op_time, 3},     {NULL, NULL, 0}};
+const struct world_op world_cache_ops[] = {{"limit", op_limit, 1},
+                                           {"trim", op_trim, 1},
+                                           {"compact", op_compact, 1},
+                                           {"arm", op_arm, 2},
+                                           {"disarm", op_disarm, 3},
+                                           {"page", op_page, 6},
+                                           {"magazine", op_magazine, 3},
+                                           {"events", op_events, 2},
+                                           {"errors", op_errors, 1},
+                                           {"questions", op_questions, 1},
+                                           {"check", op_check, 3},
+                                           {"time", op_time, 3},
+                                           {NULL, NULL, 0}};
