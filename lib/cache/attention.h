@@ -1,4 +1,4 @@
-/* What attention.c and plan.c share. */
+/* What bind_attention.c and api_attention.c share. */
 #ifndef PKVI_CACHE_ATTENTION_H
 #define PKVI_CACHE_ATTENTION_H
 

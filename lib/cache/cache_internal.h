@@ -5,12 +5,14 @@
  *
  *     config.c    defaults, bounds, checks             sequence.c  create, fork, truncate, destroy
  *     geometry.c  groups, layers, bytes per page       pins.c      pinned ranges
- *     cache.c     create, destroy, reclaim             batch.c     begin, add, commit, abort
+ *     cache.c     create, destroy                      release.c   pages that leave a sequence
  *     limit.c     limit, trim, shortfall               compact.c   moving pages
+ *     reclaim.c   memory back, and trying again        batch.c     begin, add, commit, abort
  *     verify.c    every invariant                      reserve.c   pages for a batch, or nothing
  *     error.c     last error                           export.c    CSR, block table, slot mapping
  *     slots.c     handles                              admission.c claims and the safe-state rule
- *     attention.c plans (lib/attn)   prefix.c (lib/prefix)   evict.c (lib/evict)
+ *     bind_M.c    hooks and state of module M (attention, evict, prefix)
+ *     api_M.c     the public functions of module M
  *
  * Locks (ranks in base/base.h): cache->lock guards the slot tables and the free batches,
  * cache->admission_lock the claims, cache->error_lock the last error. No hook is called with any of
@@ -65,7 +67,7 @@ struct pkvi_layer {
     uint16_t index; /* layer number inside the group */
 };
 
-struct pkvi_attention; /* attention.c: kernel row, per-cache constants */
+struct pkvi_attention; /* bind_attention.c: kernel row, per-cache constants */
 
 struct pkv_cache {
     const struct pkvi_os *os;
@@ -238,7 +240,7 @@ static inline uint64_t pkvi_resident_tokens(const struct pkvi_seq *seq, uint32_t
     return tokens;
 }
 
-/* ---- services for the modules' bindings (prefix.c, evict.c) --------------------------------- */
+/* ---- services for the modules' bindings (bind_prefix.c, bind_evict.c) ----------------------- */
 
 /* Drops one resident page of a sequence (an eviction): takes it out of the table, gives its
  * reference back, counts and reports PKV_EVENT_PAGE_EVICT. PKV_EDROPPED if not held, PKV_EBUSY if a
@@ -327,7 +329,7 @@ void pkvi_unreserve_entry(struct pkvi_batch *batch, uint32_t entry, uint64_t len
 
 /* sequence.c: destroys a sequence without looking at its batch (cache destroy, too). */
 void pkvi_seq_destroy(struct pkvi_seq *seq);
-/* Releases the pages of window groups that no query from seq->length on can see, unless a pin keeps
+/* release.c: releases the pages of window groups that no query from seq->length on can see, unless a pin keeps
  * them. O(released). */
 void pkvi_seq_release_window(struct pkvi_seq *seq);
 /* After an unpin: releases pages [first_page, end_page) of window groups that only the pin kept. */
@@ -347,7 +349,7 @@ void pkvi_admission_trim(struct pkv_cache *cache);
 void pkvi_admission_forget(struct pkvi_seq *seq);
 pkv_status pkvi_admission_verify(struct pkv_cache *cache, char *text, size_t capacity);
 
-/* attention.c, prefix.c, evict.c: bind the modules at create. A module that is absent leaves its
+/* bind_attention.c, bind_prefix.c, bind_evict.c: bind the modules at create. A module that is absent leaves its
  * pointers NULL. On failure nothing is left behind. */
 pkv_status pkvi_attention_bind(struct pkv_cache *cache, const pkv_config *config);
 void pkvi_attention_unbind(struct pkv_cache *cache);

@@ -1,6 +1,6 @@
 /* The fixed points at which the cache calls the prefix index and the eviction module.
  *
- * Each of the two modules is bound to the cache by a file of this directory (prefix.c, evict.c)
+ * Each of the two modules is bound to the cache by a file of this directory (bind_prefix.c, bind_evict.c)
  * that fills one `struct pkvi_hooks` and keeps a context; the modules themselves (lib/prefix,
  * lib/evict) never see a cache, a sequence or a batch. Every pointer may be NULL: the point is then
  * skipped. The cache calls the hooks of slot 0 (prefix) before those of slot 1 (evict), and undoes

@@ -1,16 +1,5 @@
-/* Pinned token ranges: kept from eviction policies and sliding windows. */
-#include <string.h>
-
+/* Pinned token ranges: kept from eviction policies and sliding windows (release.c asks). */
 #include "cache/cache_internal.h"
-
-bool pkvi_seq_pinned(const struct pkvi_seq *seq, uint32_t logical)
-{
-    const uint64_t begin = (uint64_t)logical << seq->cache->page_shift;
-    const uint64_t end = begin + seq->cache->page_tokens;
-    for (uint32_t i = 0; i < seq->n_pins; i++)
-        if (seq->pins[i].begin < end && begin < seq->pins[i].end) return true;
-    return false;
-}
 
 static pkv_status add_pin(struct pkvi_seq *seq, struct pkvi_range range)
 {

@@ -1,12 +1,12 @@
 /* evict: bounds the pages that one sequence holds in one layer group.
  *
  * The module sees page tables, pools and page layouts; it never sees a cache, a sequence or a
- * batch. lib/cache/evict.c binds it: it owns one `struct pkvi_evict` per cache and keeps a `struct
- * pkvi_evict_seq` in seq->state[PKVI_HOOK_EVICT] for sequences that have a policy (NULL = none;
+ * batch. lib/cache/bind_evict.c binds it: it owns one `struct pkvi_evict` per cache and keeps a
+ * `struct pkvi_evict_seq` in seq->state[PKVI_HOOK_EVICT] for sequences that have a policy (NULL = none;
  * every function here that takes one accepts NULL and answers "no policy").
  *
  * Who calls what
- *   cache/evict.c   create/destroy, set policy, fork, reserve, commit, truncate
+ *   cache/bind_evict.c  create/destroy, set policy, fork, reserve, commit, truncate
  *   attention       pkvi_evict_mass_rows + pkvi_evict_feed, pkvi_evict_topk, pkvi_evict_compact,
  *                   pkvi_evict_look
  *   prefix          pkvi_evict_publication, pkvi_evict_salt, pkvi_evict_depend

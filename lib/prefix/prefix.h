@@ -2,7 +2,7 @@
  * (lib/index), are matched by later sequences, and are reclaimed in the order of a replacement
  * policy, per layer group and quota domain.
  *
- * The module sees pools and page tables, never a cache, a sequence or a batch: lib/cache/prefix.c
+ * The module sees pools and page tables, never a cache, a sequence or a batch: lib/cache/bind_prefix.c
  * binds it. Every function takes the index's lock (rank PREFIX) itself and is MT-safe; a
  * pkvi_prefix_seq is used by its sequence's writer only. */
 #ifndef PKVI_PREFIX_PREFIX_H

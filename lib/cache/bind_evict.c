@@ -1,4 +1,4 @@
-/* Binding of lib/evict to the cache: hooks, and the public eviction functions. */
+/* Binds lib/evict to the cache: the hooks. */
 #include "cache/evict.h"
 
 #include <string.h>
