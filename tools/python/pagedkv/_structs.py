@@ -353,9 +353,36 @@ class Stats(Struct):
                 "prefix_nodes",
                 "evict_regret_steps",
                 "evict_regret_checks",
+                "bytes_held",
+                "pages_unbacked",
+                "regions",
+                "regions_split",
+
             )
         ]
-        + [("reserved", u64 * 8)]
+        + [("reserved", u64 * 4)]
+    )
+
+
+class LimitShortfall(Struct):
+    """What stands in the way of a limit, in bytes (``pkv_limit_shortfall``)."""
+
+    c_name = "pkv_limit_shortfall"
+    _fields_ = (
+        [("struct_size", size)]
+        + [
+            (name, u64)
+            for name in (
+                "bytes",
+                "needed",
+                "sequences",
+                "host",
+                "magazines",
+                "metadata",
+                "cached",
+            )
+        ]
+        + [("reserved", u64 * 4)]
     )
 
 
@@ -554,6 +581,7 @@ STRUCTS: tuple[type[Struct], ...] = (
     RowsOutStruct,
     PlanOptionsStruct,
     Stats,
+    LimitShortfall,
     GroupStats,
     Event,
     EvictConfigStruct,

@@ -23,6 +23,7 @@ from ._structs import (
     GroupConfigStruct,
     GroupInfo,
     GroupStats,
+    LimitShortfall,
     RopeConfigStruct,
     Stats,
 )
@@ -333,6 +334,25 @@ class Cache:
         given = C.c_uint64()
         self.check(lib.pkv_cache_trim(self.handle, C.byref(given)), "pkv_cache_trim")
         return given.value
+
+    def compact(self, max_bytes: int = 2**64 - 1) -> int:
+        """Moves pages together (at most max_bytes of them); returns the bytes moved."""
+        self.release_dropped()
+        moved = C.c_uint64()
+        self.check(
+            lib.pkv_cache_compact(self.handle, max_bytes, C.byref(moved)), "pkv_cache_compact"
+        )
+        return moved.value
+
+    def limit_shortfall(self, n_bytes: int) -> LimitShortfall:
+        """What stands in the way of a limit; ``bytes`` is 0 if it would be accepted."""
+        self.release_dropped()
+        found = LimitShortfall(struct_size=C.sizeof(LimitShortfall))
+        self.check(
+            lib.pkv_cache_limit_shortfall(self.handle, n_bytes, C.byref(found)),
+            "pkv_cache_limit_shortfall",
+        )
+        return found
 
     def verify(self) -> None:
         """Walks every invariant; :class:`Corrupt` names the first broken one."""

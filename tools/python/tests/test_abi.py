@@ -51,6 +51,7 @@ def _kind(parameter: str) -> str:
         "pkv_evict_kind": "i32",
         "int": "i32",
         "pkv_pin": "u64",
+        "pkv_move_fn": "pointer",
     }
     return known.get(words[0], f"struct:{words[0]}")
 
