@@ -92,6 +92,8 @@ all="-Dtools=enabled -Dtests=enabled"
 build_static() { :; }
 test_static() {
     expect "layer-order" python3 tests/layers.py
+    expect "nothing-unused" python3 tests/unused.py
+    expect "no-circles" python3 tests/circles.py
     expect "headers-self-contained" tests/abi/headers.sh
 }
 
