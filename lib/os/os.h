@@ -1,5 +1,6 @@
-/* os: everything the library asks of the operating system, behind one table of hooks, so that tests
- * can refuse each call in turn and ports have one thing to write. */
+/* os: mappings, advice, clock and randomness, behind one table of hooks, so that tests can refuse each
+ * call in turn and ports have one thing to write. Locks are pthread's, CPU features are read by
+ * kernels/cpu.c. */
 #ifndef PKVI_OS_OS_H
 #define PKVI_OS_OS_H
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What the pages on threads and errors say of the headers is complete: docs/threading.md gives every
-public function exactly one class under the right header, docs/errors.md every code its value."""
+public function exactly one class under the right header, docs/errors.md every code its value. Files
+and functions that any page names exist."""
 import pathlib
 import re
 import sys
@@ -41,5 +42,20 @@ told = dict(re.findall(r"^\| `(PKV_\w+)` \| ([−\d]+) \|", (docs / "errors.md")
 told = {name: value.replace("−", "-") for name, value in told.items()}
 errors += [f"{name}: {told.get(name)} in errors.md, {codes.get(name)} in status.h"
            for name in sorted(codes.keys() | told.keys()) if codes.get(name) != told.get(name)]
+# Files as seen from the top or, in the pages on Python, from tools/python; names of the library as a word
+# anywhere in its sources or the tools'.
+top = docs.parent
+words = set()
+for folder in ("lib", "include", "tools", "tests"):
+    for source in (top / folder).rglob("*"):
+        if source.suffix in (".c", ".h", ".py", ".cc", ".map", ".build", ".txt", ".sh"):
+            words |= set(re.findall(r"\bpkvi?_\w+", source.read_text(errors="replace")))
+for page in [*sorted(docs.glob("*.md")), top / "README.md"]:
+    text = page.read_text()
+    for name in sorted(set(re.findall(r"`((?:lib|tests|tools|include|docs)/[\w./-]+)`", text))):
+        if not (top / name).exists() and not (top / "tools/python" / name).exists():
+            errors.append(f"{page.name}: there is no {name}")
+    for name in sorted(set(re.findall(r"\bpkvi?_\w*[a-z0-9]\b(?![*…])", text)) - words):
+        errors.append(f"{page.name}: there is no {name}")
 print("\n".join(errors) or f"{len(declared)} functions, {len(codes)} codes")
 sys.exit(bool(errors))
