@@ -5,7 +5,17 @@
  * The host must let all nth calls of pkv_write(layer) return before any pkv_attend(layer) starts
  * (its own barrier), and all of pkv_attend(layer) before it reads `out`. Nothing here waits, locks
  * or allocates. Results are bitwise identical for any nth, batch order and page placement on one
- * kernel row. */
+ * kernel row.
+ *
+ * Quantised groups (config.h: dtype_k, dtype_v). A row attends to its *own* page, the one that its
+ * token lies in, as it was written (in dtype), and to every earlier page as quantised, however the
+ * prompt was cut into steps: so results do not depend on chunks either. The one exception: where a
+ * sequence goes on in the middle of a page that was sealed before (pkv_seq_truncate into it, or a
+ * prefix match that ends in it), the tokens before that point are read dequantised, by the rows of
+ * that page too, and the page is quantised a second time when it is full; pkv_stats.pages_unsealed
+ * counts them. Attach whole pages (a match cut to a multiple of page_tokens) to rule it out. Keys or
+ * values that the format cannot hold (NaN, infinity, beyond f16) read as NaN in the sealed page,
+ * theirs alone, and are counted: pkv_stats.vectors_flagged. */
 #ifndef PAGEDKV_ATTENTION_H
 #define PAGEDKV_ATTENTION_H
 
@@ -130,8 +140,9 @@ enum {
     PKV_LAYOUT_NHD = 1, /* [2 (K, V)][token][head][dim] */
     PKV_LAYOUT_HND = 2  /* [2 (K, V)][head][token][dim] */
 };
-/* `page_part` as pkv_page_address returns it; `plain` holds page_tokens tokens in the page's dtype,
- * K first, then V. Tag of the tile layout: pkv_layout_tag(). */
+/* `page_part` as pkv_page_address returns it; `plain` holds page_tokens tokens, K first, then V, in the
+ * page's types; of a quantised group in the type of its open pages: unpacking dequantises, packing
+ * quantises (PKV_ENOMEM then possible, nothing changed). Tag of the tile layout: pkv_layout_tag(). */
 PKV_API pkv_status pkv_page_unpack(pkv_cache *cache, uint32_t group, const void *page_part,
                                    pkv_layout layout, void *plain, size_t plain_bytes);
 PKV_API pkv_status pkv_page_pack(pkv_cache *cache, uint32_t group, void *page_part,

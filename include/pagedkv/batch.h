@@ -71,6 +71,26 @@ typedef struct pkv_copy {
 PKV_API pkv_status pkv_batch_copies(pkv_batch batch, pkv_copy *copies, uint32_t capacity,
                                     uint32_t *n);
 
+/* Quantised groups: an open page that gets new tokens in this step (config.h). */
+typedef struct pkv_open_page {
+    uint32_t logical;  /* logical page of the sequence */
+    uint32_t n_tokens; /* its slots [0, n_tokens) hold tokens from before the step */
+    pkv_page open;     /* where the new tokens go */
+    pkv_page sealed;   /* the page of the table: quantise into it if the step fills the page */
+    pkv_page from;     /* open page to copy the n_tokens from; or, with n_tokens > 0 and `open` not yet
+                        * filled (see fill), PKV_PAGE_NONE: dequantise them from `sealed` */
+    uint32_t fill;     /* 1: slots [0, n_tokens) must be filled before the step */
+    uint32_t reserved[3];
+} pkv_open_page;
+
+/* The open pages of a reserved batch's entry in a quantised group, in logical order. HOST storage:
+ * the library fills and seals them (pkv_write); with NONE the host does, after the copies of
+ * pkv_batch_copies. Ids of open pages are a numbering of their own. Writes at most `capacity`
+ * entries and the total to *n (0 in groups that are not quantised); PKV_ERANGE if capacity is too
+ * small (nothing written but *n). pages may be NULL with capacity 0. O(pages). */
+PKV_API pkv_status pkv_batch_open_pages(pkv_batch batch, uint32_t entry, uint32_t group,
+                                        pkv_open_page *pages, uint32_t capacity, uint32_t *n);
+
 #ifdef __cplusplus
 }
 #endif

@@ -85,7 +85,7 @@ PKV_API pkv_status pkv_cache_last_error(pkv_cache *cache, char *text, size_t cap
 typedef struct pkv_group_info {
     size_t struct_size; /* set by the caller to sizeof(pkv_group_info) */
     uint32_t n_layers, kv_heads, q_heads, head_dim_k, head_dim_v, window;
-    pkv_dtype dtype;      /* of keys and values; 0 where they differ */
+    pkv_dtype dtype;      /* of keys and values, of open pages if quantised; 0 where they differ */
     uint32_t pages_per_region;
     uint64_t page_bytes;  /* bytes of one page: all layers of the group */
     uint64_t layer_bytes; /* bytes of one layer's part of a page */
@@ -93,6 +93,7 @@ typedef struct pkv_group_info {
     pkv_dtype dtype_k, dtype_v;
     pkv_storage storage;
     uint32_t page_tokens;
+    uint64_t open_page_bytes; /* quantised groups: bytes of an open page; else 0 */
 } pkv_group_info;
 
 PKV_API pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info *info);

@@ -31,7 +31,8 @@ typedef struct pkv_group_config {
     uint32_t head_dim_v; /* elements of a value, same bounds; 0 = head_dim_k */
     uint32_t window;     /* sliding window in tokens (a query at p sees keys > p - window);
                           * 0 = full attention */
-    pkv_dtype dtype;     /* format of keys and values: F32, F16 or BF16; 0 = PKV_DTYPE_F16 */
+    pkv_dtype dtype;     /* format of keys and values: F32, F16 or BF16; 0 = PKV_DTYPE_F16. In a
+                          * quantised group the format of open pages */
     uint32_t max_pages;  /* most pages this group may hold; 0 = bounded by memory_limit only */
     /* Model layer numbers of this group, n_layers entries, read during pkv_cache_create only.
      * NULL = the next n_layers numbers after those of the previous group. Over all groups every
@@ -42,9 +43,14 @@ typedef struct pkv_group_config {
      * fine: the library dereferences it in attention.h only. */
     void *external_base;
     size_t external_bytes;
-    pkv_dtype dtype_k; /* format of keys alone; 0 = dtype. PKV_ENOTSUP unless keys and values have
-                        * the same format, one of those of dtype */
-    pkv_dtype dtype_v; /* format of values alone; 0 = dtype */
+    /* Format of keys and of values apart; 0 = dtype. One of K8, K4 (keys) or V8, V4 (values) makes
+     * the group *quantised*: tokens are written to "open" pages of type dtype, and a page is
+     * quantised once, when it is full ("sealed"); keys or values that are not quantised are then of
+     * type dtype. Open pages lie in a pool of their own: one per sequence for its partial last page,
+     * and during a step one for every page that gets new tokens. They count against memory_limit and
+     * in admission, and show as pages_open in the statistics. Storage HOST or NONE; PKV_ENOTSUP with
+     * EXTERNAL. What attention sees: attention.h. */
+    pkv_dtype dtype_k, dtype_v;
     /* Not in this version: PKV_EINVAL with a text unless zero. */
     pkv_storage storage;  /* storage of this group; 0 = as the cache */
     uint32_t page_tokens; /* tokens per page of this group; 0 = as the cache */
@@ -84,7 +90,8 @@ typedef struct pkv_rope_config {
  * full, stored in the page (every layer's part grows by it), used by eviction (evict.h). HOST and
  * EXTERNAL storage. */
 enum {
-    PKV_SIGNAL_BOUNDS = 1u, /* minimum and maximum of every key element: TOPK and the regret meter */
+    PKV_SIGNAL_BOUNDS = 1u, /* minimum and maximum of every key element: TOPK and the regret meter.
+                             * Groups with quantised keys have them anyway */
     PKV_SIGNAL_KEYSUM = 2u  /* sum of the normalised keys: KEYDIFF */
 };
 

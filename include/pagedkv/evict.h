@@ -114,7 +114,8 @@ typedef struct pkv_evict_config {
                              * memory is short). Default 0 */
     uint32_t regret;        /* 1 = run the regret meter: keep the key digests of dropped pages and
                              * look whether a dropped page would rank among the kept ones.
-                             * Needs PKV_SIGNAL_BOUNDS. Default 0 */
+                             * Needs PKV_SIGNAL_BOUNDS; not in groups
+                             * with quantised keys (PKV_ENOTSUP). Default 0 */
     uint32_t regret_pages;  /* digests kept at most, newest first out last; default 256 */
     uint32_t regret_every;  /* look at every n-th step; default 1 */
     uint32_t regret_rank;   /* a dropped page is regretted if its bound exceeds that of the

@@ -38,6 +38,11 @@ typedef struct pkv_stats {
     uint64_t pages_unbacked;    /* in split regions, their memory given back */
     uint64_t regions, regions_split; /* regions, and those charged page by page, without huge pages */
     uint64_t reserved[4];
+    uint64_t pages_open, bytes_open; /* open pages of quantised groups in use */
+    uint64_t vectors_flagged;        /* keys and values (of a token, head and layer) that a sealed page
+                                      * could not hold: not finite, or beyond f16 */
+    uint64_t pages_unsealed;         /* sealed pages that a sequence went on writing in (a truncate or a
+                                      * prefix match ended inside): dequantised and sealed again */
 } pkv_stats;
 
 /* PKV_EVERSION for an unknown struct_size. MT-safe; counters are each exact, together a snapshot
@@ -48,6 +53,8 @@ PKV_API pkv_status pkv_cache_stats(pkv_cache *cache, pkv_stats *stats);
 typedef struct pkv_group_stats {
     size_t struct_size;
     uint64_t pages_total, pages_used, pages_cached, pages_free, page_bytes, regions;
+    uint64_t pages_open, open_page_bytes; /* quantised groups: open pages in use (not counted in
+                                           * pages_used), and their size; else 0 */
 } pkv_group_stats;
 PKV_API pkv_status pkv_cache_group_stats(pkv_cache *cache, uint32_t group, pkv_group_stats *stats);
 

@@ -11,21 +11,6 @@ static void merge_states(void *context, float *left, const float *right)
                                      right + n * dim, right + n * dim + n, (uint32_t)n, dim, dim);
 }
 
-void pkvi_plan_set_item(struct plan_run_item *run, uint32_t index)
-{
-    run->item = &run->pg->items[index];
-    run->item_index = index;
-    run->lane = &run->pg->lanes[run->item->entry];
-    run->rows = run->item->n_tokens * run->ag->group_size;
-    run->head_rows = (size_t)run->rows * run->item->n_heads;
-    run->pages = run->lane->pages;
-    run->page0 = run->item->page0;
-    run->page1 = run->item->page1;
-    run->sums = NULL;
-    run->leaf_max = NULL;
-    run->nodes.stride = plan_state_floats(run->head_rows, run->ag->layout.dim_v);
-}
-
 static bool is_scored(const struct plan_run_item *run)
 {
     const struct plan_item *item = run->item;

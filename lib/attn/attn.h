@@ -26,6 +26,7 @@
 #include "kernels/kernels.h"
 #include "mem/mem.h"
 #include "pool/pool.h"
+#include "stats/stats.h"
 #include "table/table.h"
 
 /* ---- the model --------------------------------------------------------------------------------
@@ -47,6 +48,13 @@ struct pkvi_attn_group {
     uint32_t group_size; /* query heads per KV head */
     uint32_t window;     /* 0 = full */
     uint64_t layer_bytes;
+    /* Quantised groups: the new tokens' pages also exist in 16 bits, in a pool of their own. They
+     * are written there, and a page that they fill is sealed into its page of `pool` at once. A row
+     * sees its own page open and every earlier page sealed, however its prompt was cut. NULL = not
+     * quantised. */
+    const struct pkvi_pool *open_pool;
+    pkvi_layout open_layout;
+    uint64_t open_layer_bytes;
     float scale; /* 1 / sqrt(head_dim_k) */
     struct pkvi_attn_rope rope;
 };
@@ -54,6 +62,7 @@ struct pkvi_attn_group {
 /* Immutable while plans exist. */
 struct pkvi_attn_model {
     struct pkvi_mem *mem;
+    struct pkvi_stats *stats;
     const pkvi_kernels *kernels;
     uint32_t page_tokens, page_shift;
     uint32_t n_groups;
@@ -68,7 +77,10 @@ struct pkvi_attn_entry {
     uint64_t length;                 /* tokens before the new ones */
     uint64_t first_row;              /* new tokens of the entries before it */
     uint32_t n_tokens;               /* new tokens */
-    void *seq;                       /* for hooks */
+    /* [n_groups] open pages of the new tokens' pages, from the one of position `length` on; NULL
+     * for groups that are not quantised. NULL if no group is. */
+    const uint32_t *const *open;
+    void *seq; /* for hooks */
 };
 
 /* Asked by index, so that no copy of the batch has to be made first. */
@@ -185,17 +197,24 @@ void pkvi_plan_figures(const struct pkvi_plan *plan, struct pkvi_plan_figures *f
 /* ---- reading pages back (transfer.c) ----------------------------------------------------------
  */
 
+/* The page of a quantised group that holds a logical page in 16 bits; page = PKVI_NO_PAGE: none. */
+struct pkvi_attn_open {
+    uint32_t logical, page;
+};
+
 /* Copies tokens [first, first + n) of a table's layer to plain rows; k or v may have NULL data.
  * Every page must be resident (the caller has checked). */
 void pkvi_transfer_read(const struct pkvi_attn_model *model, uint32_t group, uint32_t layer,
-                        const struct pkvi_table *table, uint64_t first, uint32_t n, pkvi_tensor k,
-                        pkvi_tensor v);
+                        const struct pkvi_table *table, struct pkvi_attn_open open, uint64_t first,
+                        uint32_t n, pkvi_tensor k, pkvi_tensor v);
 
 /* One layer's part of a page from / to plain [2][token][head][dim] or [2][head][token][dim] of the
- * page's type. */
+ * page's type; of a quantised group of the open pages' type: reading dequantises, packing seals.
+ * PKV_ENOMEM (pack, quantised only): nothing changed. */
+size_t pkvi_transfer_plain_bytes(const struct pkvi_attn_model *model, uint32_t group);
 void pkvi_transfer_unpack(const struct pkvi_attn_model *model, uint32_t group, const void *part,
                           pkv_layout layout, void *plain);
-void pkvi_transfer_pack(const struct pkvi_attn_model *model, uint32_t group, void *part,
-                        pkv_layout layout, const void *plain);
+pkv_status pkvi_transfer_pack(const struct pkvi_attn_model *model, uint32_t group, void *part,
+                              pkv_layout layout, const void *plain);
 
 #endif

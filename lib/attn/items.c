@@ -20,11 +20,17 @@ static uint64_t row_cost(uint32_t rows, const pkvi_layout *layout)
     return (uint64_t)rows * (layout->dim_k + layout->dim_v) / 5;
 }
 
-/* Key positions [begin, end) that some row of an entry's tokens [token0, token0 + n) sees. */
-static void key_range(const struct pkvi_attn_group *ag, const struct plan_entry *entry,
-                      uint32_t token0, uint32_t n, uint64_t *begin, uint64_t *end)
+/* Key positions [begin, end) that some row of an entry's tokens [token0, token0 + n) sees; in a
+ * quantised group without the rows' own pages, which are no part of the walk (own.c). end > 0. */
+static void key_range(const struct pkvi_attn_model *model, const struct pkvi_attn_group *ag,
+                      const struct plan_entry *entry, uint32_t token0, uint32_t n, uint64_t *begin,
+                      uint64_t *end)
 {
     *end = entry->length + token0 + n;
+    if (ag->open_pool) {
+        uint64_t own = (*end - 1) >> model->page_shift << model->page_shift;
+        *end = own ? own : 1;
+    }
     *begin = 0;
     if (ag->window == 0) return;
     uint64_t first = UINT64_MAX;
@@ -75,6 +81,11 @@ static void note_sizes(struct plan_sizes *s, const struct pkvi_attn_group *ag,
         RAISE(slot_nodes, nodes);
     }
     if (lane->wish.select_pages) RAISE(pages, (size_t)lane->pages.n);
+    if (lane->open) {
+        RAISE(own_state, state);
+        if (item->mass) RAISE(own_sums, head_rows);
+        RAISE(kernel, pkvi_kernel_scratch(&ag->open_layout, item->n_heads, (uint32_t)rows));
+    }
     if (item->mass) RAISE(mass, (size_t)lane->pages.n * item->n_heads);
     if (lane->wish.select_pages) {
         size_t heads = plan_scored_heads(ag, (uint32_t)rows);
@@ -127,7 +138,8 @@ static double choose_tiles(const struct pkvi_plan *plan, const struct plan_body 
         if (heads == 0 || lane->wish.select_pages) heads = 1;
         lane->heads_per_item = heads < ag->kv_heads ? heads : ag->kv_heads;
         uint64_t begin, end;
-        key_range(ag, entry, 0, entry->n_tokens, &begin, &end);
+        key_range(plan->model, ag, entry, 0, entry->n_tokens, &begin, &end);
+        if (begin >= end) continue; /* a window that ends in the rows' own pages */
         leaves += (double)(end - begin) / PKVI_LEAF * lane->n_tiles *
                   ceil_div(ag->kv_heads, lane->heads_per_item);
     }
@@ -271,6 +283,16 @@ static bool wants_mass(const struct pkvi_plan *plan, const struct plan_entry *en
            (rows >= entry->n_tokens || item->token0 + item->n_tokens > entry->n_tokens - rows);
 }
 
+/* Takes the pages that rows of the item are in out of its walk, as far as every row is in them or
+ * before them. */
+static void drop_own(const struct pkvi_attn_model *model, const struct plan_pages *pages,
+                     const struct plan_entry *entry, struct plan_item *item)
+{
+    const uint64_t last = (entry->length + item->token0 + item->n_tokens - 1) >> model->page_shift;
+    while (item->page1 > item->page0 && pages->logical[item->page1 - 1] >= last)
+        item->page1--;
+}
+
 static pkv_status own_item(struct pkvi_plan *plan, struct plan_body *body, uint32_t g, uint32_t e,
                            uint32_t tile, uint32_t head, size_t *area)
 {
@@ -286,13 +308,15 @@ static pkv_status own_item(struct pkvi_plan *plan, struct plan_body *body, uint3
     item->head0 = head;
     item->n_heads = pkvi_min_u32(lane->heads_per_item, ag->kv_heads - head);
     uint64_t begin, end;
-    key_range(ag, entry, item->token0, item->n_tokens, &begin, &end);
+    key_range(plan->model, ag, entry, item->token0, item->n_tokens, &begin, &end);
+    begin = pkvi_min_u64(begin, end - 1);
     item->leaf0 = (uint32_t)(begin / PKVI_LEAF);
     item->leaf1 = (uint32_t)((end - 1) / PKVI_LEAF) + 1;
     if (lane->n_links) {
         item->leaf0 = pg->shared[pg->links[lane->link].shared].leaf1;
         item->left_open = true;
     }
+    if (item->leaf1 <= item->leaf0) item->leaf1 = item->leaf0 + 1; /* only own pages are left */
     item->mass = wants_mass(plan, entry, lane, item);
     const struct plan_pages *pages = &lane->pages;
     item->page0 = pkvi_plan_page_of_leaf(plan->model, pages, 0, pages->n, item->leaf0);
@@ -306,6 +330,7 @@ static pkv_status own_item(struct pkvi_plan *plan, struct plan_body *body, uint3
                (uint64_t)pages->logical[item->page1 - 1] << plan->model->page_shift >= end)
             item->page1--;
     }
+    if (lane->open) drop_own(plan->model, pages, entry, item);
     if (lane->n_links == 0) return PKV_OK;
     pkv_status status = note_nodes(plan, pg, pages, item->page0, item->page1, true, item->leaf0 - 1,
                                    &item->node0, &item->n_nodes);

@@ -260,7 +260,8 @@ void pkvi_plan_finish(struct plan_run_item *run)
             state[n * dim + r] = -__builtin_inff();
     }
     pkvi_nodes_finish(&run->nodes);
-    const float *state = pkvi_nodes_state(&run->nodes, 0);
+    float *state = pkvi_nodes_state(&run->nodes, 0);
+    if (run->lane->open) pkvi_plan_add_own(run, state);
     pkvi_finish_job job = {
         .o = state,
         .o_stride = dim,

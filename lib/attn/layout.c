@@ -53,6 +53,10 @@ static struct plan_offsets worker_offsets(const struct pkvi_plan *plan, const st
     o.chosen = take(&at, s->select ? s->pages : 0, sizeof(uint32_t), ok);
     o.sel_logical = take(&at, s->select ? s->pages : 0, sizeof(uint32_t), ok);
     o.sel_page = take(&at, s->select ? s->pages : 0, sizeof(uint32_t), ok);
+    /* A call's page sums lie behind its state. */
+    o.own_state = take(&at, s->own_state ? s->own_state + s->own_sums : 0, sizeof(float), ok);
+    o.own_max = take(&at, s->own_sums, sizeof(float), ok);
+    o.own_sums = take(&at, s->own_sums, sizeof(float), ok);
     o.total = at;
     return o;
 }

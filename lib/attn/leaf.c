@@ -3,6 +3,23 @@
 
 #include <string.h>
 
+void pkvi_plan_set_item(struct plan_run_item *run, uint32_t index)
+{
+    run->item = &run->pg->items[index];
+    run->item_index = index;
+    run->lane = &run->pg->lanes[run->item->entry];
+    run->rows = run->item->n_tokens * run->ag->group_size;
+    run->head_rows = (size_t)run->rows * run->item->n_heads;
+    run->walk = (struct plan_walk){
+        .pool = run->ag->pool, .layout = &run->ag->layout, .layer_bytes = run->ag->layer_bytes};
+    run->pages = run->lane->pages;
+    run->page0 = run->item->page0;
+    run->page1 = run->item->page1;
+    run->sums = NULL;
+    run->leaf_max = NULL;
+    run->nodes.stride = plan_state_floats(run->head_rows, run->ag->layout.dim_v);
+}
+
 void pkvi_plan_token(const struct plan_run_item *run, uint32_t i, uint32_t *entry, uint32_t *token)
 {
     const struct plan_item *item = run->item;
@@ -99,10 +116,29 @@ static uint32_t slots_below(const struct plan_run_item *run, uint32_t a, uint32_
     return slots;
 }
 
+/* Positions [*first, *seen) that a new token sees of what is walked. */
+static void visible(const struct plan_run_item *run, const struct plan_entry *entry, uint32_t token,
+                    uint64_t *first, uint64_t *seen)
+{
+    const uint32_t window = run->ag->window;
+    *seen = entry->length + token + 1;
+    *first = 0;
+    if (window) {
+        uint64_t at = query_position(entry, token) + 1;
+        *first = at > window ? at - window : 0;
+    }
+    if (!run->lane->open) return;
+    uint64_t own = (*seen - 1) >> run->plan->model->page_shift << run->plan->model->page_shift;
+    if (!run->walk.own)
+        *seen = own;
+    else if (*first < own)
+        *first = own;
+}
+
 static void set_bounds(struct plan_run_item *run, uint32_t a, uint32_t b)
 {
     const struct plan_item *item = run->item;
-    uint32_t size = run->ag->group_size, window = run->ag->window;
+    uint32_t size = run->ag->group_size;
     uint32_t *lo = PLAN_AT(run, uint32_t, lo), *hi = PLAN_AT(run, uint32_t, hi);
     uint32_t all = (b - a) << run->plan->model->page_shift;
     uint64_t end = ((uint64_t)run->pages.logical[b - 1] + 1) << run->plan->model->page_shift;
@@ -115,12 +151,8 @@ static void set_bounds(struct plan_run_item *run, uint32_t a, uint32_t b)
     }
     const struct plan_entry *entry = &run->body->entries[item->entry];
     for (uint32_t i = 0; i < item->n_tokens; i++) {
-        uint32_t token = item->token0 + i;
-        uint64_t seen = entry->length + token + 1, first = 0;
-        if (window) {
-            uint64_t at = query_position(entry, token) + 1;
-            first = at > window ? at - window : 0;
-        }
+        uint64_t first, seen;
+        visible(run, entry, item->token0 + i, &first, &seen);
         uint32_t below = first ? slots_below(run, a, b, first) : 0;
         uint32_t upto = seen >= end ? all : slots_below(run, a, b, seen);
         for (uint32_t g = 0; g < size; g++) {
@@ -178,14 +210,13 @@ static void set_tree(struct plan_run_item *run, uint32_t a, uint32_t b, pkvi_att
  * so the list goes on with what this thread reads next, unless page sums need exactly [a, b). */
 static void set_pages(struct plan_run_item *run, uint32_t a, uint32_t b, pkvi_attend_job *job)
 {
-    const struct pkvi_attn_group *ag = run->ag;
     const void **parts = PLAN_AT(run, const void *, parts);
-    size_t offset = (size_t)run->call->layer * ag->layer_bytes;
+    size_t offset = (size_t)run->call->layer * run->walk.layer_bytes;
     uint32_t end = b;
     if (!run->sums) end = pkvi_min_u32(run->pages.n, b + plan_ahead_pages(run->plan->model));
     for (uint32_t i = a; i < end; i++)
         parts[i - a] =
-            (const unsigned char *)pkvi_pool_address(ag->pool, run->pages.page[i]) + offset;
+            (const unsigned char *)pkvi_pool_address(run->walk.pool, run->pages.page[i]) + offset;
     job->parts = parts;
     job->n_pages = end - a;
     if (!run->plan->alibi) return;
@@ -197,14 +228,14 @@ static void set_pages(struct plan_run_item *run, uint32_t a, uint32_t b, pkvi_at
     job->q_pos = PLAN_AT(run, int32_t, q_pos);
 }
 
-static void run_job(struct plan_run_item *run, uint32_t a, uint32_t b, const float *q,
-                    uint32_t flags, float *state)
+void pkvi_plan_run_job(struct plan_run_item *run, uint32_t a, uint32_t b, const float *q,
+                       uint32_t flags, float *state)
 {
     const struct pkvi_attn_group *ag = run->ag;
     uint32_t dim_v = ag->layout.dim_v;
     float scale = run->plan->options.scale;
     pkvi_attend_job job = {
-        .layout = &ag->layout,
+        .layout = run->walk.layout,
         .head0 = run->item->head0,
         .head1 = run->item->head0 + run->item->n_heads,
         .n_rows = run->rows,
@@ -294,7 +325,7 @@ static void turned_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float
             use = turned;
             run->q_in_scratch = NULL; /* the same place, other numbers */
         }
-        run_job(run, from, to, use, flags | (use == q ? run->flags : 0), state);
+        pkvi_plan_run_job(run, from, to, use, flags | (use == q ? run->flags : 0), state);
         if (run->sums) memcpy(maxima + n_runs * run->head_rows, m, run->head_rows * sizeof *m);
     }
     if (!run->sums || n_runs < 2) return;
@@ -311,5 +342,5 @@ void pkvi_plan_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float *st
     if (run->lane->n_runs > 1)
         turned_leaf(run, a, b, state);
     else
-        run_job(run, a, b, PLAN_AT(run, float, q), run->flags, state);
+        pkvi_plan_run_job(run, a, b, PLAN_AT(run, float, q), run->flags, state);
 }

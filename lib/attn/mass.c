@@ -55,6 +55,29 @@ static void add_mass(struct plan_run_item *run, const float *m, const float *sca
     }
 }
 
+/* The same for the rows' own pages of a quantised group, which are not in the walk. */
+static void add_own_mass(struct plan_run_item *run, const float *m, const float *scale,
+                         uint32_t token0, float *mass)
+{
+    const struct plan_pages *all = &run->lane->pages;
+    const uint64_t length = run->body->entries[run->item->entry].length + run->item->token0;
+    const uint32_t shift = run->plan->model->page_shift;
+    const size_t n = run->head_rows, stride = all->n;
+    const float *sums = PLAN_AT(run, float, own_sums), *then = PLAN_AT(run, float, own_max);
+    float *factor = PLAN_AT(run, float, mass_scale) + n;
+    for (size_t r = 0; r < n; r++)
+        factor[r] = then[r] - m[r];
+    run->plan->model->kernels->exp2(factor, factor, n);
+    for (uint32_t h = 0; h < run->item->n_heads; h++)
+        for (uint32_t r = token0 * run->ag->group_size; r < run->rows; r++) {
+            const size_t at = (size_t)h * run->rows + r;
+            if (scale[at] == 0 || sums[at] == 0) continue;
+            const uint32_t logical = (uint32_t)((length + r / run->ag->group_size) >> shift);
+            const size_t page = stride - 1 - (all->logical[stride - 1] - logical);
+            mass[h * stride + page] += sums[at] * factor[at] * scale[at];
+        }
+}
+
 void pkvi_plan_finish_mass(struct plan_run_item *run, const float *m, const float *l,
                            const float *sinks)
 {
@@ -63,11 +86,16 @@ void pkvi_plan_finish_mass(struct plan_run_item *run, const float *m, const floa
     const struct pkvi_attn_wish *wish = &run->lane->wish;
     float *scale = PLAN_AT(run, float, mass_scale), *mass = PLAN_AT(run, float, mass);
     denominators(run, m, l, sinks, scale);
-    if (run->plan->options.mass) add_mass(run, m, scale, 0, run->slot->mass + item->mass_at);
+    if (run->plan->options.mass) {
+        add_mass(run, m, scale, 0, run->slot->mass + item->mass_at);
+        if (run->lane->open) add_own_mass(run, m, scale, 0, run->slot->mass + item->mass_at);
+    }
     if (wish->mass_rows == 0 || !run->plan->hooks.mass) return;
     uint32_t skip = wish->mass_rows < entry->n_tokens ? entry->n_tokens - wish->mass_rows : 0;
     if (skip >= item->token0 + item->n_tokens) return;
-    add_mass(run, m, scale, skip > item->token0 ? skip - item->token0 : 0, mass);
+    const uint32_t token0 = skip > item->token0 ? skip - item->token0 : 0;
+    add_mass(run, m, scale, token0, mass);
+    if (run->lane->open) add_own_mass(run, m, scale, token0, mass);
     run->plan->hooks.mass(run->plan->hooks.context, entry->seq, run->call->group, run->call->layer,
                           item->head0, item->n_heads, mass, run->lane->pages.n);
 }

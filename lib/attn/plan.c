@@ -6,21 +6,6 @@
 /* ---- memory -----------------------------------------------------------------------------------
  */
 
-bool pkvi_plan_room(struct pkvi_mem *mem, void **array, uint32_t *capacity, uint64_t need,
-                    size_t size)
-{
-    if (need <= *capacity) return true;
-    if (need > UINT32_MAX / 2) return false;
-    uint32_t grown = *capacity + *capacity / 2 + 8;
-    if (grown < need) grown = (uint32_t)need;
-    void *wider = *array ? pkvi_mem_grow_array(mem, *array, *capacity, grown, size)
-                         : pkvi_mem_array(mem, grown, size);
-    if (!wider) return false;
-    *array = wider;
-    *capacity = grown;
-    return true;
-}
-
 static void free_trees(struct pkvi_mem *mem, struct plan_tree *tree)
 {
     while (tree) {
@@ -187,29 +172,6 @@ pkv_status pkvi_plan_tree(struct pkvi_plan *plan, uint32_t entry, uint32_t n, co
 /* ---- building ---------------------------------------------------------------------------------
  */
 
-uint32_t pkvi_plan_page_of_leaf(const struct pkvi_attn_model *model, const struct plan_pages *pages,
-                                uint32_t from, uint32_t to, uint32_t leaf)
-{
-    if (pages->packed) {
-        uint64_t at = pages->page0 + (uint64_t)(leaf - pages->leaf0) * plan_leaf_pages(model);
-        return at < from ? from : at < to ? (uint32_t)at : to;
-    }
-    uint64_t logical = (uint64_t)leaf * plan_leaf_pages(model);
-    if (from >= to || pages->logical[from] >= logical) return from;
-    if (pages->dense) {
-        uint64_t at = logical - pages->logical[0];
-        return at < to ? (uint32_t)at : to;
-    }
-    while (from < to) {
-        uint32_t mid = from + (to - from) / 2;
-        if (pages->logical[mid] < logical)
-            from = mid + 1;
-        else
-            to = mid;
-    }
-    return from;
-}
-
 static pkv_status load_entries(struct pkvi_plan *plan, struct plan_body *body,
                                const struct pkvi_attn_batch *batch)
 {
@@ -293,6 +255,7 @@ static pkv_status load_lanes(struct pkvi_plan *plan, struct plan_body *body, uin
         batch->entry(batch->context, i, &entry);
         *lane = (struct plan_lane){0};
         load_pages(pg, &entry.tables[g], &lane->pages);
+        if (ag->open_pool) lane->open = entry.open[g];
         lane->wish.n_tokens = entry.n_tokens;
         if (plan->hooks.wish) plan->hooks.wish(plan->hooks.context, entry.seq, g, &lane->wish);
         if (lane->wish.compact && ag->rope.rotary_dims == 0) lane->wish.compact = false;

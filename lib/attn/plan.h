@@ -62,6 +62,7 @@ struct plan_lane {
     uint32_t link, n_links; /* last of the chain of shared tiles that process its leading
                              * leaves, and its length */
     uint32_t run0, n_runs;  /* COMPACT: runs of its pages */
+    const uint32_t *open;   /* quantised: open pages of the new tokens' pages; else NULL */
 };
 
 /* Rows of several entries over leading leaves that all of them share: a tile of a segment. */
@@ -138,6 +139,8 @@ struct plan_sizes {
     size_t mass;         /* floats: heads x pages of a lane */
     size_t select;       /* floats: scores of a selection */
     size_t select_q;     /* floats: queries of the heads that are scored together */
+    size_t own_state;    /* quantised: floats of a state over the rows' own pages */
+    size_t own_sums;     /* the same with mass: rows x heads */
     bool turned;
     bool tree;
     size_t shared_area; /* floats per slot */
@@ -161,7 +164,7 @@ struct plan_body {
 struct plan_offsets {
     size_t q, q_turned, states, node_leaf, kernel, lo, hi, q_pos, tree_rows, tree_bits, tree_pos,
         slopes, sinks, out, lse, parts, page_pos, sums, leaf_max, mass, mass_scale, all_parts,
-        scores, select_q, chosen, sel_logical, sel_page;
+        scores, select_q, chosen, sel_logical, sel_page, own_state, own_max, own_sums;
     size_t total;
 };
 
@@ -225,11 +228,12 @@ static inline uint32_t plan_leaf_of_page(const struct pkvi_attn_model *model,
     return pages->packed ? pages->leaf0 + (i - pages->page0) / n : pages->logical[i] / n;
 }
 
-/* Index of the first page in [from, to) whose leaf is >= leaf. O(1) if dense, else O(log). */
+/* pages.c: index of the first page in [from, to) whose leaf is >= leaf. O(1) if dense, else O(log).
+ */
 uint32_t pkvi_plan_page_of_leaf(const struct pkvi_attn_model *model, const struct plan_pages *pages,
                                 uint32_t from, uint32_t to, uint32_t leaf);
 
-/* Makes room for `need` elements; contents stay. False: out of memory, nothing changed. */
+/* room.c: makes room for `need` elements; contents stay. False: out of memory, nothing changed. */
 bool pkvi_plan_room(struct pkvi_mem *mem, void **array, uint32_t *capacity, uint64_t need,
                     size_t size);
 
@@ -275,8 +279,16 @@ static inline bool plan_idle(const struct pkvi_attn_model *model, const struct p
     return a.item == b.item && a.leaf == b.leaf;
 }
 
-/* ---- running (attend.c, leaf.c, join.c, mass.c) -------------------------------------------------
+/* ---- running (attend.c, leaf.c, own.c, join.c, mass.c) ------------------------------------------
  */
+
+/* Where the pages that are walked lie. */
+struct plan_walk {
+    const struct pkvi_pool *pool;
+    const pkvi_layout *layout;
+    uint64_t layer_bytes;
+    bool own; /* rows see their own page only; otherwise, if quantised, all before it */
+};
 
 /* One thread's work on one item. */
 struct plan_run_item {
@@ -300,7 +312,8 @@ struct plan_run_item {
     /* Heads [scored_head0, scored_head1) of tile scored_token0 of entry scored_entry have scores in
      * the scratch. */
     uint32_t scored_entry, scored_token0, scored_head0, scored_head1;
-    struct plan_pages pages; /* what is walked: the lane's pages or the selected ones */
+    struct plan_walk walk;
+    struct plan_pages pages; /* what is walked: the lane's pages, the selected or the open ones */
     uint32_t page0, page1;
     float *sums;     /* page sums [page - page0][..], or NULL */
     float *leaf_max; /* [leaf call][head_rows] */
@@ -317,16 +330,25 @@ static inline uint32_t plan_scored_heads(const struct pkvi_attn_group *ag, uint3
     return heads == 0 ? 1 : heads < ag->kv_heads ? heads : ag->kv_heads;
 }
 
-/* attend.c: makes an item the one that `run` works on. */
+/* leaf.c: makes an item the one that `run` works on. */
 void pkvi_plan_set_item(struct plan_run_item *run, uint32_t index);
 /* leaf.c: packs queries and per-row arrays of run->item. */
 void pkvi_plan_load_rows(struct plan_run_item *run);
 /* leaf.c: attends to pages [a, b) of run->pages, one leaf, into a state block. */
 void pkvi_plan_leaf(struct plan_run_item *run, uint32_t a, uint32_t b, float *state);
+/* leaf.c: one kernel call over pages [a, b) of run->pages, which lie in one leaf or are open ones.
+ */
+void pkvi_plan_run_job(struct plan_run_item *run, uint32_t a, uint32_t b, const float *q,
+                       uint32_t flags, float *state);
 /* End of the kernel call that begins at page `from`: `end`, or where the query is turned anew. */
 uint32_t pkvi_plan_job_end(const struct plan_run_item *run, uint32_t from, uint32_t end);
 /* New token `i` of the item's rows: its entry and index in the entry. */
 void pkvi_plan_token(const struct plan_run_item *run, uint32_t i, uint32_t *entry, uint32_t *token);
+
+/* own.c: quantised groups: adds what the item's rows see of their own pages to `state`, which is
+ * over all earlier ones. With mass, own_sums and own_max of the scratch hold each row's page sum
+ * and its maximum. Loads rows anew: queries in the scratch are lost. */
+void pkvi_plan_add_own(struct plan_run_item *run, float *state);
 
 /* join.c: leaves the stack's nodes for others, joining if everything is there by now. whole = they
  * are all nodes of the item. */

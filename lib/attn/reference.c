@@ -96,12 +96,21 @@ static uint32_t choose(struct work *w, uint32_t head)
     return n;
 }
 
-/* Slots of chosen pages [a, b) whose positions are below `position`: by counting. */
-static uint32_t below(const struct work *w, uint32_t a, uint32_t b, uint64_t position)
+/* What one call of the kernels' reference walks. */
+struct span {
+    const pkvi_layout *layout;
+    const void *const *parts;
+    const int32_t *pos; /* of each page's first slot */
+    uint32_t n;
+    uint64_t first, end; /* positions that count: the row's page, or all before it */
+};
+
+/* Slots of a span's pages whose positions are below `position`: by counting. */
+static uint32_t below(const struct work *w, const struct span *span, uint64_t position)
 {
     uint32_t slots = 0, tokens = w->plan->model->page_tokens;
-    for (uint32_t i = a; i < b; i++) {
-        uint64_t start = (uint64_t)w->page_pos[i];
+    for (uint32_t i = 0; i < span->n; i++) {
+        uint64_t start = (uint64_t)span->pos[i];
         if (position >= start + tokens)
             slots += tokens;
         else if (position > start)
@@ -110,22 +119,24 @@ static uint32_t below(const struct work *w, uint32_t a, uint32_t b, uint64_t pos
     return slots;
 }
 
-/* One row over chosen pages [a, b). */
-static void row_job(struct work *w, uint32_t head, size_t r, const float *q, uint32_t a, uint32_t b,
-                    double sink, double *out, double *lse)
+/* One row over the pages of a span. */
+static void row_job(struct work *w, uint32_t head, size_t r, const float *q,
+                    const struct span *span, double *out, double *lse)
 {
     const struct plan_entry *entry = w->entry;
     const struct plan_tree *tree = entry->tree;
     uint32_t size = w->ag->group_size, token = (uint32_t)(r / size), window = w->ag->window;
     uint64_t at = entry->length + (tree && tree->depth ? tree->depth[token] : token);
     uint64_t first = window && at + 1 > window ? at + 1 - window : 0;
-    uint32_t lo = below(w, a, b, first), hi = below(w, a, b, entry->length + token + 1);
+    uint64_t end = pkvi_min_u64(entry->length + token + 1, span->end);
+    if (first < span->first) first = span->first;
+    uint32_t lo = below(w, span, first), hi = below(w, span, end);
     float slope = w->plan->alibi ? w->plan->alibi[head * size + r % size] : 0;
     int32_t q_pos = (int32_t)at;
     float scale = w->plan->options.scale;
-    pkvi_attend_job job = {.layout = &w->ag->layout,
-                           .parts = w->parts + a,
-                           .n_pages = b - a,
+    pkvi_attend_job job = {.layout = span->layout,
+                           .parts = span->parts,
+                           .n_pages = span->n,
                            .head0 = head,
                            .head1 = head + 1,
                            .n_rows = 1,
@@ -137,17 +148,17 @@ static void row_job(struct work *w, uint32_t head, size_t r, const float *q, uin
                            .softcap = w->plan->options.softcap,
                            .slopes = w->plan->alibi ? &slope : NULL,
                            .q_pos = &q_pos,
-                           .page_pos = w->page_pos + a};
+                           .page_pos = span->pos};
     uint8_t bits[PKVI_TREE_TOKENS / 8];
     int32_t tree_pos[PKVI_TREE_TOKENS];
     const uint8_t *rows = bits;
     if (tree) {
         uint32_t from = 0;
         /* New tokens in pages before a belong to other calls. */
-        while (from < tree->n && (a == b || entry->length + from < (uint64_t)w->page_pos[a]))
+        while (from < tree->n && (!span->n || entry->length + from < (uint64_t)span->pos[0]))
             from++;
-        job.tree_slot = below(w, a, b, entry->length + from);
-        uint32_t room = (b - a) * w->plan->model->page_tokens - job.tree_slot;
+        job.tree_slot = below(w, span, entry->length + from);
+        uint32_t room = span->n * w->plan->model->page_tokens - job.tree_slot;
         job.tree_n = tree->n - from < room ? tree->n - from : room;
         memset(bits, 0, sizeof bits);
         for (uint32_t j = 0; j < job.tree_n; j++) {
@@ -163,7 +174,7 @@ static void row_job(struct work *w, uint32_t head, size_t r, const float *q, uin
         job.tree_rows = &rows;
         job.tree_pos = tree_pos;
     }
-    pkvi_reference_row(&job, head, 0, sink, out, lse, NULL, NULL);
+    pkvi_reference_row(&job, head, 0, -INFINITY, out, lse, NULL, NULL);
 }
 
 /* End of the chosen pages that see the query turned in the same way as page `a`; *turn = how. */
@@ -182,35 +193,64 @@ static uint32_t same_turn(const struct work *w, const struct plan_group *pg, uin
     return b;
 }
 
+/* Adds one row over the pages of a span, with the query turned as that run wants it. */
+static void add_span(struct work *w, const struct plan_group *pg, uint32_t head, size_t r,
+                     uint32_t turn, const struct span *span, double *out, double *lse)
+{
+    uint32_t dim = w->ag->layout.dim_k, dim_v = w->ag->layout.dim_v;
+    const float *use = w->q + r * dim;
+    if (turn != PKVI_NONE) {
+        pkvi_plan_turn(&w->ag->rope, pg->turns + (size_t)turn * w->ag->rope.rotary_dims, use,
+                       w->turned, 1, dim);
+        use = w->turned;
+    }
+    double part_lse;
+    row_job(w, head, r, use, span, w->part_out, &part_lse);
+    if (part_lse == -INFINITY) return;
+    double top = part_lse > *lse ? part_lse : *lse;
+    double merged = top + log(exp(part_lse - top) + exp(*lse - top));
+    double x = exp(*lse - merged), y = exp(part_lse - merged);
+    for (uint32_t i = 0; i < dim_v; i++)
+        out[i] = (x != 0 ? out[i] * x : 0) + w->part_out[i] * y;
+    *lse = merged;
+}
+
+/* A quantised group: the row's own page, open. */
+static void add_own_page(struct work *w, const struct plan_group *pg, uint32_t head, size_t r,
+                         double *out, double *lse)
+{
+    const uint32_t shift = w->plan->model->page_shift;
+    const uint64_t length = w->entry->length, logical = (length + r / w->ag->group_size) >> shift;
+    const void *part = (const unsigned char *)pkvi_pool_address(
+                           w->ag->open_pool, w->lane->open[logical - (length >> shift)]) +
+                       (size_t)w->call->layer * w->ag->open_layer_bytes;
+    const int32_t pos = (int32_t)(logical << shift);
+    const struct span span = {&w->ag->open_layout,    &part, &pos, 1, (uint64_t)pos,
+                              (uint64_t)INT32_MAX + 1};
+    uint32_t turn = PKVI_NONE;
+    if (w->lane->n_runs > 1) turn = pg->runs[w->lane->run0 + w->lane->n_runs - 1].turn;
+    add_span(w, pg, head, r, turn, &span, out, lse);
+}
+
 static void one_row(struct work *w, const struct plan_group *pg, uint32_t head, size_t r,
                     uint32_t n, double *out, double *lse)
 {
-    uint32_t dim = w->ag->layout.dim_k, dim_v = w->ag->layout.dim_v, size = w->ag->group_size;
-    const float *q = w->q + r * dim;
+    uint32_t dim_v = w->ag->layout.dim_v, size = w->ag->group_size;
     double sink = -INFINITY, all = -INFINITY;
     if (w->plan->sinks)
         sink = w->plan->sinks[(size_t)w->call->model_layer * w->plan->options.sinks_stride +
                               head * size + r % size];
     memset(out, 0, dim_v * sizeof *out);
+    const uint32_t shift = w->plan->model->page_shift;
+    uint64_t end = (uint64_t)INT32_MAX + 1;
+    if (w->lane->open) end = (w->entry->length + r / size) >> shift << shift;
     for (uint32_t a = 0, b; a < n; a = b) {
         uint32_t turn;
         b = same_turn(w, pg, a, n, &turn);
-        const float *use = q;
-        if (turn != PKVI_NONE) {
-            pkvi_plan_turn(&w->ag->rope, pg->turns + (size_t)turn * w->ag->rope.rotary_dims, q,
-                           w->turned, 1, dim);
-            use = w->turned;
-        }
-        double part_lse;
-        row_job(w, head, r, use, a, b, -INFINITY, w->part_out, &part_lse);
-        if (part_lse == -INFINITY) continue;
-        double top = part_lse > all ? part_lse : all;
-        double merged = top + log(exp(part_lse - top) + exp(all - top));
-        double x = exp(all - merged), y = exp(part_lse - merged);
-        for (uint32_t i = 0; i < dim_v; i++)
-            out[i] = (x != 0 ? out[i] * x : 0) + w->part_out[i] * y;
-        all = merged;
+        const struct span span = {&w->ag->layout, w->parts + a, w->page_pos + a, b - a, 0, end};
+        add_span(w, pg, head, r, turn, &span, out, &all);
     }
+    if (w->lane->open) add_own_page(w, pg, head, r, out, &all);
     if (sink != -INFINITY) {
         double top = sink > all ? sink : all, merged = top + log(exp(sink - top) + exp(all - top));
         double x = exp(all - merged);

@@ -1,5 +1,5 @@
 /* attn: new tokens' keys and values into their pages. Work is cut by (page, KV head), so one thread
- * owns a page's head when its last slot is filled and can finish its digest. */
+ * owns a page's head when its last slot is filled and can seal it and finish its digest. */
 #include "plan.h"
 
 /* The entry whose touched pages contain number `cell`. */
@@ -23,6 +23,15 @@ static pkvi_tensor at_token(const pkvi_tensor *t, uint64_t row)
     return moved;
 }
 
+/* The layer's part of the open page in place `at` of a quantised lane; NULL in other groups. */
+static unsigned char *open_part(const struct pkvi_attn_group *ag, const struct plan_lane *lane,
+                                uint32_t layer, uint64_t at)
+{
+    if (!lane->open) return NULL;
+    return (unsigned char *)pkvi_pool_address(ag->open_pool, lane->open[at]) +
+           (size_t)layer * ag->open_layer_bytes;
+}
+
 /* Heads [head0, head1) of the new tokens in the entry's logical page. */
 static void write_page(struct pkvi_plan *plan, uint32_t group, uint32_t layer, uint32_t e,
                        uint64_t logical, uint32_t head0, uint32_t head1, const pkvi_tensor *k,
@@ -41,10 +50,12 @@ static void write_page(struct pkvi_plan *plan, uint32_t group, uint32_t layer, u
     uint32_t at = pages->n - 1 - (uint32_t)(pages->logical[pages->n - 1] - logical);
     unsigned char *part = (unsigned char *)pkvi_pool_address(ag->pool, pages->page[at]) +
                           (size_t)layer * ag->layer_bytes;
+    unsigned char *open =
+        open_part(ag, &body->groups[group].lanes[e], layer, logical - (entry->length >> shift));
     uint64_t row = entry->first_row + (first - entry->length);
     pkvi_move_job job = {
-        .layout = &ag->layout,
-        .part = part,
+        .layout = open ? &ag->open_layout : &ag->layout,
+        .part = open ? open : part,
         .head0 = head0,
         .head1 = head1,
         .slot = (uint32_t)(first - begin),
@@ -53,7 +64,13 @@ static void write_page(struct pkvi_plan *plan, uint32_t group, uint32_t layer, u
         .v = at_token(v, row),
     };
     plan->model->kernels->write(&job);
-    if (last == end && ag->layout.digest)
+    if (last != end) return;
+    if (open) {
+        const uint32_t flagged =
+            plan->model->kernels->seal(&ag->open_layout, open, &ag->layout, part, head0, head1);
+        if (flagged != 0) pkvi_count(plan->model->stats, PKVI_COUNT_VECTORS_FLAGGED, flagged);
+    }
+    if (ag->layout.digest)
         plan->model->kernels->digest(&ag->layout, part, head0, head1, 1u << shift);
 }
 

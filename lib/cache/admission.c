@@ -132,7 +132,7 @@ static bool probe(struct pkv_cache *cache, uint64_t max_tokens, uint64_t shared_
                   uint32_t *missing)
 {
     struct pkvi_admission *admission = cache->admission;
-    struct pkvi_demand demand = {.cache = cache, .exact = exact};
+    struct pkvi_demand demand = {.cache = cache, .n_to_come = 1, .exact = exact};
     pkvi_demand_read(&demand);
     struct pkvi_holder *newcomer = &admission->holders[admission->n];
     newcomer->id = admission->n;
@@ -142,7 +142,7 @@ static bool probe(struct pkv_cache *cache, uint64_t max_tokens, uint64_t shared_
     const bool safe = pkvi_demand_stuck(&demand, admission->n + 1, &stuck) == 0;
     memset(missing, 0, cache->n_groups * sizeof *missing);
     if (safe) return true;
-    pkvi_bank_missing(&demand.bank, admission->holders[stuck].need, missing);
+    pkvi_demand_missing(&demand, stuck, missing);
     return false;
 }
 

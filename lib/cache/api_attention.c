@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "cache/evict.h"
+#include "cache/open_pages.h"
 
 /* Most threads that share one call: bounds the scratch. */
 #define MOST_WORKERS 256u
@@ -153,6 +154,7 @@ static void view_entry(const void *context, uint32_t index, struct pkvi_attn_ent
                                     .length = entry->seq->length,
                                     .first_row = entry->first_row,
                                     .n_tokens = entry->n_tokens,
+                                    .open = pkvi_open_of_entry(batch, index),
                                     .seq = entry->seq};
 }
 

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "cache/open_pages.h"
+
 /* ---- bind --------------------------------------------------------------------------------------
  */
 
@@ -49,6 +51,9 @@ pkv_status pkvi_attention_bind(struct pkv_cache *cache, const pkv_config *config
             .group_size = from->q_heads / from->kv_heads,
             .window = from->window,
             .layer_bytes = from->layer_bytes,
+            .open_pool = from->quantised ? &from->open_pool : NULL,
+            .open_layout = from->open_layout,
+            .open_layer_bytes = from->open_layer_bytes,
             .scale = (float)(1 / sqrt((double)from->head_dim_k)),
         };
         if (!config->rope) continue;
@@ -59,6 +64,7 @@ pkv_status pkvi_attention_bind(struct pkv_cache *cache, const pkv_config *config
     }
     attention->bytes = bytes;
     attention->model = (struct pkvi_attn_model){.mem = &cache->mem,
+                                                .stats = &cache->stats,
                                                 .kernels = kernels,
                                                 .page_tokens = cache->page_tokens,
                                                 .page_shift = cache->page_shift,
@@ -162,8 +168,10 @@ pkv_status pkv_read(pkv_seq handle, uint32_t layer, uint64_t first, uint32_t n,
             return pkvi_fail(cache, PKV_EDROPPED, "read: page %llu is not held",
                              (unsigned long long)page);
     pkvi_tensor none = {.data = NULL, .dtype = group->dtype};
-    pkvi_transfer_read(&cache->attention->model, g, cache->layers[layer].index, table, first, n,
-                       k ? pkvi_tensor_out(k) : none, v ? pkvi_tensor_out(v) : none);
+    const struct pkvi_attn_open open = {(uint32_t)(seq->length >> cache->page_shift),
+                                        pkvi_open_tail(seq, g)};
+    pkvi_transfer_read(&cache->attention->model, g, cache->layers[layer].index, table, open, first,
+                       n, k ? pkvi_tensor_out(k) : none, v ? pkvi_tensor_out(v) : none);
     return PKV_OK;
 }
 
@@ -181,9 +189,7 @@ static pkv_status check_page(pkv_cache *cache, const char *caller, uint32_t grou
     if (!part || !plain) return pkvi_fail(cache, PKV_EINVAL, "%s: a pointer is NULL", caller);
     if (layout != PKV_LAYOUT_NHD && layout != PKV_LAYOUT_HND)
         return pkvi_fail(cache, PKV_EINVAL, "%s: layout %d is unknown", caller, layout);
-    const pkvi_layout *l = &cache->groups[group].layout;
-    size_t need = (size_t)l->page_tokens * l->kv_heads *
-                  (l->dim_k * l->k_elem_bytes + l->dim_v * l->v_elem_bytes);
+    const size_t need = pkvi_transfer_plain_bytes(&cache->attention->model, group);
     if (plain_bytes != need)
         return pkvi_fail(cache, PKV_EINVAL, "%s: %zu plain bytes, the page has %zu", caller,
                          plain_bytes, need);
@@ -206,7 +212,8 @@ pkv_status pkv_page_pack(pkv_cache *cache, uint32_t group, void *page_part, pkv_
     pkv_status status =
         check_page(cache, "page_pack", group, page_part, layout, plain, plain_bytes);
     if (status != PKV_OK) return status;
-    pkvi_transfer_pack(&cache->attention->model, group, page_part, layout, plain);
+    status = pkvi_transfer_pack(&cache->attention->model, group, page_part, layout, plain);
+    if (status != PKV_OK) return pkvi_fail(cache, status, "page_pack: no memory to seal a page");
     return PKV_OK;
 }
 

@@ -3,6 +3,7 @@
 
 #include "cache/cache_internal.h"
 #include "cache/config_limits.h"
+#include "cache/open_pages.h"
 
 static uint64_t os_clock(void *user)
 {
@@ -89,6 +90,27 @@ static void destroy_locks(struct pkv_cache *cache)
     pkvi_mutex_destroy(&cache->lock);
 }
 
+static pkv_status init_open_pool(struct pkv_cache *cache, struct pkvi_group *group,
+                                 const struct pkvi_pool_config *sealed)
+{
+    struct pkvi_pool_config pool = *sealed;
+    pool.page_bytes = group->open_page_bytes;
+    pool.layer_bytes = group->open_layer_bytes;
+    pool.max_pages = 0;
+    return pkvi_pool_init(&group->open_pool, &pool, &cache->regions, &cache->mem, &cache->stats,
+                          cache->ranks);
+}
+
+/* The pools of the first n groups, and the regions. */
+static void destroy_pools(struct pkv_cache *cache, uint32_t n)
+{
+    while (n-- > 0) {
+        if (cache->groups[n].quantised) pkvi_pool_destroy(&cache->groups[n].open_pool);
+        pkvi_pool_destroy(&cache->groups[n].pool);
+    }
+    pkvi_regions_destroy(&cache->regions);
+}
+
 static pkv_status init_pools(struct pkv_cache *cache, const pkv_config *config)
 {
     const struct pkvi_regions_config regions = {
@@ -113,22 +135,17 @@ static pkv_status init_pools(struct pkv_cache *cache, const pkv_config *config)
             .external_bytes = given.external_bytes,
             .debug = config->debug,
         };
-        const pkv_status status = pkvi_pool_init(&group->pool, &pool, &cache->regions, &cache->mem,
-                                                 &cache->stats, cache->ranks);
+        pkv_status status = pkvi_pool_init(&group->pool, &pool, &cache->regions, &cache->mem,
+                                           &cache->stats, cache->ranks);
+        if (status == PKV_OK && group->quantised) {
+            status = init_open_pool(cache, group, &pool);
+            if (status != PKV_OK) pkvi_pool_destroy(&group->pool);
+        }
         if (status == PKV_OK) continue;
-        while (g-- > 0)
-            pkvi_pool_destroy(&cache->groups[g].pool);
-        pkvi_regions_destroy(&cache->regions);
+        destroy_pools(cache, g);
         return status;
     }
     return PKV_OK;
-}
-
-static void destroy_pools(struct pkv_cache *cache)
-{
-    for (uint32_t g = cache->n_groups; g-- > 0;)
-        pkvi_pool_destroy(&cache->groups[g].pool);
-    pkvi_regions_destroy(&cache->regions);
 }
 
 static void unbind_modules(struct pkv_cache *cache)
@@ -147,6 +164,7 @@ static pkv_status bind_modules(struct pkv_cache *cache, const pkv_config *config
     if (status != PKV_OK) return status;
     status = pkvi_prefix_bind(cache, config);
     if (status == PKV_OK) status = pkvi_evict_bind(cache, config);
+    if (status == PKV_OK) pkvi_open_bind(cache);
     if (status != PKV_OK) unbind_modules(cache);
     return status;
 }
@@ -170,7 +188,7 @@ static pkv_status fill(struct pkv_cache *cache, const pkv_config *config)
     if (status == PKV_OK) return PKV_OK;
     pkvi_admission_destroy(cache);
 no_admission:
-    destroy_pools(cache);
+    destroy_pools(cache, cache->n_groups);
 no_pools:
     pkvi_geometry_free(cache);
 no_geometry:
@@ -229,7 +247,7 @@ void pkv_cache_destroy(pkv_cache *cache)
     pkvi_slots_destroy(&cache->batches, &cache->mem);
     pkvi_slots_destroy(&cache->sequences, &cache->mem);
     pkvi_admission_destroy(cache);
-    destroy_pools(cache);
+    destroy_pools(cache, cache->n_groups);
     pkvi_geometry_free(cache);
     pkvi_stats_destroy(&cache->stats, &cache->mem);
     destroy_locks(cache);

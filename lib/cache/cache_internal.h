@@ -13,6 +13,7 @@
  *     slots.c     handles                              admission.c claims and the safe-state rule
  *     bind_M.c    hooks and state of module M (attention, evict, prefix)
  *     api_M.c     the public functions of module M
+ *     open_pages.c 16-bit pages of quantised groups
  *
  * Locks (ranks in base/base.h): cache->lock guards the slot tables and the free batches,
  * cache->admission_lock the claims, cache->error_lock the last error. No hook is called with any of
@@ -54,11 +55,17 @@ struct pkvi_group {
     uint32_t kv_heads, q_heads;
     uint32_t head_dim_k, head_dim_v;
     uint32_t window; /* 0 = full attention */
-    pkv_dtype dtype;
-    pkvi_layout layout;   /* one layer's part of a page */
-    uint64_t token_bytes; /* K and V of one token in all layers, without digests */
-    uint64_t layer_bytes; /* layout.part_bytes */
-    uint64_t page_bytes;  /* n_layers * layer_bytes */
+    pkv_dtype dtype;           /* of pages, or of open pages if quantised */
+    pkv_dtype dtype_k, dtype_v; /* of pages */
+    pkvi_layout layout;        /* one layer's part of a page */
+    uint64_t token_bytes;      /* K and V of one token in all layers, without digests; a quantised
+                                * token's share of its page, rounded down */
+    uint64_t layer_bytes;      /* layout.part_bytes */
+    uint64_t page_bytes;       /* n_layers * layer_bytes */
+    bool quantised;            /* full pages are sealed, partial ones open (open_pages.h) */
+    struct pkvi_pool open_pool; /* if quantised */
+    pkvi_layout open_layout;
+    uint64_t open_layer_bytes, open_page_bytes;
 };
 
 /* Where a model layer lives. */
@@ -283,6 +290,11 @@ uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n
 #define PKVI_RETRY_BYTES ((uint64_t)64 << 10) /* room that a retry makes at least */
 #define PKVI_ALLOC_ATTEMPTS 8 /* other threads may take what was reclaimed */
 
+/* A pool other than a group's own (open pages) is short of n pages: reclaims cached pages of all
+ * groups if that could be enough. True if an allocation is worth trying again. No locks may be held.
+ */
+bool pkvi_cache_reclaim_for(struct pkv_cache *cache, struct pkvi_pool *pool, uint32_t n);
+
 /* After attempt number `attempt` (from 0) of something ended with `status`: is another one worth
  * it? Only if it was refused memory because pages leave no room for metadata: then cached pages are
  * reclaimed until there is some. `bytes`: what it needs, if that may be much. What cannot
@@ -305,7 +317,8 @@ pkv_rope_config pkvi_config_rope(const pkv_config *config, uint32_t group);
 void pkvi_config_sizes(size_t size, size_t *group_size, size_t *rope_size);
 bool pkvi_group_size_known(size_t size);
 bool pkvi_rope_size_known(size_t size);
-/* Formats of keys and of values that a group asks for. */
+/* Formats that a group asks for: of open pages, of keys and of values. */
+pkv_dtype pkvi_dtype_open(const pkv_group_config *group);
 pkv_dtype pkvi_dtype_k(const pkv_group_config *group);
 pkv_dtype pkvi_dtype_v(const pkv_group_config *group);
 

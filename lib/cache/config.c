@@ -161,7 +161,7 @@ static pkv_status check_external(struct check *check, const pkv_config *config,
 }
 
 /* Formats of keys and values. */
-static pkv_status check_formats(struct check *check, const pkv_group_config *group)
+static pkv_status check_formats(struct check *check, const pkv_group_config *group, bool external)
 {
     pkv_status status = PKV_OK;
     if (group->dtype != 0) status = check_enum(check, "dtype", group->dtype);
@@ -175,16 +175,18 @@ static pkv_status check_formats(struct check *check, const pkv_group_config *gro
         return complain(check, PKV_EINVAL, "dtype_k: %s is a format of values", pkv_dtype_name(k));
     if (v == PKV_DTYPE_K8 || v == PKV_DTYPE_K4)
         return complain(check, PKV_EINVAL, "dtype_v: %s is a format of keys", pkv_dtype_name(v));
-    if (pkv_dtype_size(k) == 0)
-        return complain(check, PKV_ENOTSUP, "dtype_k: no %s pages in this version",
-                        pkv_dtype_name(k));
-    if (pkv_dtype_size(v) == 0)
-        return complain(check, PKV_ENOTSUP, "dtype_v: no %s pages in this version",
-                        pkv_dtype_name(v));
-    if (k != v)
-        return complain(check, PKV_ENOTSUP,
-                        "dtype_v: %s values beside %s keys are not in this version",
-                        pkv_dtype_name(v), pkv_dtype_name(k));
+    const bool k_coded = pkv_dtype_size(k) == 0, v_coded = pkv_dtype_size(v) == 0;
+    const pkv_dtype open = pkvi_dtype_open(group);
+    if (!k_coded && !v_coded) return PKV_OK;
+    if (!k_coded && k != open)
+        return complain(check, PKV_EINVAL, "dtype_k: %s keys beside open pages of %s (dtype)",
+                        pkv_dtype_name(k), pkv_dtype_name(open));
+    if (!v_coded && v != open)
+        return complain(check, PKV_EINVAL, "dtype_v: %s values beside open pages of %s (dtype)",
+                        pkv_dtype_name(v), pkv_dtype_name(open));
+    if (external)
+        return complain(check, PKV_ENOTSUP, "%s: quantised pages need HOST or NONE storage",
+                        k_coded ? "dtype_k" : "dtype_v");
     return PKV_OK;
 }
 
@@ -235,7 +237,7 @@ static pkv_status check_group(struct check *check, const pkv_config *config,
     if (status == PKV_OK && group->head_dim_v != 0)
         status = check_dim(check, "head_dim_v", group->head_dim_v);
     if (status == PKV_OK) status = check_range(check, "window", group->window);
-    if (status == PKV_OK) status = check_formats(check, group);
+    if (status == PKV_OK) status = check_formats(check, group, config->storage == PKV_STORAGE_EXTERNAL);
     if (status == PKV_OK) status = check_range(check, "max_pages", group->max_pages);
     if (status != PKV_OK) return status;
     if (group->q_heads % group->kv_heads != 0)

@@ -63,14 +63,17 @@ pkv_rope_config pkvi_config_rope(const pkv_config *config, uint32_t group)
     return ours;
 }
 
+pkv_dtype pkvi_dtype_open(const pkv_group_config *group)
+{
+    return group->dtype != 0 ? group->dtype : PKV_DTYPE_F16;
+}
+
 pkv_dtype pkvi_dtype_k(const pkv_group_config *group)
 {
-    if (group->dtype_k != 0) return group->dtype_k;
-    return group->dtype != 0 ? group->dtype : PKV_DTYPE_F16;
+    return group->dtype_k != 0 ? group->dtype_k : pkvi_dtype_open(group);
 }
 
 pkv_dtype pkvi_dtype_v(const pkv_group_config *group)
 {
-    if (group->dtype_v != 0) return group->dtype_v;
-    return group->dtype != 0 ? group->dtype : PKV_DTYPE_F16;
+    return group->dtype_v != 0 ? group->dtype_v : pkvi_dtype_open(group);
 }

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "cache/open_pages.h"
+
 /* What metadata may come to while the cache is full of the smallest pages: what an empty cache has,
  * first arrays of every kind and what the budget keeps beside them, and per page its words, its
  * places in tables and counters (arrays that grow by doubling), and its node of the prefix index.
@@ -35,6 +37,9 @@ static void read_bank(struct pkv_cache *cache, bool exact, struct pkvi_bank *ban
         bank->per_unit[g] =
             cache->storage != PKV_STORAGE_EXTERNAL ? pkvi_pool_unit_pages(pool) : 0;
         bank->unit_bytes[g] = pkvi_pool_unit_bytes(pool);
+        used += census.used_bytes;
+        if (!cache->groups[g].quantised) continue;
+        pkvi_pool_census(&cache->groups[g].open_pool, exact, &census);
         used += census.used_bytes;
     }
     const uint64_t limit = pkvi_budget_limit(&cache->budget);
@@ -273,6 +278,62 @@ static void read_batch(struct pkvi_demand *demand, uint64_t *taken)
     }
 }
 
+/* ---- open pages --------------------------------------------------------------------------------
+ * Every sequence of a quantised group may hold one open page at any time, so what admitted sequences
+ * lack of that is set aside: the rest of the check is about the group's other pages. What a step takes
+ * beyond comes back at its commit; it must be there, no more. */
+
+/* Bytes that n more open pages need: freed places in used units are filled first, so units never
+ * outnumber what their pages need at most. */
+static uint64_t open_bytes(const struct pkvi_group *group, uint64_t n)
+{
+    const struct pkvi_pool *pool = &group->open_pool;
+    return pkvi_ceil_div_u64(n, pkvi_pool_unit_pages(pool)) * pkvi_pool_unit_bytes(pool);
+}
+
+static uint64_t take_from_stock(struct pkvi_bank *bank, uint64_t bytes)
+{
+    const uint64_t taken = pkvi_min_u64(bank->stock, bytes);
+    bank->stock -= taken;
+    return bytes - taken;
+}
+
+/* Does an admitted sequence hold the open page that it may need? */
+static bool has_open(const struct pkvi_seq *seq, uint32_t g)
+{
+    const uint32_t page = pkvi_open_tail(seq, g);
+    return page != PKVI_NO_PAGE && pkvi_pool_refs(&seq->cache->groups[g].open_pool, page) == 1;
+}
+
+/* Sets open pages aside. False if the step's are not there. */
+static bool set_open_aside(struct pkvi_demand *demand)
+{
+    const struct pkv_cache *cache = demand->cache;
+    const struct pkvi_admission *admission = cache->admission;
+    uint64_t lacking = 0;
+    demand->open_bytes = 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        if (!cache->groups[g].quantised) continue;
+        uint64_t stay = demand->n_to_come, step = 0;
+        for (uint32_t i = 0; i < admission->n; i++) {
+            const struct pkvi_seq *seq = admission->seqs[i];
+            stay += seq->length < seq->claim && !has_open(seq, g);
+        }
+        for (uint32_t i = 0; i < demand->n_entries; i++) {
+            const struct pkvi_entry *entry = &demand->batch->entries[i];
+            const uint32_t needed = pkvi_open_needed(entry, g);
+            const bool counted = entry->seq->claim != 0 && !has_open(entry->seq, g);
+            const bool stays = needed != 0 && (counted || entry->seq->claim == 0);
+            stay += stays && !counted;
+            step += needed - stays;
+        }
+        lacking += take_from_stock(&demand->bank, open_bytes(&cache->groups[g], stay));
+        demand->open_bytes += open_bytes(&cache->groups[g], step);
+    }
+    demand->short_of_open = lacking != 0;
+    return lacking + take_from_stock(&demand->bank, demand->open_bytes) == 0;
+}
+
 bool pkvi_demand_read(struct pkvi_demand *demand)
 {
     struct pkv_cache *cache = demand->cache;
@@ -286,7 +347,10 @@ bool pkvi_demand_read(struct pkvi_demand *demand)
         read_need(admission->seqs[i], &admission->steps[i], NULL, admission->holders[i].need);
     }
     read_bank(cache, demand->exact, &demand->bank);
-    return pkvi_bank_take(&demand->bank, taken, demand->emptied);
+    const bool open = set_open_aside(demand);
+    const bool pages = pkvi_bank_take(&demand->bank, taken, demand->emptied);
+    demand->bank.stock += demand->open_bytes;
+    return open && pages;
 }
 
 /* Can everybody have everything at once? */
@@ -303,8 +367,17 @@ static bool all_at_once(const struct pkvi_demand *demand, uint32_t n)
 uint32_t pkvi_demand_stuck(struct pkvi_demand *demand, uint32_t n, uint32_t *stuck)
 {
     struct pkvi_admission *admission = demand->cache->admission;
+    if (demand->short_of_open) return n;
     if (!demand->exact) return all_at_once(demand, n) ? 0 : n;
     const struct pkvi_bank_ops ops = {.context = demand, .refresh = refresh, .end = end};
     forget_ended(demand->cache);
     return pkvi_bank_stuck(&demand->bank, admission->holders, n, admission->order, &ops, stuck);
+}
+
+void pkvi_demand_missing(const struct pkvi_demand *demand, uint32_t stuck, uint32_t *missing)
+{
+    const struct pkv_cache *cache = demand->cache;
+    pkvi_bank_missing(&demand->bank, cache->admission->holders[stuck].need, missing);
+    for (uint32_t g = 0; demand->short_of_open && g < cache->n_groups; g++)
+        if (cache->groups[g].quantised) missing[g] = pkvi_max_u32(missing[g], 1);
 }

@@ -37,8 +37,11 @@ struct pkvi_demand {
     struct pkv_cache *cache;
     const struct pkvi_batch *batch;
     uint32_t n_entries;
+    uint32_t n_to_come; /* sequences without pages that are imagined besides */
     bool exact; /* look at every holder, and every unit if need be; else only at sums */
     struct pkvi_bank bank;
+    uint64_t open_bytes; /* of the stock, for open pages that only the step itself holds */
+    bool short_of_open;  /* admitted sequences could not all have theirs */
     /* Per group: entries that take pages and have not ended; and units of which nothing will be in
      * use once they have: those the batch opens, and those that others left. */
     uint32_t openers[PKV_MAX_GROUPS];
@@ -60,6 +63,10 @@ uint32_t pkvi_demand_stuck(struct pkvi_demand *demand, uint32_t n, uint32_t *stu
  * eviction says. Pins void both. */
 uint64_t pkvi_demand_most_held(const struct pkv_cache *cache, const struct pkvi_seq *seq,
                                uint32_t group);
+
+/* After pkvi_demand_stuck said that some holder is stuck: pages per group that come short before
+ * holder `stuck` could go on, open pages included. */
+void pkvi_demand_missing(const struct pkvi_demand *demand, uint32_t stuck, uint32_t *missing);
 
 /* Frees the counters of ended holders. */
 void pkvi_demand_free(struct pkv_cache *cache);

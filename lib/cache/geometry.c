@@ -12,6 +12,16 @@ static uint32_t digests_of(const pkv_config *config)
     return digest;
 }
 
+/* The config was checked, so the layout accepts it. */
+static void set_layout(const struct pkvi_group *group, pkvi_layout *layout, uint32_t page_tokens,
+                       pkv_dtype k, pkv_dtype v, uint32_t digest)
+{
+    const pkv_status status = pkvi_layout_init(layout, k, v, page_tokens, group->kv_heads,
+                                               group->head_dim_k, group->head_dim_v, digest);
+    PKVI_ASSERT(status == PKV_OK);
+    (void)status;
+}
+
 void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_group *group)
 {
     const pkv_group_config given = pkvi_config_group(config, index);
@@ -23,17 +33,22 @@ void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_g
     group->head_dim_k = from->head_dim_k;
     group->head_dim_v = from->head_dim_v != 0 ? from->head_dim_v : from->head_dim_k;
     group->window = from->window;
-    group->dtype = pkvi_dtype_k(from); /* the check saw to it that it is dtype_v as well */
-    group->token_bytes = (uint64_t)group->n_layers * group->kv_heads *
-                         (group->head_dim_k + group->head_dim_v) * pkv_dtype_size(group->dtype);
-    /* The config was checked, so the layout accepts it. */
-    const pkv_status status =
-        pkvi_layout_init(&group->layout, group->dtype, group->dtype, config->page_tokens,
-                         group->kv_heads, group->head_dim_k, group->head_dim_v, digests_of(config));
-    PKVI_ASSERT(status == PKV_OK);
-    (void)status;
+    group->dtype_k = pkvi_dtype_k(from);
+    group->dtype_v = pkvi_dtype_v(from);
+    group->quantised = pkv_dtype_size(group->dtype_k) == 0 || pkv_dtype_size(group->dtype_v) == 0;
+    group->dtype = group->quantised                   ? pkvi_dtype_open(from)
+                   : group->dtype_k == group->dtype_v ? group->dtype_k
+                                                      : 0;
+    set_layout(group, &group->layout, config->page_tokens, group->dtype_k, group->dtype_v, 0);
+    group->token_bytes = group->n_layers * (uint64_t)group->layout.part_bytes / config->page_tokens;
+    set_layout(group, &group->layout, config->page_tokens, group->dtype_k, group->dtype_v,
+               digests_of(config));
     group->layer_bytes = group->layout.part_bytes;
     group->page_bytes = group->n_layers * group->layer_bytes;
+    if (!group->quantised) return;
+    set_layout(group, &group->open_layout, config->page_tokens, group->dtype, group->dtype, 0);
+    group->open_layer_bytes = group->open_layout.part_bytes;
+    group->open_page_bytes = group->n_layers * group->open_layer_bytes;
 }
 
 uint64_t pkvi_geometry_os_page(const pkv_config *config)
@@ -45,19 +60,21 @@ uint64_t pkvi_geometry_os_page(const pkv_config *config)
 uint64_t pkvi_geometry_region_bytes(const pkv_config *config)
 {
     if (config->storage == PKV_STORAGE_EXTERNAL) return PKVI_REGION_UNIT;
-    uint64_t page_bytes[PKV_MAX_GROUPS];
+    uint64_t page_bytes[2 * PKV_MAX_GROUPS];
+    uint32_t n = 0;
     uint64_t largest = 0;
     for (uint32_t g = 0; g < config->n_groups; g++) {
         struct pkvi_group group = {0};
         pkvi_geometry_group(config, g, &group);
-        page_bytes[g] = group.page_bytes;
-        if (group.page_bytes > largest) largest = group.page_bytes;
+        page_bytes[n++] = group.page_bytes;
+        if (group.quantised) page_bytes[n++] = group.open_page_bytes;
+        largest = pkvi_max_u64(largest, pkvi_max_u64(group.page_bytes, group.open_page_bytes));
     }
     if (config->region_bytes != 0)
         return config->region_bytes >= largest ? config->region_bytes : 0;
     const uint64_t limit =
         config->memory_limit != 0 ? config->memory_limit : PKVI_DEFAULT_MEMORY_LIMIT;
-    return pkvi_regions_choose(page_bytes, config->n_groups, limit);
+    return pkvi_regions_choose(page_bytes, n, limit);
 }
 
 static void map_layers(struct pkv_cache *cache, const pkv_config *config)
@@ -126,10 +143,11 @@ pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info
         .page_bytes = from->page_bytes,
         .layer_bytes = from->layer_bytes,
         .token_bytes = from->token_bytes,
-        .dtype_k = from->dtype,
-        .dtype_v = from->dtype,
+        .dtype_k = from->dtype_k,
+        .dtype_v = from->dtype_v,
         .storage = cache->storage,
         .page_tokens = cache->page_tokens,
+        .open_page_bytes = from->open_page_bytes,
     };
     pkvi_struct_write(info, info->struct_size, &out);
     return PKV_OK;

@@ -22,7 +22,7 @@
 struct pkvi_seq;
 struct pkvi_batch;
 
-enum { PKVI_HOOK_PREFIX = 0, PKVI_HOOK_EVICT = 1, PKVI_HOOK_SLOTS = 2 };
+enum { PKVI_HOOK_PREFIX = 0, PKVI_HOOK_EVICT = 1, PKVI_HOOK_OPEN = 2, PKVI_HOOK_SLOTS = 3 };
 
 struct pkvi_hooks {
     /* A sequence was created: seq->state[slot] is NULL and may be set. */

@@ -79,6 +79,9 @@ pkv_status pkv_cache_limit_shortfall(pkv_cache *cache, uint64_t bytes,
         out.cached += counts.cached * unit / pkvi_pool_unit_pages(pool);
         out.host += pkvi_pool_hosted(pool) * unit / pkvi_pool_unit_pages(pool);
         out.magazines += counts.parked * unit / pkvi_pool_unit_pages(pool);
+        if (!cache->groups[g].quantised) continue;
+        pkvi_pool_census(&cache->groups[g].open_pool, true, &census);
+        used += census.used_bytes;
     }
     out.metadata = atomic_load_explicit(&cache->budget.metadata, memory_order_relaxed);
     const uint64_t others = out.host + out.magazines;

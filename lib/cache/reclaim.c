@@ -77,6 +77,18 @@ uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
     return missing;
 }
 
+bool pkvi_cache_reclaim_for(struct pkv_cache *cache, struct pkvi_pool *pool, uint32_t n)
+{
+    const uint64_t units = pkvi_ceil_div_u64(n, pkvi_pool_unit_pages(pool));
+    const uint64_t wanted = units * pkvi_pool_unit_bytes(pool);
+    const uint64_t available = pkvi_regions_available(&cache->regions);
+    const uint64_t bytes = wanted > available ? wanted - available : 1;
+    uint64_t cached = 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        cached += pkvi_pool_cached(&cache->groups[g].pool) * cache->groups[g].page_bytes;
+    return cached >= bytes && pkvi_cache_reclaim_bytes(cache, bytes) != 0;
+}
+
 bool pkvi_cache_retry(struct pkv_cache *cache, pkv_status status, int attempt, uint64_t bytes)
 {
     if (status != PKV_ENOMEM || attempt >= PKVI_ALLOC_ATTEMPTS) return false;

@@ -424,6 +424,7 @@ pkv_status pkvi_reserve(struct pkvi_batch *batch)
     status = call_reserve_hooks(batch);
     if (PKVI_UNLIKELY(status != PKV_OK)) {
         undo_tables(batch);
+        if (status == PKV_ENOPAGES) return status; /* open pages: the text is there */
         return pkvi_fail(cache, status, "batch_reserve: no memory to prepare the commit");
     }
     if (PKVI_UNLIKELY(cache->debug & PKV_DEBUG_CHECKSUM)) unseal_tails(batch);

@@ -3,6 +3,14 @@
 
 #include "cache/cache_internal.h"
 
+static uint64_t open_pages(struct pkvi_group *group)
+{
+    if (!group->quantised) return 0;
+    struct pkvi_pool_counts counts;
+    pkvi_pool_counts(&group->open_pool, &counts);
+    return counts.used;
+}
+
 pkv_status pkv_cache_stats(pkv_cache *cache, pkv_stats *stats)
 {
     if (cache == NULL) return PKV_EINVAL;
@@ -34,6 +42,14 @@ pkv_status pkv_cache_stats(pkv_cache *cache, pkv_stats *stats)
         out.pages_unbacked += counts.cold;
         out.regions += counts.regions;
         out.regions_split += counts.split;
+        if (!cache->groups[g].quantised) continue;
+        pkvi_pool_counts(&cache->groups[g].open_pool, &counts);
+        out.pages_open += counts.used;
+        out.bytes_open += counts.used * cache->groups[g].open_page_bytes;
+        out.bytes_held += counts.held_bytes;
+        out.pages_unbacked += counts.cold;
+        out.regions += counts.regions;
+        out.regions_split += counts.split;
     }
     pkvi_struct_write(stats, stats->struct_size, &out);
     return PKV_OK;
@@ -58,6 +74,8 @@ pkv_status pkv_cache_group_stats(pkv_cache *cache, uint32_t group, pkv_group_sta
         .pages_free = counts.free,
         .page_bytes = cache->groups[group].page_bytes,
         .regions = counts.regions,
+        .pages_open = open_pages(&cache->groups[group]),
+        .open_page_bytes = cache->groups[group].open_page_bytes,
     };
     pkvi_struct_write(stats, stats->struct_size, &out);
     return PKV_OK;

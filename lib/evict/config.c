@@ -120,11 +120,16 @@ static pkv_status check_numbers(const pkv_evict_config *c, struct check *to)
 static pkv_status check_support(const pkv_evict_config *c, const struct pkvi_evict_group *info,
                                 struct check *to)
 {
-    const bool bounds = info->bytes && info->layout != NULL && info->layout->min_offset != 0;
+    const bool bytes = info->bytes && info->layout != NULL;
+    /* Minimum and scale of quantised keys are bounds already. */
+    const bool coded = bytes && pkvi_layout_k_coded(info->layout);
+    const bool bounds = bytes && (coded || info->layout->min_offset != 0);
     const bool sums = info->bytes && info->layout != NULL && info->layout->sum_offset != 0;
     if ((c->kind == PKV_EVICT_TOPK || c->regret) && !bounds)
         return REFUSE(to, PKV_ENOTSUP, "%s needs PKV_SIGNAL_BOUNDS in pkv_config.signals",
                       c->regret ? "regret" : "topk");
+    if (c->regret && coded)
+        return REFUSE(to, PKV_ENOTSUP, "regret in a group with quantised keys");
     if (c->kind == PKV_EVICT_KEYDIFF && !sums)
         return REFUSE(to, PKV_ENOTSUP, "keydiff needs PKV_SIGNAL_KEYSUM in pkv_config.signals");
     if (c->kind == PKV_EVICT_KEYDIFF && info->window != 0)

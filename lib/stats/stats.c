@@ -35,6 +35,8 @@ void pkvi_stats_fill(const struct pkvi_stats *stats, pkv_stats *out)
     out->bytes_live = pkvi_counter(stats, PKVI_COUNT_BYTES_LIVE);
     out->page_copies = pkvi_counter(stats, PKVI_COUNT_PAGE_COPIES);
     out->pages_sealed = pkvi_counter(stats, PKVI_COUNT_PAGES_SEALED);
+    out->pages_unsealed = pkvi_counter(stats, PKVI_COUNT_PAGES_UNSEALED);
+    out->vectors_flagged = pkvi_counter(stats, PKVI_COUNT_VECTORS_FLAGGED);
     out->pages_evicted = pkvi_counter(stats, PKVI_COUNT_PAGES_EVICTED);
     out->pages_reclaimed = pkvi_counter(stats, PKVI_COUNT_PAGES_RECLAIMED);
     out->pages_window_released = pkvi_counter(stats, PKVI_COUNT_PAGES_WINDOW_RELEASED);

@@ -131,7 +131,12 @@ static void play_create(struct scenario *s)
     pkv_config config;
     CHECK(pkv_config_init(&config, sizeof config) == PKV_OK);
     pkv_group_config groups[2] = {
-        {.n_layers = 2, .kv_heads = HEADS, .head_dim_k = DIM, .dtype = PKV_DTYPE_F32},
+        {.n_layers = 2,
+         .kv_heads = HEADS,
+         .head_dim_k = DIM,
+         .dtype = PKV_DTYPE_F32,
+         .dtype_k = PKV_DTYPE_K8,
+         .dtype_v = PKV_DTYPE_V4},
         {.n_layers = 1, .kv_heads = HEADS, .head_dim_k = DIM, .dtype = PKV_DTYPE_F32, .window = 40},
     };
     config.groups = groups;
@@ -242,6 +247,8 @@ static void play_exports(struct scenario *s, pkv_batch batch)
     TRY(pkv_export_slot_mapping(batch, 0, slots, n_tokens));
     pkv_copy copies[8];
     TRY(pkv_batch_copies(batch, copies, 8, &n));
+    pkv_open_page open[8];
+    TRY(pkv_batch_open_pages(batch, 0, 0, open, 8, &n));
 }
 
 static void tokens_of(int32_t *tokens, uint32_t n, int32_t salt)

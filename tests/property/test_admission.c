@@ -60,6 +60,7 @@ static void open_schedule(struct schedule *s, uint64_t seed, bool ask)
     pkv_config config;
     pkv_config_init(&config, sizeof config);
     pkv_group_config groups[3] = {{0}};
+    const bool quantised = below(s, 3) == 0;
     for (uint32_t g = 0; g < s->n_groups; g++)
         groups[g] = (pkv_group_config){
             .n_layers = 1 + below(s, 4),
@@ -67,6 +68,8 @@ static void open_schedule(struct schedule *s, uint64_t seed, bool ask)
             .head_dim_k = 128,
             .window = g == 0 ? 0 : 20 + below(s, 200),
             .max_pages = below(s, 4) == 0 ? 60 + below(s, 60) : 0,
+            .dtype_k = quantised ? PKV_DTYPE_K8 : 0,
+            .dtype_v = quantised ? PKV_DTYPE_V4 : 0,
         };
     config.groups = groups;
     config.n_groups = s->n_groups;

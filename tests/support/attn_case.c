@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "quantise.h"
 #include "random.h"
 
 #define OK(call)                                                                                   \
@@ -125,7 +126,9 @@ ac_case *ac_open(const ac_shape *shape)
                               .head_dim_k = shape->dim_k,
                               .head_dim_v = shape->dim_v,
                               .window = shape->window,
-                              .dtype = shape->dtype};
+                              .dtype = shape->dtype,
+                              .dtype_k = shape->dtype_k,
+                              .dtype_v = shape->dtype_v};
     pkv_config config;
     ck_assert_int_eq(pkv_config_init(&config, sizeof config), PKV_OK);
     if (shape->external) {
@@ -496,6 +499,29 @@ static bool naive_sees(const ac_case *c, const ac_entry *entry, uint32_t t, uint
     return c->shape.window == 0 || *key_position + c->shape.window > at;
 }
 
+/* Keys or values of one head as the row at position `at` sees them: [n][dim], freed by the caller. */
+static double *naive_rows(const ac_case *c, const ac_entry *entry, const ac_run *run, char what,
+                          uint32_t layer, uint32_t head, uint64_t n)
+{
+    const ac_shape *s = &c->shape;
+    const ac_seq *seq = &c->seqs[entry->seq];
+    const pkv_dtype in = run->in ? run->in : PKV_DTYPE_F32;
+    const pkv_dtype format = what == 'k' ? s->dtype_k : s->dtype_v;
+    const uint32_t dim = what == 'k' ? s->dim_k : s->dim_v;
+    double *rows = malloc(n * dim * sizeof *rows);
+    for (uint64_t p = 0; p < n; p++) {
+        const uint64_t content = p < seq->length ? seq->content[p] : entry->content[p - seq->length];
+        const pkv_dtype was = p < seq->length ? seq->written[p] : in;
+        for (uint32_t d = 0; d < dim; d++)
+            rows[p * dim + d] =
+                (double)ac_round(input(c, was, content, what, layer, head, d), s->dtype);
+    }
+    const uint64_t own = (n - 1) / s->page_tokens * s->page_tokens;
+    for (uint64_t p = 0; p < own; p += s->page_tokens)
+        pkvt_quantise(rows + p * dim, s->page_tokens, dim, format);
+    return rows;
+}
+
 void ac_naive(const ac_case *c, const ac_entry *entry, uint32_t t, uint32_t layer, uint32_t q_head,
               const ac_run *run, double *out, double *lse, double *weights)
 {
@@ -507,16 +533,16 @@ void ac_naive(const ac_case *c, const ac_entry *entry, uint32_t t, uint32_t laye
     uint64_t at = seq->length + (entry->depth ? entry->depth[t] : t);
     double scale = s->scale != 0 ? (double)s->scale : (double)(float)(1 / sqrt(s->dim_k));
     double *logits = malloc(n * sizeof *logits), max = -INFINITY, sum = 0;
+    double *keys = naive_rows(c, entry, run, 'k', layer, head, n);
+    double *values = naive_rows(c, entry, run, 'v', layer, head, n);
     for (uint64_t p = 0; p < n; p++) {
         uint64_t where;
         logits[p] = -INFINITY;
         if (!naive_sees(c, entry, t, p, &where)) continue;
-        uint64_t content = p < seq->length ? seq->content[p] : entry->content[p - seq->length];
-        pkv_dtype was = p < seq->length ? seq->written[p] : in;
         double x = 0;
         for (uint32_t d = 0; d < s->dim_k; d++)
             x += (double)input(c, in, entry->content[t], 'q', layer, q_head, d) *
-                 (double)ac_round(input(c, was, content, 'k', layer, head, d), s->dtype);
+                 keys[p * s->dim_k + d];
         x *= scale;
         if (s->softcap > 0) x = (double)s->softcap * tanh(x / (double)s->softcap);
         if (c->slopes) x += (double)c->slopes[q_head] * ((double)where - (double)at);
@@ -530,11 +556,9 @@ void ac_naive(const ac_case *c, const ac_entry *entry, uint32_t t, uint32_t laye
     for (uint64_t p = 0; p < n; p++) {
         if (logits[p] == -INFINITY) continue;
         double w = exp(logits[p] - max);
-        uint64_t content = p < seq->length ? seq->content[p] : entry->content[p - seq->length];
-        pkv_dtype was = p < seq->length ? seq->written[p] : in;
         sum += w;
         for (uint32_t d = 0; d < s->dim_v; d++) {
-            double v = (double)ac_round(input(c, was, content, 'v', layer, head, d), s->dtype);
+            double v = values[p * s->dim_v + d];
             out[d] += w * v;
             weights[d] += w * fabs(v);
         }
@@ -546,6 +570,8 @@ void ac_naive(const ac_case *c, const ac_entry *entry, uint32_t t, uint32_t laye
     }
     *lse = max + log(sum);
     free(logits);
+    free(keys);
+    free(values);
 }
 
 double ac_gate(const ac_case *c, const ac_run *run)

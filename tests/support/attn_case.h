@@ -3,7 +3,8 @@
  * A case is a cache with sequences whose every token has a `content` number; keys, values and
  * queries are functions of it, so the same content gives the same numbers in any cache, batch and
  * order. The naive model computes attention in double from the contents, rounding keys and values
- * as the page format does: it knows nothing of pages, tiles, leaves or kernels. */
+ * as the page format does: it knows nothing of tiles, leaves or kernels, and of pages only that in
+ * quantised groups a row sees its own page in `dtype` and all earlier ones sealed. */
 #ifndef PKVT_ATTN_CASE_H
 #define PKVT_ATTN_CASE_H
 
@@ -16,6 +17,7 @@
 typedef struct ac_shape {
     uint32_t page_tokens, n_layers, kv_heads, q_heads, dim_k, dim_v, window;
     pkv_dtype dtype;
+    pkv_dtype dtype_k, dtype_v; /* 0 = dtype */
     const char *isa; /* NULL = best */
     uint64_t memory; /* 0 = 256 MiB */
     uint32_t debug;

@@ -229,6 +229,7 @@ class GroupInfo(Struct):
         ("dtype_v", i32),
         ("storage", i32),
         ("page_tokens", u32),
+        ("open_page_bytes", u64),
     ]
 
 
@@ -357,10 +358,13 @@ class Stats(Struct):
                 "pages_unbacked",
                 "regions",
                 "regions_split",
-
             )
         ]
         + [("reserved", u64 * 4)]
+        + [
+            (name, u64)
+            for name in ("pages_open", "bytes_open", "vectors_flagged", "pages_unsealed")
+        ]
     )
 
 
