@@ -14,13 +14,19 @@ PKV_API pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *batch);
 
 /* Adds n_tokens new tokens (>= 1) of `seq`. `tokens` are the token ids, copied: any int32, negative
  * ones too (a host may number images or adapters there); they are only ever compared for equality.
- * NULL when the host does not want prefix publication for them (the sequence then publishes nothing
- * further). A
+ * NULL when the host does not know them yet (pkv_batch_set_tokens, pkv_seq_set_tokens) or does not
+ * want prefix publication for them (the sequence then publishes nothing further). A
  * sequence may be added once per batch (PKV_EINVAL) and be in one batch at a time (PKV_EBUSY).
  * PKV_ERANGE beyond 2^31 - 1 tokens, PKV_EFOREIGN, PKV_ESTATE after reserve. Amortised O(1) plus the
  * copy. */
 PKV_API pkv_status pkv_batch_add(pkv_batch batch, pkv_seq seq, const int32_t *tokens,
                                  uint32_t n_tokens);
+
+/* Gives the ids of entry number `entry`'s new tokens, when they were not known at pkv_batch_add, or
+ * gives others: at any time before commit or abort. n must be the entry's number of new tokens, of
+ * which a partial commit takes the first. PKV_EINVAL (also for tokens NULL), PKV_ENOMEM. O(n). */
+PKV_API pkv_status pkv_batch_set_tokens(pkv_batch batch, uint32_t entry, const int32_t *tokens,
+                                        uint32_t n);
 
 /* Takes entry number `entry` out again, before reserve or after one that failed; its sequence is as
  * if it had not been added. Entries behind it move up by one, order kept, so the numbers of

@@ -17,8 +17,8 @@
  * - Pages that no sequence holds stay matchable until their memory is needed. Then a replacement
  *   policy (pkv_config.prefix_policy; names: pkv_policy_name in index.h) chooses, in full-attention
  *   groups a page without published pages after it, as long as there is one that nobody holds.
- * - Tokens given to pkv_batch_add are what publishes: a sequence whose batches come without tokens
- *   publishes nothing from there on.
+ * - Token ids are what publishes: from pkv_batch_add, or later from pkv_batch_set_tokens or
+ *   pkv_seq_set_tokens. A sequence publishes nothing behind a token whose id is missing.
  *
  * All functions are MT-safe; functions on a sequence as in sequence.h. They return PKV_ENOTSUP if
  * the cache was created with prefix = 0. */
@@ -69,6 +69,21 @@ PKV_API pkv_status pkv_seq_attach(pkv_seq seq, const pkv_match *match);
 
 /* The namespace a sequence publishes to. Only while it is empty: PKV_ESTATE. Forks inherit it. */
 PKV_API pkv_status pkv_seq_set_namespace(pkv_seq seq, const pkv_namespace *space);
+
+/* Which token ids the index still lacks of the sequence's committed tokens: *n from position *first on.
+ * 0 if it has all, or wants none because the sequence publishes nothing further. O(1). */
+PKV_API pkv_status pkv_seq_missing_tokens(pkv_seq seq, uint64_t *first, uint64_t *n);
+
+/* Gives ids of committed tokens that were not known when their batch was committed: positions
+ * [first, first + n). An asynchronous host commits step n before the tokens that step n - 1 sampled
+ * are known, and gives them here when they are: pages that become complete by it are published at
+ * once. `first` must be the first that is missing, so that ids come in order; ids that a batch gave
+ * behind such a gap are to be given again. Allowed while the sequence is in an open batch. What an
+ * eviction policy or a window took meanwhile is not published. PKV_EINVAL if `first` is another
+ * position or the range exceeds the sequence's length; ids that are not wanted (missing_tokens says 0)
+ * are ignored. O(n). */
+PKV_API pkv_status pkv_seq_set_tokens(pkv_seq seq, uint64_t first, const int32_t *tokens,
+                                      uint32_t n);
 
 /* How long pages that this sequence publishes from now on are worth keeping, for the policy
  * "priority" (lowest first, least recently used among equals; the other policies ignore it):

@@ -127,6 +127,57 @@ pkv_status pkv_seq_set_namespace(pkv_seq handle, const pkv_namespace *space)
                   pkvi_prefix_seq_set_space(prefix, pkvi_prefix_of(seq), space));
 }
 
+pkv_status pkv_seq_missing_tokens(pkv_seq handle, uint64_t *first, uint64_t *n)
+{
+    struct pkvi_seq *seq = NULL;
+    struct pkvi_prefix *prefix = NULL;
+    pkv_status status = pkvi_seq_get(handle, "seq_missing_tokens", &seq);
+    if (status == PKV_OK) status = module_of(handle.cache, "seq_missing_tokens", &prefix);
+    if (status != PKV_OK) return status;
+    if (first == NULL || n == NULL)
+        return pkvi_fail(handle.cache, PKV_EINVAL, "seq_missing_tokens: a NULL argument");
+    *first = pkvi_min_u64(pkvi_prefix_seq_known(prefix, pkvi_prefix_of(seq)), seq->length);
+    *n = seq->length - *first;
+    return PKV_OK;
+}
+
+/* The sequence publishes again: the commit of a batch it may be in must not be skipped. */
+static void wake(struct pkvi_seq *seq)
+{
+    if (!seq->quiet[PKVI_HOOK_PREFIX]) return;
+    seq->quiet[PKVI_HOOK_PREFIX] = false;
+    const uint64_t id = atomic_load_explicit(&seq->batch, memory_order_acquire);
+    struct pkvi_batch *batch;
+    if (id != 0 && pkvi_batch_get((pkv_batch){seq->cache, id}, "seq_set_tokens", &batch) == PKV_OK)
+        batch->n_with_state[PKVI_HOOK_PREFIX]++;
+}
+
+pkv_status pkv_seq_set_tokens(pkv_seq handle, uint64_t first, const int32_t *tokens, uint32_t n)
+{
+    struct pkvi_seq *seq = NULL;
+    struct pkvi_prefix *prefix = NULL;
+    pkv_status status = pkvi_seq_get(handle, "seq_set_tokens", &seq);
+    if (status == PKV_OK) status = module_of(handle.cache, "seq_set_tokens", &prefix);
+    if (status != PKV_OK) return status;
+    if (tokens == NULL && n != 0)
+        return pkvi_fail(handle.cache, PKV_EINVAL, "seq_set_tokens: tokens is NULL");
+    if (first > seq->length || n > seq->length - first)
+        return pkvi_fail(handle.cache, PKV_EINVAL,
+                         "seq_set_tokens: [%llu, +%u) of %llu committed tokens",
+                         (unsigned long long)first, n, (unsigned long long)seq->length);
+    const uint64_t known = pkvi_prefix_seq_known(prefix, pkvi_prefix_of(seq));
+    if (known == UINT64_MAX || n == 0) return PKV_OK;
+    if (first != known)
+        return pkvi_fail(handle.cache, PKV_EINVAL,
+                         "seq_set_tokens: the first missing id is that of token %llu, not %llu",
+                         (unsigned long long)known, (unsigned long long)first);
+    struct pkvi_evict_seq *evict = pkvi_seq_evict(seq);
+    pkvi_prefix_publish(prefix, pkvi_prefix_of(seq), seq->tables, first, tokens, n,
+                        evict != NULL ? pkvi_prefix_may_publish : NULL, evict);
+    if (first + n == seq->length) wake(seq);
+    return PKV_OK;
+}
+
 pkv_status pkv_seq_set_retention(pkv_seq handle, uint32_t priority, uint64_t ttl_ns)
 {
     struct pkvi_seq *seq = NULL;

@@ -121,6 +121,21 @@ static void end_batch(struct pkvi_batch *batch)
 /* ---- add ---------------------------------------------------------------------------------------
  */
 
+/* Room for n more token ids. */
+static pkv_status token_room(struct pkvi_batch *batch, uint32_t n)
+{
+    if (n <= batch->token_capacity - batch->n_token_ids) return PKV_OK;
+    uint64_t capacity = batch->token_capacity == 0 ? 64 : batch->token_capacity;
+    while (capacity < batch->n_token_ids + n)
+        capacity *= 2;
+    int32_t *tokens = pkvi_mem_grow_array(&batch->cache->mem, batch->tokens, batch->token_capacity,
+                                          capacity, sizeof *tokens);
+    if (tokens == NULL) return PKV_ENOMEM;
+    batch->tokens = tokens;
+    batch->token_capacity = capacity;
+    return PKV_OK;
+}
+
 static pkv_status make_room(struct pkvi_batch *batch, bool with_tokens, uint32_t n_tokens)
 {
     struct pkvi_mem *mem = &batch->cache->mem;
@@ -139,17 +154,7 @@ static pkv_status make_room(struct pkvi_batch *batch, bool with_tokens, uint32_t
         batch->growing = growing; /* filled anew by each reserve */
         batch->entry_capacity = capacity;
     }
-    if (with_tokens && n_tokens > batch->token_capacity - batch->n_token_ids) {
-        uint64_t capacity = batch->token_capacity == 0 ? 64 : batch->token_capacity;
-        while (capacity < batch->n_token_ids + n_tokens)
-            capacity *= 2;
-        int32_t *tokens = pkvi_mem_grow_array(mem, batch->tokens, batch->token_capacity, capacity,
-                                              sizeof *tokens);
-        if (tokens == NULL) return PKV_ENOMEM;
-        batch->tokens = tokens;
-        batch->token_capacity = capacity;
-    }
-    return PKV_OK;
+    return with_tokens ? token_room(batch, n_tokens) : PKV_OK;
 }
 
 static pkv_status check_add(const struct pkvi_batch *batch, pkv_seq handle, uint32_t n_tokens,
@@ -227,6 +232,34 @@ pkv_status pkv_batch_add(pkv_batch handle, pkv_seq seq_handle, const int32_t *to
     return PKV_OK;
 }
 
+pkv_status pkv_batch_set_tokens(pkv_batch handle, uint32_t index, const int32_t *tokens, uint32_t n)
+{
+    struct pkvi_batch *batch;
+    pkv_status status = pkvi_batch_get(handle, "batch_set_tokens", &batch);
+    if (status != PKV_OK) return status;
+    if (index >= batch->n_entries)
+        return pkvi_fail(handle.cache, PKV_EINVAL, "batch_set_tokens: entry %u of %u", index,
+                         batch->n_entries);
+    struct pkvi_entry *entry = &batch->entries[index];
+    if (tokens == NULL || n != entry->n_tokens)
+        return pkvi_fail(handle.cache, PKV_EINVAL,
+                         "batch_set_tokens: %u ids for the %u new tokens of entry %u",
+                         tokens == NULL ? 0 : n, entry->n_tokens, index);
+    if (entry->tokens == PKVI_NO_TOKENS) {
+        int attempt = 0;
+        do
+            status = token_room(batch, n);
+        while (pkvi_cache_retry(handle.cache, status, attempt++, (uint64_t)n * sizeof *tokens));
+        if (status != PKV_OK)
+            return pkvi_fail(handle.cache, status, "batch_set_tokens: no memory for the ids");
+        entry->tokens = batch->n_token_ids;
+        batch->n_token_ids += n;
+        batch->n_with_tokens++;
+    }
+    memcpy(batch->tokens + entry->tokens, tokens, n * sizeof *tokens);
+    return PKV_OK;
+}
+
 /* Closes the gap that an entry leaves in the token ids. */
 static void remove_tokens(struct pkvi_batch *batch, uint32_t index)
 {
@@ -236,8 +269,10 @@ static void remove_tokens(struct pkvi_batch *batch, uint32_t index)
     memmove(batch->tokens + entry->tokens, batch->tokens + behind,
             (batch->n_token_ids - behind) * sizeof *batch->tokens);
     batch->n_token_ids -= entry->n_tokens;
-    for (uint32_t i = index + 1; i < batch->n_entries; i++)
-        if (batch->entries[i].tokens != PKVI_NO_TOKENS) batch->entries[i].tokens -= entry->n_tokens;
+    /* Ids that came late do not stand in the order of the entries. */
+    for (uint32_t i = 0; i < batch->n_entries; i++)
+        if (batch->entries[i].tokens != PKVI_NO_TOKENS && batch->entries[i].tokens >= behind)
+            batch->entries[i].tokens -= entry->n_tokens;
 }
 
 pkv_status pkv_batch_remove(pkv_batch handle, uint32_t index)

@@ -38,7 +38,7 @@ static void on_truncate(void *context, struct pkvi_seq *seq, uint64_t n_tokens)
 }
 
 /* What an eviction policy that dropped pages allows to be published. */
-static bool may_publish(void *context, uint32_t logical, uint64_t *salt)
+bool pkvi_prefix_may_publish(void *context, uint32_t logical, uint64_t *salt)
 {
     switch (pkvi_evict_publication(context, logical, salt)) {
     case PKVI_PUBLISH_PLAIN:
@@ -59,9 +59,11 @@ static void on_commit(void *context, struct pkvi_batch *batch)
         struct pkvi_seq *seq = entry->seq;
         struct pkvi_evict_seq *evict = pkvi_seq_evict(seq);
         pkvi_prefix_publish(binding->prefix, pkvi_prefix_of(seq), seq->tables,
+                            seq->length - entry->accepted,
                             entry->tokens == PKVI_NO_TOKENS ? NULL : batch->tokens + entry->tokens,
-                            entry->accepted, evict != NULL ? may_publish : NULL, evict);
-        /* Tokens without ids: it publishes nothing further, unless it is shortened. */
+                            entry->accepted, evict != NULL ? pkvi_prefix_may_publish : NULL, evict);
+        /* Tokens without ids: it publishes nothing further, unless they come, or it is shortened.
+         */
         if (entry->tokens == PKVI_NO_TOKENS && entry->accepted != 0)
             seq->quiet[PKVI_HOOK_PREFIX] = true;
     }

@@ -20,4 +20,8 @@ static inline struct pkvi_prefix_seq *pkvi_prefix_of(const struct pkvi_seq *seq)
     return seq->state[PKVI_HOOK_PREFIX];
 }
 
+/* What an eviction policy that dropped pages allows to be published; context is the sequence's
+ * eviction state. */
+bool pkvi_prefix_may_publish(void *context, uint32_t logical, uint64_t *salt);
+
 #endif

@@ -123,7 +123,7 @@ struct pkvi_prefix_seq {
     uint32_t published;  /* pages up to the cursor */
     uint64_t holes_seen; /* pkvi_prefix.n_holes when its path was last seen to be whole */
     uint32_t n_tail;     /* tokens known beyond these pages */
-    bool broken;         /* a token or node is missing: no further publication */
+    bool broken;         /* a node is missing: no further publication */
     uint32_t priority;
     uint64_t ttl_ns;
     int32_t tail[]; /* [page_tokens] */

@@ -190,7 +190,8 @@ static void walk_branches(struct walk *w)
             walk_salted(w);
             if (w->n_pages > pages) finish(w);
         }
-        if (id == PKVI_NIL || w->found.pages == w->n_full) return;
+        const uint64_t found = (uint64_t)w->found.pages << w->px->page_shift;
+        if (id == PKVI_NIL || found + w->found.partial_tokens == w->n) return;
     }
 }
 

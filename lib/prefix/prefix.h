@@ -69,12 +69,16 @@ void pkvi_prefix_seq_set_retention(struct pkvi_prefix_seq *seq, uint32_t priorit
  * nor any later one. */
 typedef bool (*pkvi_publish_fn)(void *context, uint32_t logical, uint64_t *salt);
 
-/* n more tokens of the sequence are committed; `tokens` NULL = unknown, nothing further is
- * published. tables[n_groups] hold the pages. `may` NULL = everything without salt. Never fails:
- * what needs memory that is refused is not published. O(1) without a finished page. */
+/* Leading tokens of the sequence whose ids are known, or UINT64_MAX: it wants no more of them. */
+uint64_t pkvi_prefix_seq_known(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *seq);
+
+/* Ids of committed tokens from position `first` on. Ignored if ids before them are missing. NULL =
+ * they are missing themselves. tables[n_groups] hold the pages. `may` NULL = everything without
+ * salt. Never fails: what needs memory that is refused is not published. O(1) without a finished
+ * page. */
 void pkvi_prefix_publish(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *seq,
-                         const struct pkvi_table *tables, const int32_t *tokens, uint32_t n,
-                         pkvi_publish_fn may, void *context);
+                         const struct pkvi_table *tables, uint64_t first, const int32_t *tokens,
+                         uint32_t n, pkvi_publish_fn may, void *context);
 
 /* ---- matching -----------------------------------------------------------------------------------
  */

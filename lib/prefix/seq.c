@@ -266,15 +266,24 @@ static void publish_pages(const struct publisher *p, const int32_t *tokens, uint
     seq->n_tail = n;
 }
 
-void pkvi_prefix_publish(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
-                         const struct pkvi_table *tables, const int32_t *tokens, uint32_t n,
-                         pkvi_publish_fn may, void *context)
+static uint64_t known(const struct pkvi_prefix *px, const struct pkvi_prefix_seq *seq)
 {
-    if (seq->broken || n == 0) return;
-    if (!tokens) {
-        seq->broken = true;
-        return;
-    }
+    return ((uint64_t)seq->published << px->page_shift) + seq->n_tail;
+}
+
+uint64_t pkvi_prefix_seq_known(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq)
+{
+    pkvi_prefix_lock(px);
+    pkvi_seq_leave_dropped(seq);
+    pkvi_prefix_unlock(px);
+    return seq->broken ? UINT64_MAX : known(px, seq);
+}
+
+void pkvi_prefix_publish(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
+                         const struct pkvi_table *tables, uint64_t first, const int32_t *tokens,
+                         uint32_t n, pkvi_publish_fn may, void *context)
+{
+    if (seq->broken || n == 0 || !tokens || first != known(px, seq)) return;
     /* The first tokens of all take the lock: from now on a drop of the namespace is about them. */
     if ((seq->published | seq->n_tail) && seq->n_tail + n < px->config.page_tokens) {
         memcpy(seq->tail + seq->n_tail, tokens, n * sizeof *tokens);

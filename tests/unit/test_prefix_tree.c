@@ -133,6 +133,35 @@ START_TEST(salts_tell_equal_siblings_apart)
 }
 END_TEST
 
+/* The longest match may leave the plain pages before they end: for a part of a page, too. */
+START_TEST(salted_branches_are_found)
+{
+    pkv_cache *cache = pkvt_open(NULL, 0, false);
+    pkv_evict_config sink;
+    ck_assert_int_eq(pkv_evict_config_init(&sink, sizeof sink, PKV_EVICT_SINK, 2 * PAGE), PKV_OK);
+    int32_t t[6 * PAGE];
+    pkvt_count_from(1, t, 6 * PAGE);
+    pkv_seq plain = pkvt_run(cache, NULL, t, 4 * PAGE), salted, asking;
+    ck_assert_int_eq(pkv_seq_create(cache, &salted), PKV_OK);
+    ck_assert_int_eq(pkv_seq_set_evict(salted, 0, &sink), PKV_OK);
+    for (uint32_t at = 0; at < 5 * PAGE; at += PAGE) /* plain up to page 2 */
+        pkvt_append(cache, salted, t + at, PAGE);
+    ck_assert_int_eq(pkv_seq_create(cache, &asking), PKV_OK);
+    ck_assert_int_eq(pkv_seq_set_evict(asking, 0, &sink), PKV_OK);
+    for (uint32_t n = 0; n <= 6 * PAGE; n++) {
+        pkv_match m = {.struct_size = sizeof m};
+        ck_assert_int_eq(pkv_seq_match(asking, t, n, &m), PKV_OK);
+        ck_assert_uint_eq(m.n_tokens, n < 5 * PAGE ? n : 5 * PAGE);
+        const uint64_t without = n < 4 * PAGE ? n : 4 * PAGE;
+        ck_assert_uint_eq(pkvt_match(cache, NULL, t, n).n_tokens, without);
+    }
+    pkvt_end(plain);
+    pkvt_end(salted);
+    pkvt_end(asking);
+    pkvt_close(cache);
+}
+END_TEST
+
 /* Of several children that share as many tokens with a query, one that has a page is found. */
 START_TEST(children_without_pages_do_not_hide_others)
 {
@@ -305,6 +334,7 @@ Suite *pkvt_suite(void)
     tcase_add_loop_test(all, a_drop_leaves_no_stale_hold, 0, 10);
     tcase_add_test(all, a_sequence_publishes_again_when_it_was_empty);
     tcase_add_loop_test(all, salts_tell_equal_siblings_apart, 0, 4);
+    tcase_add_test(all, salted_branches_are_found);
     tcase_add_loop_test(all, children_without_pages_do_not_hide_others, 0, 2);
     tcase_add_loop_test(all, a_quota_counts_what_comes_back, 0, 2);
     tcase_add_loop_test(all, drop_takes_every_node, 0, 2);
