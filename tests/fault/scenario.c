@@ -292,6 +292,10 @@ static void play_prompt(struct scenario *s)
     TRY(pkv_plan_mass(plan, 0, 0, 0, mass, 5));
     TRY(pkv_batch_commit(batch));
     pkv_plan_destroy(plan);
+    uint64_t first, lacks;
+    TRY(pkv_seq_missing_tokens(s->seqs[1], &first, &lacks));
+    CHECK(first == 0 && lacks == 20);
+    TRY(pkv_seq_set_tokens(s->seqs[1], first, tokens + 3, 20));
     float k[4 * HEADS * DIM], v[4 * HEADS * DIM];
     const pkv_rows_out ko = rows_out(k, HEADS), vo = rows_out(v, HEADS);
     TRY(pkv_read(s->seqs[0], 0, 66, 4, &ko, &vo));
@@ -314,6 +318,7 @@ static void play_fork(struct scenario *s)
     TRY(pkv_batch_add(batch, s->seqs[3], tokens, 4));
     TRY(pkv_batch_add(batch, s->seqs[4], NULL, 2));
     TRY(pkv_batch_reserve(batch));
+    TRY(pkv_batch_set_tokens(batch, 2, tokens, 2));
     play_exports(s, batch);
     pkv_plan *plan;
     TRY(pkv_plan_create(s->cache, NULL, &plan));

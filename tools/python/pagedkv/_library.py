@@ -97,6 +97,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     # batch.h
     "pkv_batch_begin": (i32, (ptr, _P(_BATCH))),
     "pkv_batch_add": (i32, (_BATCH, _SEQ, _BUF, u32)),
+    "pkv_batch_set_tokens": (i32, (_BATCH, u32, _BUF, u32)),
     "pkv_batch_remove": (i32, (_BATCH, u32)),
     "pkv_batch_reserve": (i32, (_BATCH,)),
     "pkv_batch_shortfall": (i32, (_BATCH, _BUF, u32)),
@@ -151,6 +152,8 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "pkv_seq_match": (i32, (_SEQ, _BUF, u64, _P(MatchStruct))),
     "pkv_seq_attach": (i32, (_SEQ, _P(MatchStruct))),
     "pkv_seq_set_namespace": (i32, (_SEQ, _P(NamespaceStruct))),
+    "pkv_seq_missing_tokens": (i32, (_SEQ, _P(u64), _P(u64))),
+    "pkv_seq_set_tokens": (i32, (_SEQ, u64, _BUF, u32)),
     "pkv_seq_set_retention": (i32, (_SEQ, u32, u64)),
     "pkv_prefix_pin": (i32, (ptr, _P(MatchStruct), u32, u64, _P(u64))),
     "pkv_prefix_unpin": (i32, (ptr, u64)),

@@ -60,6 +60,13 @@ class Batch:
             self.cache.check(status, "pkv_batch_add")
         self._sequences.append(seq)
 
+    def set_tokens(self, entry: int, tokens: npt.ArrayLike) -> None:
+        """Gives the ids of an entry's new tokens that were not known when it was added."""
+        ids = integers(tokens, np.int32, "tokens")
+        status = lib.pkv_batch_set_tokens(self.handle, entry, ids.ctypes.data, len(ids))
+        if status:
+            self.cache.check(status, "pkv_batch_set_tokens")
+
     def remove(self, entry: int) -> None:
         """Takes an entry out again before it is reserved; those behind it move up by one."""
         status = lib.pkv_batch_remove(self.handle, entry)

@@ -190,6 +190,24 @@ class Sequence:
         struct = namespace_of(namespace)
         self.cache.check(lib.pkv_seq_set_namespace(self.handle, struct), "pkv_seq_set_namespace")
 
+    def missing_tokens(self) -> range:
+        """Positions of committed tokens whose ids the prefix index still lacks; empty if it wants
+        none."""
+        first, n = C.c_uint64(), C.c_uint64()
+        self.cache.check(
+            lib.pkv_seq_missing_tokens(self.handle, C.byref(first), C.byref(n)),
+            "pkv_seq_missing_tokens",
+        )
+        return range(first.value, first.value + n.value)
+
+    def set_tokens(self, first: int, tokens: npt.ArrayLike) -> None:
+        """Gives ids of committed tokens from position ``first`` on, the first that is missing."""
+        ids = integers(tokens, np.int32, "tokens")
+        self.cache.check(
+            lib.pkv_seq_set_tokens(self.handle, first, ids.ctypes.data, len(ids)),
+            "pkv_seq_set_tokens",
+        )
+
     def set_retention(self, priority: int, ttl_ns: int = 0) -> None:
         """How long pages published from now on are worth keeping (policy "priority")."""
         self.cache.check(

@@ -261,6 +261,24 @@ def pagedkv_index(pages):
     return [int(page) & 0xFFFFFFFF for page in pages]
 
 
+def test_token_ids_may_come_late(cache):
+    tokens = np.arange(300, 350)
+    with cache.sequence() as seq:
+        for first, n in ((0, 20), (20, 30)):
+            with cache.batch() as batch:
+                batch.add(seq, None, n)
+                batch.reserve()
+                if first:
+                    batch.set_tokens(0, tokens[first : first + n])
+                    assert list(seq.missing_tokens()) == list(range(20))
+                    seq.set_tokens(0, tokens[:20])
+                batch.commit()
+        assert not seq.missing_tokens()
+        assert cache.prefix.match(tokens).n_pages == 3
+        with pytest.raises(pagedkv.InvalidArgument):
+            seq.set_tokens(51, tokens[:1])
+
+
 def test_prefix_match_attach_and_namespaces(cache):
     plan, seq = cache.plan(), cache.sequence()
     tokens = np.arange(100, 150)
