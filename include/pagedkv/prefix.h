@@ -148,6 +148,25 @@ typedef struct pkv_prefix_stats {
 PKV_API pkv_status pkv_prefix_get_stats(pkv_cache *cache, const pkv_namespace *space,
                                         pkv_prefix_stats *stats);
 
+/* A node of the index: one page of tokens behind those of its parent. */
+typedef struct pkv_prefix_node {
+    uint64_t id;          /* generation << 32 | number: of this node alone */
+    uint64_t groups;      /* bit g: it has a page in group g; 0 = it is there for others' sake */
+    uint64_t salt;        /* of the eviction policies it was computed under; 0 = none */
+    uint32_t parent;      /* place of its parent in the list, UINT32_MAX for a first page */
+    uint32_t depth;       /* pages before it */
+    uint64_t reserved[2]; /* 0 in this version */
+} pkv_prefix_node;
+
+/* Everything that is published in a namespace, parents before their children: nodes[i] and its tokens
+ * [i * page_tokens, (i + 1) * page_tokens). For a router or a tier that must know again what is
+ * cached, as after events were dropped. One moment of the index, which is locked meanwhile. *n = how
+ * many nodes there are; PKV_ERANGE if that exceeds capacity (nothing written but *n). An unknown
+ * namespace has none. O(nodes of the namespace). */
+PKV_API pkv_status pkv_prefix_list(pkv_cache *cache, const pkv_namespace *space,
+                                   pkv_prefix_node *nodes, int32_t *tokens, uint32_t capacity,
+                                   uint32_t *n);
+
 /* Frees up to n cached pages of a group that nobody holds, in the policy's order; *freed (may be
  * NULL) = how many. Never needed for allocation: reserve does it by itself. O(1) or O(log) a page.
  */

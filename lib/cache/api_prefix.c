@@ -252,6 +252,18 @@ pkv_status pkv_prefix_get_stats(pkv_cache *cache, const pkv_namespace *space,
     return report(cache, "prefix_get_stats", found);
 }
 
+pkv_status pkv_prefix_list(pkv_cache *cache, const pkv_namespace *space, pkv_prefix_node *nodes,
+                           int32_t *tokens, uint32_t capacity, uint32_t *n)
+{
+    struct pkvi_prefix *prefix;
+    const pkv_status status = module_of(cache, "prefix_list", &prefix);
+    if (status != PKV_OK) return status;
+    if (n == NULL || (capacity != 0 && (nodes == NULL || tokens == NULL)))
+        return pkvi_fail(cache, PKV_EINVAL, "prefix_list: a NULL argument");
+    return report(cache, "prefix_list",
+                  pkvi_prefix_list(prefix, space, nodes, tokens, capacity, n));
+}
+
 pkv_status pkv_prefix_reclaim(pkv_cache *cache, uint32_t group, uint64_t n, uint64_t *freed)
 {
     struct pkvi_prefix *prefix;

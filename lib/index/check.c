@@ -28,6 +28,15 @@ static const char *check_node(const struct pkvi_index *ix, uint32_t id)
     return found == id ? NULL : "index: a node is not found under its own identity";
 }
 
+/* Nodes of all namespaces, by their own counts. */
+static uint64_t count_all(const struct pkvi_index *ix)
+{
+    uint64_t n = 0;
+    for (uint32_t space = 0; space < ix->n_roots; space++)
+        n += ix->roots[space].n_nodes;
+    return n;
+}
+
 /* First pages of all namespaces, or UINT32_MAX. */
 static uint64_t count_tops(const struct pkvi_index *ix)
 {
@@ -52,6 +61,8 @@ const char *pkvi_index_check(const struct pkvi_index *ix)
     }
     if (nodes != ix->n_nodes) return "index: node count is wrong";
     if (children != with_parent) return "index: child counts do not add up";
+    if (ix->key_bytes && count_all(ix) != nodes)
+        return "index: the namespaces' nodes do not add up";
     if (ix->key_bytes && count_tops(ix) != nodes - with_parent)
         return "index: first pages do not stand where they must";
     for (uint32_t g = 0; g < ix->options.n_groups; g++) {

@@ -13,7 +13,7 @@ bool pkvi_index_ensure_root(struct pkvi_index *ix, uint32_t space)
         pkvi_mem_grow_array(ix->mem, ix->roots, ix->n_roots, wider, sizeof *roots);
     if (!roots) return false;
     for (uint32_t i = ix->n_roots; i < wider; i++)
-        roots[i] = (struct pkvi_heads){PKVI_NIL, PKVI_NIL};
+        roots[i] = (struct pkvi_heads){PKVI_NIL, PKVI_NIL, 0};
     ix->roots = roots;
     ix->n_roots = wider;
     return true;
@@ -109,6 +109,7 @@ uint32_t pkvi_index_add(struct pkvi_index *ix, uint32_t space, uint32_t parent, 
         pkvi_side(ix, at)->others = PKVI_NIL;
         pkvi_side(ix, at)->salted = false;
         if (id && parent != PKVI_NIL) pkvi_side(ix, parent)->salted = true;
+        ix->roots[space].n_nodes++;
     }
     if (parent != PKVI_NIL) {
         struct pkvi_node *above = pkvi_node(ix, parent);
@@ -130,6 +131,7 @@ void pkvi_index_collect(struct pkvi_index *ix, uint32_t id)
         if (ix->key_bytes) {
             pkvi_siblings_leave(ix, id);
             pkvi_side(ix, id)->generation++;
+            ix->roots[node->space].n_nodes--;
         }
         if (parent != PKVI_NIL) pkvi_node(ix, parent)->children--;
         node->space = PKVI_NIL;

@@ -41,9 +41,10 @@ struct pkvi_side {
     bool salted;         /* it has no salt, and had children with one */
 };
 
-/* The first pages of a namespace: heads of their tree and list. */
+/* The first pages of a namespace: heads of their tree and list; and how many nodes it has in all.
+ */
 struct pkvi_heads {
-    uint32_t first, others;
+    uint32_t first, others, n_nodes;
 };
 
 enum {
@@ -291,6 +292,9 @@ void pkvi_siblings_leave(struct pkvi_index *ix, uint32_t id);
  * *common = how many. PKVI_NIL if none shares one. O(log fan-out). */
 uint32_t pkvi_siblings_longest(const struct pkvi_index *ix, uint32_t space, uint32_t parent,
                                uint64_t salt, const uint32_t *tokens, uint32_t n, uint32_t *common);
+/* Calls fn for every child, in no particular order; false as soon as it does. */
+bool pkvi_siblings_each(const struct pkvi_index *ix, uint32_t space, uint32_t parent,
+                        bool (*fn)(void *context, uint32_t id), void *context);
 /* How many children stand where they must; UINT32_MAX if one does not. */
 uint32_t pkvi_siblings_check(const struct pkvi_index *ix, uint32_t space, uint32_t parent);
 

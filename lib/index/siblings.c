@@ -193,6 +193,27 @@ uint32_t pkvi_siblings_longest(const struct pkvi_index *ix, uint32_t space, uint
     return best;
 }
 
+static bool each_of_tree(const struct pkvi_index *ix, uint32_t tree,
+                         bool (*fn)(void *context, uint32_t id), void *context)
+{
+    for (; tree != PKVI_NIL; tree = pkvi_node(ix, tree)->right)
+        if (!each_of_tree(ix, pkvi_node(ix, tree)->left, fn, context) || !fn(context, tree))
+            return false;
+    return true;
+}
+
+bool pkvi_siblings_each(const struct pkvi_index *ix, uint32_t space, uint32_t parent,
+                        bool (*fn)(void *context, uint32_t id), void *context)
+{
+    const bool top = parent == PKVI_NIL;
+    if (!each_of_tree(ix, top ? ix->roots[space].first : pkvi_node(ix, parent)->first, fn, context))
+        return false;
+    uint32_t id = top ? ix->roots[space].others : pkvi_side(ix, parent)->others;
+    for (; id != PKVI_NIL; id = pkvi_node(ix, id)->right)
+        if (!fn(context, id)) return false;
+    return true;
+}
+
 /* ---- check ------------------------------------------------------------------------------------
  */
 

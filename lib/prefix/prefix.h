@@ -134,6 +134,11 @@ pkv_status pkvi_prefix_get_stats(struct pkvi_prefix *prefix, const pkv_namespace
 pkv_status pkvi_prefix_digests(struct pkvi_prefix *prefix, const pkv_match *match,
                                pkv_digest *digests, uint32_t capacity);
 
+/* See pkv_prefix_list. PKV_EINVAL, PKV_ERANGE. */
+pkv_status pkvi_prefix_list(struct pkvi_prefix *prefix, const pkv_namespace *space,
+                            pkv_prefix_node *nodes, int32_t *tokens, uint32_t capacity,
+                            uint32_t *n);
+
 /* Every invariant; PKV_ECORRUPT names the first broken one. Quiescent only. O(nodes). */
 pkv_status pkvi_prefix_verify(struct pkvi_prefix *prefix, char *text, size_t capacity);
 

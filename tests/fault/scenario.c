@@ -437,6 +437,9 @@ static void play_prefix(struct scenario *s)
     TRY(pkv_seq_destroy(s->seqs[0]));
     s->seqs[0].cache = NULL;
     TRY(pkv_prefix_reclaim(s->cache, 0, 1, &freed));
+    uint32_t n_listed;
+    CHECK(pkv_prefix_list(s->cache, NULL, NULL, NULL, 0, &n_listed) ==
+          (n_listed ? PKV_ERANGE : PKV_OK));
     TRY(pkv_prefix_drop(s->cache, &space, &freed));
 }
 

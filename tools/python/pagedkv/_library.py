@@ -160,6 +160,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "pkv_prefix_drop": (i32, (ptr, _P(NamespaceStruct), _P(u64))),
     "pkv_prefix_set_quota": (i32, (ptr, _P(NamespaceStruct), _P(PrefixQuotaStruct))),
     "pkv_prefix_get_stats": (i32, (ptr, _P(NamespaceStruct), _P(PrefixStats))),
+    "pkv_prefix_list": (i32, (ptr, _P(NamespaceStruct), _BUF, _BUF, u32, _P(u32))),
     "pkv_prefix_reclaim": (i32, (ptr, u32, u64, _P(u64))),
     "pkv_prefix_digests": (i32, (ptr, _P(MatchStruct), _BUF, u32)),
     "pkv_digest_tokens": (i32, (_P(NamespaceStruct), u32, _BUF, u64, _BUF, u64)),

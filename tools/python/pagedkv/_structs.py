@@ -513,6 +513,18 @@ class PrefixQuotaStruct(Struct):
     _fields_ = [("struct_size", size), ("share", u64), ("max", u64), ("reserved", u64 * 2)]
 
 
+class PrefixNodeStruct(Struct):
+    c_name = "pkv_prefix_node"
+    _fields_ = [
+        ("id", u64),
+        ("groups", u64),
+        ("salt", u64),
+        ("parent", u32),
+        ("depth", u32),
+        ("reserved", u64 * 2),
+    ]
+
+
 class PrefixStats(Struct):
     """Counters of a namespace (``pkv_prefix_stats``)."""
 
@@ -594,6 +606,7 @@ STRUCTS: tuple[type[Struct], ...] = (
     NamespaceStruct,
     MatchStruct,
     PrefixQuotaStruct,
+    PrefixNodeStruct,
     PrefixStats,
     DigestStruct,
     IndexConfigStruct,
