@@ -13,8 +13,6 @@ COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
 DEFINITION = re.compile(r"^(?!static\b)(?:[A-Za-z_][\w\s\*]*?[\s\*])(pkvi?_\w+)\s*\([^;{}]*\)\s*\n?\{", re.M)
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 OPEN = [
-    {"attn/attend.c", "attn/join.c"},
-    {"attn/cascade.c", "attn/items.c", "attn/plan.c", "attn/turn.c"},
     {"pool/census.c", "pool/debug.c", "pool/grow.c", "pool/magazine.c", "pool/move.c", "pool/pool.c",
      "pool/refs.c", "pool/regions.c", "pool/units.c"},
     {"prefix/grant.c", "prefix/pin.c", "prefix/quota.c", "prefix/seq.c"},

@@ -63,8 +63,6 @@ static struct pkvi_attn_selection show(struct plan_run_item *run)
     const struct plan_entry *entry = &run->body->entries[run->item->entry];
     const struct pkvi_attn_model *model = run->plan->model;
     const void **parts = PLAN_AT(run, const void *, all_parts);
-    /* Only the last page can be partial, before the step and after it. */
-    uint64_t full = (entry->length + entry->n_tokens) >> model->page_shift;
     uint64_t old = entry->length >> model->page_shift;
     uint32_t n_old = all->n;
     while (n_old > 0 && all->logical[n_old - 1] >= old)
@@ -84,7 +82,6 @@ static struct pkvi_attn_selection show(struct plan_run_item *run)
         .logical = all->logical,
         .parts = parts,
         .n_pages = all->n,
-        .n_digests = all->n && all->logical[all->n - 1] >= full ? all->n - 1 : all->n,
         .n_old = n_old,
         .length = entry->length,
         .n_tokens = entry->n_tokens,

@@ -110,16 +110,14 @@ struct pkvi_attn_selection {
     const uint32_t *logical;     /* [n_pages] resident pages, ascending, new ones included */
     const void *const *parts;    /* [n_pages] this layer's part of each */
     uint32_t n_pages;
-    uint32_t n_digests; /* leading pages whose digests are valid: full before the step or
-                         * filled by it */
-    uint32_t n_old;     /* of these, pages that were full before the step */
-    uint64_t length;    /* tokens before the new ones */
-    uint32_t n_tokens;  /* new tokens */
-    const float *q;     /* [n_rows][dim_k], unscaled */
-    uint32_t n_rows;    /* n_tokens * group_size, rows in (token, query head) order */
-    float *scores;      /* scratch, [n_pages] floats; may be overwritten */
-    bool scored;        /* scores holds the bounds (kernels' score) of the n_old pages already */
-    uint32_t *chosen;   /* out: indices into the pages, ascending; [n_pages] */
+    uint32_t n_old;    /* leading pages that were full before the step */
+    uint64_t length;   /* tokens before the new ones */
+    uint32_t n_tokens; /* new tokens */
+    const float *q;    /* [n_rows][dim_k], unscaled */
+    uint32_t n_rows;   /* n_tokens * group_size, rows in (token, query head) order */
+    float *scores;     /* scratch, [n_pages] floats; may be overwritten */
+    bool scored;       /* scores holds the bounds (kernels' score) of the n_old pages already */
+    uint32_t *chosen;  /* out: indices into the pages, ascending; [n_pages] */
 };
 
 /* All may be called from several threads at once. */

@@ -66,7 +66,6 @@ static uint32_t choose(struct work *w, uint32_t head)
     for (uint32_t i = 0; i < n; i++)
         w->chosen[i] = i;
     if (w->lane->wish.select_pages) {
-        uint64_t full = (w->entry->length + w->entry->n_tokens) >> model->page_shift;
         uint32_t n_old = n;
         while (n_old > 0 && pages->logical[n_old - 1] >= w->entry->length >> model->page_shift)
             n_old--;
@@ -78,8 +77,6 @@ static uint32_t choose(struct work *w, uint32_t head)
                                                 .logical = pages->logical,
                                                 .parts = w->all,
                                                 .n_pages = n,
-                                                .n_digests =
-                                                    n && pages->logical[n - 1] >= full ? n - 1 : n,
                                                 .n_old = n_old,
                                                 .length = w->entry->length,
                                                 .n_tokens = w->entry->n_tokens,
