@@ -50,6 +50,17 @@ static void op_add(struct world *w)
     if (!world_did(w, status, "pkv_batch_add", WORLD_NONE)) return;
     b->entry[b->n_entries++] = e;
     s->batch = (int)(b - w->batch);
+    if (!e.named || !world_once(w, 8)) return;
+    /* The same ids again: as if they had come late. */
+    world_did(w, pkv_batch_set_tokens(b->handle, (uint32_t)b->n_entries - 1, e.token, n),
+              "pkv_batch_set_tokens", WORLD_NONE);
+    uint64_t first, missing;
+    WORLD_CHECK(w,
+                !w->config.prefix ||
+                    (pkv_seq_missing_tokens(s->handle, &first, &missing) == PKV_OK &&
+                     first + missing == s->length &&
+                     pkv_seq_set_tokens(s->handle, s->length, e.token, 0) == PKV_OK),
+                "missing ids");
 }
 
 static void remove_entry(struct world *w, struct world_batch *b, int e)

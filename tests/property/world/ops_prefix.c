@@ -42,6 +42,9 @@ static void op_quota(struct world *w)
         return;
     pkv_prefix_stats stats = {.struct_size = sizeof stats};
     WORLD_CHECK(w, pkv_prefix_get_stats(w->cache, &space, &stats) == PKV_OK, "stats");
+    uint32_t n_nodes = 0;
+    const pkv_status listed = pkv_prefix_list(w->cache, &space, NULL, NULL, 0, &n_nodes);
+    WORLD_CHECK(w, listed == (n_nodes == 0 ? PKV_OK : PKV_ERANGE), "list of %u nodes", n_nodes);
     /* Pages that are in use stay beyond a smaller quota, and the counter does not tell groups
      * apart. */
     const uint64_t most = quota.max * w->n_groups;

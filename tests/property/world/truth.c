@@ -70,6 +70,12 @@ void world_copy(struct world *w, struct world_batch *b)
     uint32_t n = 0;
     WORLD_CHECK(w, pkv_batch_copies(b->handle, copies, WORLD_SEQS * WORLD_GROUPS, &n) == PKV_OK,
                 "copies");
+    uint32_t n_open = 1; /* no group is quantised: tests/unit/test_quantised.c has those */
+    WORLD_CHECK(
+        w,
+        b->n_entries == 0 ||
+            (pkv_batch_open_pages(b->handle, 0, 0, NULL, 0, &n_open) == PKV_OK && n_open == 0),
+        "open pages");
     for (uint32_t i = 0; i < n; i++) {
         const pkv_copy *c = &copies[i];
         if (w->config.storage == PKV_STORAGE_NONE) {
