@@ -14,6 +14,7 @@ from ._structs import (
     BlockTableStruct,
     ConfigStruct,
     CopyStruct,
+    OpenPageStruct,
     Event,
     EvictConfigStruct,
     EvictInfo,
@@ -106,6 +107,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "pkv_batch_abort": (i32, (_BATCH,)),
     "pkv_batch_size": (i32, (_BATCH, _P(u32), _P(u64))),
     "pkv_batch_copies": (i32, (_BATCH, _P(CopyStruct), u32, _P(u32))),
+    "pkv_batch_open_pages": (i32, (_BATCH, u32, u32, _P(OpenPageStruct), u32, _P(u32))),
     # export.h
     "pkv_export_csr": (i32, (_BATCH, u32, _BUF, _BUF, _P(u32), _BUF)),
     "pkv_export_block_table": (i32, (_BATCH, u32, _P(BlockTableStruct))),

@@ -255,6 +255,21 @@ class CopyStruct(Struct):
     _fields_ = [("group", u32), ("n_tokens", u32), ("src", u64), ("dst", u64), ("reserved", u64)]
 
 
+class OpenPageStruct(Struct):
+    """An open page that gets new tokens in a step (``pkv_open_page``)."""
+
+    c_name = "pkv_open_page"
+    _fields_ = [
+        ("logical", u32),
+        ("n_tokens", u32),
+        ("open", u64),
+        ("sealed", u64),
+        ("from", u64),
+        ("fill", u32),
+        ("reserved", u32 * 3),
+    ]
+
+
 class BlockRow(Struct):
     c_name = "pkv_block_row"
     _fields_ = [("opaque", u64 * 4)]
@@ -403,6 +418,8 @@ class GroupStats(Struct):
             "pages_free",
             "page_bytes",
             "regions",
+            "pages_open",
+            "open_page_bytes",
         )
     ]
 
@@ -591,6 +608,7 @@ STRUCTS: tuple[type[Struct], ...] = (
     GroupInfo,
     SeqInfo,
     CopyStruct,
+    OpenPageStruct,
     BlockRow,
     BlockTableStruct,
     RowsStruct,

@@ -24,6 +24,10 @@ DTYPES = {
     "f16": CONSTANTS["DTYPE_F16"],
     "bf16": CONSTANTS["DTYPE_BF16"],
 }
+#: Formats of full pages: element types, and codes of keys and of values.
+PAGE_FORMATS = DTYPES | {
+    name: CONSTANTS[f"DTYPE_{name.upper()}"] for name in ("k8", "k4", "v8", "v4")
+}
 #: The numpy type that holds an element. bf16 travels as its bits.
 STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),

@@ -27,7 +27,7 @@ from ._structs import (
     RopeConfigStruct,
     Stats,
 )
-from .arrays import DTYPES, address
+from .arrays import DTYPES, PAGE_FORMATS, address
 from .errors import InvalidArgument, check, make_error
 from .evict import EvictPolicy
 from .prefix import PrefixIndex
@@ -66,6 +66,8 @@ class Group:
 
     ``layers`` are the model's layer numbers (None: the next ``n_layers``); ``window`` 0 is full
     attention; ``dtype`` is the pages' element type; ``external`` the buffer of "external" storage.
+    ``dtype_k`` ("k8", "k4") and ``dtype_v`` ("v8", "v4") quantise full pages; pages that are not full
+    stay in ``dtype``.
     """
 
     n_layers: int
@@ -75,6 +77,8 @@ class Group:
     head_dim_v: int = 0
     window: int = 0
     dtype: str = "f16"
+    dtype_k: str | None = None
+    dtype_v: str | None = None
     max_pages: int = 0
     layers: SequenceOf[int] | None = None
     rope: RopeInfo | None = None
@@ -92,6 +96,12 @@ def _fill_group(target: GroupConfigStruct, group: Group, keep: list[Any]) -> Non
     if group.dtype not in DTYPES:
         raise ValueError(f"dtype {group.dtype!r} is not one of {', '.join(DTYPES)}")
     target.dtype = DTYPES[group.dtype]
+    for name, value in (("dtype_k", group.dtype_k), ("dtype_v", group.dtype_v)):
+        if value is None:
+            continue
+        if value not in PAGE_FORMATS:
+            raise ValueError(f"{name} {value!r} is not one of {', '.join(PAGE_FORMATS)}")
+        setattr(target, name, PAGE_FORMATS[value])
     if group.layers is not None:
         if len(group.layers) != group.n_layers:
             raise ValueError(f"{len(group.layers)} layer numbers for {group.n_layers} layers")
