@@ -29,8 +29,7 @@
 #include "stats/stats.h"
 #include "table/table.h"
 
-/* ---- the model --------------------------------------------------------------------------------
- */
+/* ---- the model ------------------------------------------------------------------------------ */
 
 /* Rotary embedding of a group, for turning queries (COMPACT positions). */
 struct pkvi_attn_rope {
@@ -69,8 +68,7 @@ struct pkvi_attn_model {
     const struct pkvi_attn_group *groups;
 };
 
-/* ---- a batch ----------------------------------------------------------------------------------
- */
+/* ---- a batch -------------------------------------------------------------------------------- */
 
 struct pkvi_attn_entry {
     const struct pkvi_table *tables; /* [n_groups], new tokens' pages included */
@@ -91,8 +89,7 @@ struct pkvi_attn_batch {
     void (*entry)(const void *context, uint32_t index, struct pkvi_attn_entry *out);
 };
 
-/* ---- what eviction asks of attention ----------------------------------------------------------
- */
+/* ---- what eviction asks of attention -------------------------------------------------------- */
 
 /* Per (sequence, group) of a batch. */
 struct pkvi_attn_wish {
@@ -136,8 +133,7 @@ struct pkvi_attn_hooks {
                  uint32_t n_heads, const float *mass, uint32_t n_pages);
 };
 
-/* ---- plans ------------------------------------------------------------------------------------
- */
+/* ---- plans ---------------------------------------------------------------------------------- */
 
 struct pkvi_plan;
 
@@ -192,8 +188,7 @@ struct pkvi_plan_figures {
 };
 void pkvi_plan_figures(const struct pkvi_plan *plan, struct pkvi_plan_figures *figures);
 
-/* ---- reading pages back (transfer.c) ----------------------------------------------------------
- */
+/* ---- reading pages back (transfer.c) -------------------------------------------------------- */
 
 /* The page of a quantised group that holds a logical page in 16 bits; page = PKVI_NO_PAGE: none. */
 struct pkvi_attn_open {

@@ -97,8 +97,7 @@ static void note_sizes(struct plan_sizes *s, const struct pkvi_attn_group *ag,
     s->tree |= entry->tree != NULL;
 }
 
-/* ---- lanes ------------------------------------------------------------------------------------
- */
+/* ---- lanes ---------------------------------------------------------------------------------- */
 
 static uint32_t ceil_div(uint32_t a, uint32_t b)
 {
@@ -183,8 +182,7 @@ static void split_heads(const struct pkvi_plan *plan, const struct plan_body *bo
     }
 }
 
-/* ---- entering items ---------------------------------------------------------------------------
- */
+/* ---- entering items ------------------------------------------------------------------------- */
 
 static struct plan_item *new_item(struct pkvi_plan *plan, struct plan_group *pg)
 {
@@ -356,8 +354,7 @@ static pkv_status own_items(struct pkvi_plan *plan, struct plan_body *body, uint
     return PKV_OK;
 }
 
-/* ---- sums -------------------------------------------------------------------------------------
- */
+/* ---- sums ----------------------------------------------------------------------------------- */
 
 static pkv_status sum_costs(struct pkvi_plan *plan, struct plan_body *body, uint32_t g)
 {

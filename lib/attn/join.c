@@ -4,8 +4,7 @@
 
 #include <string.h>
 
-/* ---- leaving ----------------------------------------------------------------------------------
- */
+/* ---- leaving -------------------------------------------------------------------------------- */
 
 /* Place of the states that worker w leaves behind for an item: 1 = it began there within the item,
  * i.e. the item began with an earlier worker; 0 = the item goes on with a later worker only. */
@@ -58,8 +57,7 @@ static void gather_parts(struct plan_run_item *run)
     }
 }
 
-/* ---- areas of nodes left behind ---------------------------------------------------------------
- */
+/* ---- areas of nodes left behind ------------------------------------------------------------- */
 
 /* Node of a shared tile: o [kv_heads][rows][dim_v], m and l [kv_heads][rows]. */
 struct tile_node {
@@ -117,8 +115,7 @@ static void store_own(struct plan_run_item *run)
                pkvi_nodes_state(&run->nodes, i), run->nodes.stride * sizeof(float));
 }
 
-/* ---- joining ----------------------------------------------------------------------------------
- */
+/* ---- joining -------------------------------------------------------------------------------- */
 
 static uint32_t count_links(const struct plan_run_item *run, uint32_t *links)
 {
@@ -218,8 +215,7 @@ void pkvi_plan_leave(struct plan_run_item *run, bool whole)
     tell_members(run);
 }
 
-/* ---- finishing --------------------------------------------------------------------------------
- */
+/* ---- finishing ------------------------------------------------------------------------------ */
 
 /* Addresses of the item's output rows and LSEs, and its sinks. */
 static const float *set_outputs(struct plan_run_item *run, void **out, float **lse)

@@ -61,7 +61,7 @@ static struct plan_offsets worker_offsets(const struct pkvi_plan *plan, const st
     return o;
 }
 
-/* Sets (base != NULL) or only measures one slot starting at offset `at`; returns the end. */
+/* Sets (base) or only measures one slot starting at offset `at`; returns the end. */
 static size_t lay_slot(const struct pkvi_plan *plan, const struct plan_sizes *s,
                        const struct plan_offsets *o, size_t at, unsigned char *base,
                        struct plan_slot *slot, bool *ok)

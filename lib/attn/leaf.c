@@ -46,8 +46,7 @@ static uint64_t query_position(const struct plan_entry *entry, uint32_t token)
     return entry->length + (entry->tree && entry->tree->depth ? entry->tree->depth[token] : token);
 }
 
-/* ---- rows -------------------------------------------------------------------------------------
- */
+/* ---- rows ----------------------------------------------------------------------------------- */
 
 static void load_queries(struct plan_run_item *run, uint32_t i, uint64_t row)
 {
@@ -87,8 +86,7 @@ void pkvi_plan_load_rows(struct plan_run_item *run)
             slopes[h * run->rows + r] = run->plan->alibi[(item->head0 + h) * size + r % size];
 }
 
-/* ---- masks ------------------------------------------------------------------------------------
- */
+/* ---- masks ---------------------------------------------------------------------------------- */
 
 /* Slots of pages [a, b) whose positions are below `position`. */
 static uint32_t slots_below(const struct plan_run_item *run, uint32_t a, uint32_t b,
@@ -203,8 +201,7 @@ static void set_tree(struct plan_run_item *run, uint32_t a, uint32_t b, pkvi_att
     job->tree_pos = pos;
 }
 
-/* ---- jobs -------------------------------------------------------------------------------------
- */
+/* ---- jobs ----------------------------------------------------------------------------------- */
 
 /* A job over pages [a, b) without masks and state. The kernel prefetches along the list of pages,
  * so the list goes on with what this thread reads next, unless page sums need exactly [a, b). */

@@ -3,8 +3,7 @@
 
 #include <string.h>
 
-/* ---- memory -----------------------------------------------------------------------------------
- */
+/* ---- memory --------------------------------------------------------------------------------- */
 
 static void free_trees(struct pkvi_mem *mem, struct plan_tree *tree)
 {
@@ -41,8 +40,7 @@ static void free_body(struct pkvi_plan *plan, struct plan_body *body)
     free_trees(plan->mem, body->trees);
 }
 
-/* ---- making -----------------------------------------------------------------------------------
- */
+/* ---- making --------------------------------------------------------------------------------- */
 
 static float *copy_floats(struct pkvi_mem *mem, const float *from, size_t n)
 {
@@ -89,12 +87,12 @@ pkv_status pkvi_plan_make(const struct pkvi_attn_model *model, const pkv_plan_op
     for (int i = 0; ok && i < 2; i++) {
         plan->body[i].groups =
             pkvi_mem_array(plan->mem, model->n_groups, sizeof *plan->body[i].groups);
-        ok = plan->body[i].groups != NULL;
+        ok = plan->body[i].groups;
     }
     if (ok) {
         plan->slots =
             pkvi_mem_array(plan->mem, plan->options.concurrent_layers, sizeof *plan->slots);
-        ok = plan->slots != NULL;
+        ok = plan->slots;
     }
     if (!ok) {
         pkvi_plan_free(plan);
@@ -119,8 +117,7 @@ void pkvi_plan_free(struct pkvi_plan *plan)
     pkvi_mem_free(mem, plan, sizeof *plan);
 }
 
-/* ---- trees ------------------------------------------------------------------------------------
- */
+/* ---- trees ---------------------------------------------------------------------------------- */
 
 static bool mask_ok(uint32_t n, const uint8_t *mask)
 {
@@ -169,8 +166,7 @@ pkv_status pkvi_plan_tree(struct pkvi_plan *plan, uint32_t entry, uint32_t n, co
     return PKV_OK;
 }
 
-/* ---- building ---------------------------------------------------------------------------------
- */
+/* ---- building ------------------------------------------------------------------------------- */
 
 static pkv_status load_entries(struct pkvi_plan *plan, struct plan_body *body,
                                const struct pkvi_attn_batch *batch)

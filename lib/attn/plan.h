@@ -253,8 +253,7 @@ void pkvi_plan_turn(const struct pkvi_attn_rope *rope, const float *turn, const 
 /* layout.c: lays the scratch out for the body's sizes; PKV_ENOMEM leaves it as it was. */
 pkv_status pkvi_plan_lay_out(struct pkvi_plan *plan, const struct plan_sizes *sizes);
 
-/* ---- shares (share.c) --------------------------------------------------------------------------
- */
+/* ---- shares (share.c) ----------------------------------------------------------------------- */
 
 /* A place in the sequence of all leaves of all items. */
 struct plan_place {
@@ -279,8 +278,7 @@ static inline bool plan_idle(const struct pkvi_attn_model *model, const struct p
     return a.item == b.item && a.leaf == b.leaf;
 }
 
-/* ---- running (attend.c, leaf.c, own.c, join.c, mass.c) ------------------------------------------
- */
+/* ---- running (attend.c, leaf.c, own.c, join.c, mass.c) -------------------------------------- */
 
 /* Where the pages that are walked lie. */
 struct plan_walk {

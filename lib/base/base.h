@@ -13,7 +13,7 @@
 
 #include <pagedkv/config.h>
 
-/* ---- assertions: internal invariants only, never the caller's arguments ---------------------- */
+/* ---- assertions: internal invariants only, never the caller's arguments --------------------- */
 
 #ifdef PKV_DEBUG
 #define PKVI_ASSERT(condition)                                                                     \
@@ -40,8 +40,7 @@ _Noreturn void pkvi_assert_fail(const char *condition, const char *file, int lin
 #define PKVI_CONTAINER_OF(ptr, type, member)                                                       \
     ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
-/* ---- arithmetic: true and *out on success, false (and *out untouched) on overflow -------------
- */
+/* ---- arithmetic: true and *out on success, false (and *out untouched) on overflow ----------- */
 
 static inline bool pkvi_add_u64(uint64_t a, uint64_t b, uint64_t *out)
 {
@@ -136,8 +135,7 @@ static inline void pkvi_struct_write(void *to, size_t size, const void *from)
     memcpy(to, &size, sizeof size);
 }
 
-/* ---- intrusive doubly linked list: a ring with a head; not MT-safe ----------------------------
- */
+/* ---- intrusive doubly linked list: a ring with a head; not MT-safe -------------------------- */
 
 struct pkvi_list {
     struct pkvi_list *next, *prev;
@@ -173,8 +171,7 @@ static inline void pkvi_list_remove(struct pkvi_list *node)
     pkvi_list_init(node);
 }
 
-/* ---- bitmap over caller-owned words; not MT-safe ----------------------------------------------
- */
+/* ---- bitmap over caller-owned words; not MT-safe -------------------------------------------- */
 
 #define PKVI_BITMAP_WORDS(bits) (((size_t)(bits) + 63) / 64)
 #define PKVI_BITMAP_NONE UINT32_MAX
@@ -206,9 +203,9 @@ enum pkvi_rank {
     PKVI_RANK_GROW,      /* one pool's growth: held while a region is mapped */
     PKVI_RANK_REGIONS,   /* list of pools that may give up an empty region */
     PKVI_RANK_POOL,      /* one pool's page states; nothing is allocated under it */
-    PKVI_RANK_EVENTS, /* event ring */
-    PKVI_RANK_BUDGET, /* memory accounting */
-    PKVI_RANK_ERROR,  /* text of the last failure */
+    PKVI_RANK_EVENTS,    /* event ring */
+    PKVI_RANK_BUDGET,    /* memory accounting */
+    PKVI_RANK_ERROR,     /* text of the last failure */
     PKVI_RANK_COUNT
 };
 
@@ -255,8 +252,7 @@ static inline void pkvi_mutex_unlock(struct pkvi_mutex *mutex)
 #endif
 }
 
-/* ---- log sink ----------------------------------------------------------------------------------
- */
+/* ---- log sink ------------------------------------------------------------------------------- */
 
 /* Where messages go; fn NULL = nowhere. */
 struct pkvi_log {

@@ -6,8 +6,7 @@
 #include "cache/config_limits.h"
 #include "cache/demand.h"
 
-/* ---- memory ------------------------------------------------------------------------------------
- */
+/* ---- memory --------------------------------------------------------------------------------- */
 
 static void free_arrays(struct pkv_cache *cache, struct pkvi_admission *admission)
 {
@@ -32,8 +31,7 @@ static pkv_status set_capacity(struct pkv_cache *cache, uint32_t capacity)
     grown.pages = pkvi_mem_array(mem, n * 3 * cache->n_groups, sizeof *grown.pages);
     grown.order = pkvi_mem_array(mem, n, sizeof *grown.order);
     grown.steps = pkvi_mem_array(mem, n, sizeof *grown.steps);
-    if (grown.seqs == NULL || grown.holders == NULL || grown.pages == NULL || grown.order == NULL ||
-        grown.steps == NULL) {
+    if (!grown.seqs || !grown.holders || !grown.pages || !grown.order || !grown.steps) {
         free_arrays(cache, &grown);
         return PKV_ENOMEM;
     }
@@ -51,7 +49,7 @@ static pkv_status set_capacity(struct pkv_cache *cache, uint32_t capacity)
 pkv_status pkvi_admission_init(struct pkv_cache *cache)
 {
     cache->admission = pkvi_mem_zalloc(&cache->mem, sizeof *cache->admission);
-    if (cache->admission == NULL) return PKV_ENOMEM;
+    if (!cache->admission) return PKV_ENOMEM;
     const pkv_status status = set_capacity(cache, 0);
     if (status != PKV_OK) {
         pkvi_mem_free(&cache->mem, cache->admission, sizeof *cache->admission);
@@ -98,8 +96,7 @@ static void keep_watermark(const struct pkv_cache *cache, struct pkvi_bank *bank
         bank->keep[g] = cache->watermark_pages;
 }
 
-/* ---- probe -------------------------------------------------------------------------------------
- */
+/* ---- probe ---------------------------------------------------------------------------------- */
 
 static pkv_status check_claim(struct pkv_cache *cache, const char *caller, uint64_t max_tokens)
 {
@@ -149,14 +146,14 @@ static bool probe(struct pkv_cache *cache, uint64_t max_tokens, uint64_t shared_
 pkv_status pkv_admit_probe(pkv_cache *cache, uint64_t max_tokens, uint64_t shared_tokens,
                            uint32_t *safe, uint32_t *missing, uint32_t n_groups)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (safe == NULL) return pkvi_fail(cache, PKV_EINVAL, "admit_probe: safe is NULL");
+    if (!cache) return PKV_EINVAL;
+    if (!safe) return pkvi_fail(cache, PKV_EINVAL, "admit_probe: safe is NULL");
     const pkv_status status = check_claim(cache, "admit_probe", max_tokens);
     if (status != PKV_OK) return status;
     if (shared_tokens > max_tokens)
         return pkvi_fail(cache, PKV_EINVAL, "admit_probe: %llu shared tokens of %llu",
                          (unsigned long long)shared_tokens, (unsigned long long)max_tokens);
-    if (missing != NULL && n_groups != cache->n_groups)
+    if (missing && n_groups != cache->n_groups)
         return pkvi_fail(cache, PKV_EINVAL, "admit_probe: the cache has %u groups, not %u",
                          cache->n_groups, n_groups);
     uint32_t lacking[PKV_MAX_GROUPS];
@@ -164,12 +161,11 @@ pkv_status pkv_admit_probe(pkv_cache *cache, uint64_t max_tokens, uint64_t share
     *safe = probe(cache, max_tokens, shared_tokens, false, lacking) ||
             probe(cache, max_tokens, shared_tokens, true, lacking);
     pkvi_mutex_unlock(&cache->admission_lock);
-    if (missing != NULL) memcpy(missing, lacking, n_groups * sizeof *missing);
+    if (missing) memcpy(missing, lacking, n_groups * sizeof *missing);
     return PKV_OK;
 }
 
-/* ---- tickets -----------------------------------------------------------------------------------
- */
+/* ---- tickets -------------------------------------------------------------------------------- */
 
 static void add_claim(struct pkvi_admission *admission, struct pkvi_seq *seq, uint64_t max_tokens)
 {
@@ -248,8 +244,7 @@ pkv_status pkv_admit_release(pkv_seq handle)
     return PKV_OK;
 }
 
-/* ---- batches -----------------------------------------------------------------------------------
- */
+/* ---- batches -------------------------------------------------------------------------------- */
 
 pkv_status pkv_admit_check_batch(pkv_batch handle, uint32_t *blocked)
 {
@@ -257,7 +252,7 @@ pkv_status pkv_admit_check_batch(pkv_batch handle, uint32_t *blocked)
     const pkv_status status = pkvi_batch_get(handle, "admit_check_batch", &batch);
     if (status != PKV_OK) return status;
     struct pkv_cache *cache = handle.cache;
-    if (blocked == NULL) return pkvi_fail(cache, PKV_EINVAL, "admit_check_batch: blocked is NULL");
+    if (!blocked) return pkvi_fail(cache, PKV_EINVAL, "admit_check_batch: blocked is NULL");
     if (batch->phase != PKVI_BATCH_OPEN)
         return pkvi_fail(cache, PKV_ESTATE, "admit_check_batch: the batch is reserved already");
     pkvi_mutex_lock(&cache->admission_lock);

@@ -17,8 +17,7 @@ struct pkv_plan {
     pkv_batch batch; /* of the last build; id 0 before */
 };
 
-/* ---- options -----------------------------------------------------------------------------------
- */
+/* ---- options -------------------------------------------------------------------------------- */
 
 #define LEAST_OPTIONS 56u /* up to max_threads */
 
@@ -89,8 +88,7 @@ static uint32_t choose_workers(uint32_t wanted)
     return n < (long)MOST_WORKERS ? (uint32_t)n : MOST_WORKERS;
 }
 
-/* ---- plans -------------------------------------------------------------------------------------
- */
+/* ---- plans ---------------------------------------------------------------------------------- */
 
 pkv_status pkv_plan_create(pkv_cache *cache, const pkv_plan_options *options, pkv_plan **out)
 {
@@ -181,8 +179,7 @@ pkv_status pkv_plan_build(pkv_plan *plan, pkv_batch handle)
     return PKV_OK;
 }
 
-/* ---- running -----------------------------------------------------------------------------------
- */
+/* ---- running -------------------------------------------------------------------------------- */
 
 static pkv_status check_run(const pkv_plan *plan, const char *caller, uint32_t layer, uint32_t ith,
                             uint32_t nth, struct pkvi_batch **batch)

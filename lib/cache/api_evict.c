@@ -8,8 +8,7 @@ static struct pkvi_evict *module_of(const struct pkv_cache *cache)
     return pkvi_evict_of(cache);
 }
 
-/* ---- policies ---------------------------------------------------------------------------------
- */
+/* ---- policies ------------------------------------------------------------------------------- */
 
 /* Is this group meant? */
 static bool applies(const struct pkv_cache *cache, uint32_t asked, uint32_t group)
@@ -30,7 +29,7 @@ static pkv_status resolve(pkv_cache *cache, const char *caller, uint32_t asked,
     }
     for (uint32_t g = 0; g < cache->n_groups; g++)
         policies[g] = NULL;
-    for (uint32_t g = 0; config != NULL && g < cache->n_groups; g++) {
+    for (uint32_t g = 0; config && g < cache->n_groups; g++) {
         if (!applies(cache, asked, g)) continue;
         const pkv_status status = pkvi_evict_policy_create(module_of(cache), g, config,
                                                            &policies[g], reason, sizeof reason);
@@ -47,7 +46,7 @@ static pkv_status resolve(pkv_cache *cache, const char *caller, uint32_t asked,
 pkv_status pkv_evict_check(pkv_cache *cache, uint32_t group, const pkv_evict_config *config,
                            char *text, size_t capacity)
 {
-    if (cache == NULL || config == NULL) return PKV_EINVAL;
+    if (!cache || !config) return PKV_EINVAL;
     struct pkvi_evict_policy *policies[PKV_MAX_GROUPS];
     const pkv_status status =
         resolve(cache, "evict_check", group, config, policies, text, capacity);
@@ -58,7 +57,7 @@ pkv_status pkv_evict_check(pkv_cache *cache, uint32_t group, const pkv_evict_con
 
 pkv_status pkv_cache_set_evict(pkv_cache *cache, uint32_t group, const pkv_evict_config *config)
 {
-    if (cache == NULL) return PKV_EINVAL;
+    if (!cache) return PKV_EINVAL;
     struct pkvi_evict_policy *policies[PKV_MAX_GROUPS];
     const pkv_status status = resolve(cache, "cache_set_evict", group, config, policies, NULL, 0);
     for (uint32_t g = 0; status == PKV_OK && g < cache->n_groups; g++)
@@ -77,7 +76,7 @@ pkv_status pkv_seq_set_evict(pkv_seq handle, uint32_t group, const pkv_evict_con
     if (status != PKV_OK) return status;
 
     struct pkvi_evict_seq *es = pkvi_seq_evict(seq);
-    if (es == NULL) status = pkvi_evict_seq_create(module_of(cache), false, &es);
+    if (!es) status = pkvi_evict_seq_create(module_of(cache), false, &es);
     struct pkvi_evict_target targets[PKV_MAX_GROUPS];
     uint64_t groups = 0;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
@@ -91,12 +90,11 @@ pkv_status pkv_seq_set_evict(pkv_seq handle, uint32_t group, const pkv_evict_con
     }
     for (uint32_t g = 0; g < cache->n_groups; g++)
         pkvi_evict_policy_unref(policies[g]);
-    if (es != NULL && es != pkvi_seq_evict(seq)) pkvi_evict_seq_destroy(es);
+    if (es && es != pkvi_seq_evict(seq)) pkvi_evict_seq_destroy(es);
     return pkvi_fail(cache, status, "seq_set_evict: no memory for the policy's state");
 }
 
-/* ---- questions --------------------------------------------------------------------------------
- */
+/* ---- questions ------------------------------------------------------------------------------ */
 
 /* The sequence, and the group is in range. */
 static pkv_status look_up(pkv_seq handle, uint32_t group, const void *out, const char *caller,
@@ -104,7 +102,7 @@ static pkv_status look_up(pkv_seq handle, uint32_t group, const void *out, const
 {
     const pkv_status status = pkvi_seq_get(handle, caller, seq);
     if (status != PKV_OK) return status;
-    if (out == NULL) return pkvi_fail(handle.cache, PKV_EINVAL, "%s: an output is NULL", caller);
+    if (!out) return pkvi_fail(handle.cache, PKV_EINVAL, "%s: an output is NULL", caller);
     if (group >= handle.cache->n_groups)
         return pkvi_fail(handle.cache, PKV_EINVAL, "%s: group %u of %u", caller, group,
                          handle.cache->n_groups);
@@ -120,8 +118,7 @@ pkv_status pkv_seq_get_evict(pkv_seq handle, uint32_t group, pkv_evict_config *c
         return pkvi_fail(handle.cache, PKV_EVERSION, "seq_get_evict: struct_size %zu is unknown",
                          config->struct_size);
     const struct pkvi_evict_policy *policy = pkvi_evict_seq_policy(pkvi_seq_evict(seq), group);
-    if (policy == NULL)
-        return pkv_evict_config_init(config, config->struct_size, PKV_EVICT_NONE, 0);
+    if (!policy) return pkv_evict_config_init(config, config->struct_size, PKV_EVICT_NONE, 0);
     pkvi_struct_write(config, config->struct_size, pkvi_evict_policy_config(policy));
     return PKV_OK;
 }
@@ -140,7 +137,7 @@ pkv_status pkv_seq_runs(pkv_seq handle, uint32_t group, pkv_evict_run *runs, uin
     struct pkvi_seq *seq;
     const pkv_status status = look_up(handle, group, n, "seq_runs", &seq);
     if (status != PKV_OK) return status;
-    if (runs == NULL && capacity != 0)
+    if (!runs && capacity != 0)
         return pkvi_fail(handle.cache, PKV_EINVAL, "seq_runs: runs is NULL");
     const uint32_t shift = handle.cache->page_shift;
     const struct pkvi_table *table = &seq->tables[group];
@@ -193,7 +190,7 @@ pkv_status pkv_seq_page_scores(pkv_seq handle, uint32_t group, uint32_t *logical
     struct pkvi_seq *seq;
     const pkv_status status = look_up(handle, group, n, "seq_page_scores", &seq);
     if (status != PKV_OK) return status;
-    if ((logical == NULL || scores == NULL) && capacity != 0)
+    if ((!logical || !scores) && capacity != 0)
         return pkvi_fail(handle.cache, PKV_EINVAL, "seq_page_scores: an array is NULL");
     const struct pkvi_evict_target target = pkvi_evict_target_of(seq, group);
     *n = target.table->resident;
@@ -204,8 +201,7 @@ pkv_status pkv_seq_page_scores(pkv_seq handle, uint32_t group, uint32_t *logical
     return PKV_OK;
 }
 
-/* ---- mass -------------------------------------------------------------------------------------
- */
+/* ---- mass ----------------------------------------------------------------------------------- */
 
 pkv_status pkv_seq_feed_mass(pkv_seq handle, uint32_t group, const float *mass, uint32_t n)
 {
@@ -214,7 +210,7 @@ pkv_status pkv_seq_feed_mass(pkv_seq handle, uint32_t group, const float *mass, 
     if (status != PKV_OK) return status;
     const uint64_t id = atomic_load_explicit(&seq->batch, memory_order_acquire);
     const struct pkvi_batch *batch = id != 0 ? pkvi_slots_get(&handle.cache->batches, id) : NULL;
-    if (batch == NULL || batch->phase != PKVI_BATCH_RESERVED)
+    if (!batch || batch->phase != PKVI_BATCH_RESERVED)
         return pkvi_fail(handle.cache, PKV_ESTATE, "seq_feed_mass: not in a reserved batch");
     if (n != seq->tables[group].resident)
         return pkvi_fail(handle.cache, PKV_EINVAL, "seq_feed_mass: %u values for %u pages", n,

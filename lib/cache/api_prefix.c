@@ -6,8 +6,8 @@
 static pkv_status module_of(pkv_cache *cache, const char *caller, struct pkvi_prefix **prefix)
 {
     *prefix = NULL;
-    if (cache == NULL) return PKV_EINVAL;
-    if (pkvi_prefix_binding_of(cache) == NULL)
+    if (!cache) return PKV_EINVAL;
+    if (!pkvi_prefix_binding_of(cache))
         return pkvi_fail(cache, PKV_ENOTSUP, "%s: the cache has no prefix index", caller);
     *prefix = pkvi_prefix_binding_of(cache)->prefix;
     return PKV_OK;
@@ -26,7 +26,7 @@ static pkv_status report(pkv_cache *cache, const char *caller, pkv_status status
 static pkv_status check_match(pkv_cache *cache, const char *caller, const int32_t *tokens,
                               uint64_t n, const pkv_match *match)
 {
-    if (match == NULL || (tokens == NULL && n != 0))
+    if (!match || (!tokens && n != 0))
         return pkvi_fail(cache, PKV_EINVAL, "%s: a NULL argument", caller);
     if (!pkvi_size_known(match->struct_size, LEAST_MATCH, sizeof *match))
         return pkvi_fail(cache, PKV_EVERSION, "%s: struct_size %zu of the match is unknown", caller,
@@ -53,7 +53,7 @@ pkv_status pkv_seq_match(pkv_seq handle, const int32_t *tokens, uint64_t n, pkv_
     if (status == PKV_OK) status = check_match(handle.cache, "seq_match", tokens, n, match);
     if (status != PKV_OK) return status;
     struct pkvi_evict_seq *evict = pkvi_seq_evict(seq);
-    const uint64_t salt = evict != NULL ? pkvi_evict_salt(evict) : 0;
+    const uint64_t salt = evict ? pkvi_evict_salt(evict) : 0;
     return report(handle.cache, "seq_match",
                   pkvi_prefix_match_seq(prefix, pkvi_prefix_of(seq), tokens, n, salt, match));
 }
@@ -134,7 +134,7 @@ pkv_status pkv_seq_missing_tokens(pkv_seq handle, uint64_t *first, uint64_t *n)
     pkv_status status = pkvi_seq_get(handle, "seq_missing_tokens", &seq);
     if (status == PKV_OK) status = module_of(handle.cache, "seq_missing_tokens", &prefix);
     if (status != PKV_OK) return status;
-    if (first == NULL || n == NULL)
+    if (!first || !n)
         return pkvi_fail(handle.cache, PKV_EINVAL, "seq_missing_tokens: a NULL argument");
     *first = pkvi_min_u64(pkvi_prefix_seq_known(prefix, pkvi_prefix_of(seq)), seq->length);
     *n = seq->length - *first;
@@ -159,7 +159,7 @@ pkv_status pkv_seq_set_tokens(pkv_seq handle, uint64_t first, const int32_t *tok
     pkv_status status = pkvi_seq_get(handle, "seq_set_tokens", &seq);
     if (status == PKV_OK) status = module_of(handle.cache, "seq_set_tokens", &prefix);
     if (status != PKV_OK) return status;
-    if (tokens == NULL && n != 0)
+    if (!tokens && n != 0)
         return pkvi_fail(handle.cache, PKV_EINVAL, "seq_set_tokens: tokens is NULL");
     if (first > seq->length || n > seq->length - first)
         return pkvi_fail(handle.cache, PKV_EINVAL,
@@ -173,7 +173,7 @@ pkv_status pkv_seq_set_tokens(pkv_seq handle, uint64_t first, const int32_t *tok
                          (unsigned long long)known, (unsigned long long)first);
     struct pkvi_evict_seq *evict = pkvi_seq_evict(seq);
     pkvi_prefix_publish(prefix, pkvi_prefix_of(seq), seq->tables, first, tokens, n,
-                        evict != NULL ? pkvi_prefix_may_publish : NULL, evict);
+                        evict ? pkvi_prefix_may_publish : NULL, evict);
     if (first + n == seq->length) wake(seq);
     return PKV_OK;
 }
@@ -199,7 +199,7 @@ pkv_status pkv_prefix_pin(pkv_cache *cache, const pkv_match *match, uint32_t pri
     pkv_status status = module_of(cache, "prefix_pin", &prefix);
     if (status == PKV_OK) status = check_match(cache, "prefix_pin", NULL, 0, match);
     if (status != PKV_OK) return status;
-    if (pin == NULL) return pkvi_fail(cache, PKV_EINVAL, "prefix_pin: pin is NULL");
+    if (!pin) return pkvi_fail(cache, PKV_EINVAL, "prefix_pin: pin is NULL");
     return report(cache, "prefix_pin", pkvi_prefix_pin(prefix, match, priority, ttl_ns, pin));
 }
 
@@ -225,7 +225,7 @@ pkv_status pkv_prefix_set_quota(pkv_cache *cache, const pkv_namespace *space,
     struct pkvi_prefix *prefix;
     const pkv_status status = module_of(cache, "prefix_set_quota", &prefix);
     if (status != PKV_OK) return status;
-    if (quota == NULL) return pkvi_fail(cache, PKV_EINVAL, "prefix_set_quota: quota is NULL");
+    if (!quota) return pkvi_fail(cache, PKV_EINVAL, "prefix_set_quota: quota is NULL");
     pkv_prefix_quota ours;
     if (!pkvi_size_known(quota->struct_size, LEAST_QUOTA, sizeof ours))
         return pkvi_fail(cache, PKV_EVERSION, "prefix_set_quota: struct_size %zu is unknown",
@@ -242,7 +242,7 @@ pkv_status pkv_prefix_get_stats(pkv_cache *cache, const pkv_namespace *space,
     struct pkvi_prefix *prefix;
     const pkv_status status = module_of(cache, "prefix_get_stats", &prefix);
     if (status != PKV_OK) return status;
-    if (stats == NULL) return pkvi_fail(cache, PKV_EINVAL, "prefix_get_stats: stats is NULL");
+    if (!stats) return pkvi_fail(cache, PKV_EINVAL, "prefix_get_stats: stats is NULL");
     if (!pkvi_size_known(stats->struct_size, PKVI_LEAST_OUTPUT, sizeof *stats))
         return pkvi_fail(cache, PKV_EVERSION, "prefix_get_stats: struct_size %zu is unknown",
                          stats->struct_size);
@@ -258,7 +258,7 @@ pkv_status pkv_prefix_list(pkv_cache *cache, const pkv_namespace *space, pkv_pre
     struct pkvi_prefix *prefix;
     const pkv_status status = module_of(cache, "prefix_list", &prefix);
     if (status != PKV_OK) return status;
-    if (n == NULL || (capacity != 0 && (nodes == NULL || tokens == NULL)))
+    if (!n || (capacity != 0 && (!nodes || !tokens)))
         return pkvi_fail(cache, PKV_EINVAL, "prefix_list: a NULL argument");
     return report(cache, "prefix_list",
                   pkvi_prefix_list(prefix, space, nodes, tokens, capacity, n));
@@ -273,7 +273,7 @@ pkv_status pkv_prefix_reclaim(pkv_cache *cache, uint32_t group, uint64_t n, uint
         return pkvi_fail(cache, PKV_EINVAL, "prefix_reclaim: group %u of %u", group,
                          cache->n_groups);
     const uint64_t pages = pkvi_prefix_reclaim_pages(prefix, group, n);
-    if (freed != NULL) *freed = pages;
+    if (freed) *freed = pages;
     return PKV_OK;
 }
 
@@ -284,7 +284,7 @@ pkv_status pkv_prefix_digests(pkv_cache *cache, const pkv_match *match, pkv_dige
     pkv_status status = module_of(cache, "prefix_digests", &prefix);
     if (status == PKV_OK) status = check_match(cache, "prefix_digests", NULL, 0, match);
     if (status != PKV_OK) return status;
-    if (digests == NULL && capacity != 0)
+    if (!digests && capacity != 0)
         return pkvi_fail(cache, PKV_EINVAL, "prefix_digests: digests is NULL");
     return report(cache, "prefix_digests", pkvi_prefix_digests(prefix, match, digests, capacity));
 }

@@ -47,7 +47,7 @@ bool pkvi_bank_take(struct pkvi_bank *bank, const uint64_t *pages, uint64_t *ope
         bank->stock -= units * bank->unit_bytes[g];
         bank->free[g] += units * bank->per_unit[g];
         bank->free[g] -= want;
-        if (opened != NULL) opened[g] = units;
+        if (opened) opened[g] = units;
     }
     return all;
 }
@@ -68,8 +68,7 @@ void pkvi_bank_missing(const struct pkvi_bank *bank, const uint64_t *need, uint3
     }
 }
 
-/* ---- safety ------------------------------------------------------------------------------------
- */
+/* ---- safety --------------------------------------------------------------------------------- */
 
 static uint64_t size_of(const struct pkvi_bank *bank, const struct pkvi_holder *holder)
 {
@@ -117,7 +116,7 @@ static bool can_end(const struct pkvi_bank *bank, struct pkvi_holder *holder, ui
                     const struct pkvi_bank_ops *ops)
 {
     if (pkvi_bank_can(bank, holder->need)) return true;
-    if (ops->refresh == NULL) return false;
+    if (!ops->refresh) return false;
     for (uint32_t g = 0; g < bank->n_groups; g++)
         total[g] -= holder->need[g];
     ops->refresh(ops->context, holder);
@@ -166,6 +165,6 @@ uint32_t pkvi_bank_stuck(struct pkvi_bank *bank, struct pkvi_holder *holders, ui
         if (kept == left) break;
         left = kept;
     }
-    if (left != 0 && stuck != NULL) *stuck = order[0];
+    if (left != 0 && stuck) *stuck = order[0];
     return left;
 }

@@ -4,8 +4,7 @@
 #include "cache/cache_internal.h"
 #include "cache/config_limits.h"
 
-/* ---- objects -----------------------------------------------------------------------------------
- */
+/* ---- objects -------------------------------------------------------------------------------- */
 
 static void free_batch(struct pkvi_batch *batch)
 {
@@ -26,11 +25,11 @@ static void free_batch(struct pkvi_batch *batch)
 static struct pkvi_batch *new_batch(struct pkv_cache *cache)
 {
     struct pkvi_batch *batch = pkvi_mem_zalloc(&cache->mem, sizeof *batch);
-    if (batch == NULL) return NULL;
+    if (!batch) return NULL;
     batch->cache = cache;
     batch->shortfall = pkvi_mem_array(&cache->mem, cache->n_groups, sizeof *batch->shortfall);
     batch->needed = pkvi_mem_array(&cache->mem, cache->n_groups, sizeof *batch->needed);
-    if (batch->shortfall != NULL && batch->needed != NULL) return batch;
+    if (batch->shortfall && batch->needed) return batch;
     free_batch(batch);
     return NULL;
 }
@@ -41,7 +40,7 @@ void pkvi_batches_trim(struct pkv_cache *cache)
     struct pkvi_batch *batch = cache->free_batches;
     cache->free_batches = NULL;
     pkvi_mutex_unlock(&cache->lock);
-    while (batch != NULL) {
+    while (batch) {
         struct pkvi_batch *next = batch->next_free;
         free_batch(batch);
         batch = next;
@@ -52,7 +51,7 @@ void pkvi_batches_destroy(struct pkv_cache *cache)
 {
     for (uint32_t slot = 0; slot < cache->batches.used; slot++) {
         struct pkvi_batch *batch = pkvi_slots_at(&cache->batches, slot);
-        if (batch == NULL) continue;
+        if (!batch) continue;
         if (batch->phase == PKVI_BATCH_RESERVED) pkvi_unreserve(batch);
         pkvi_slots_remove(&cache->batches, batch->id);
         free_batch(batch);
@@ -64,10 +63,10 @@ static pkv_status begin(struct pkv_cache *cache, pkv_batch *out)
 {
     pkvi_mutex_lock(&cache->lock);
     struct pkvi_batch *batch = cache->free_batches;
-    if (batch != NULL) cache->free_batches = batch->next_free;
+    if (batch) cache->free_batches = batch->next_free;
     pkvi_mutex_unlock(&cache->lock);
-    if (batch == NULL) batch = new_batch(cache);
-    if (batch == NULL) return pkvi_fail(cache, PKV_ENOMEM, "batch_begin: no memory for a batch");
+    if (!batch) batch = new_batch(cache);
+    if (!batch) return pkvi_fail(cache, PKV_ENOMEM, "batch_begin: no memory for a batch");
     batch->phase = PKVI_BATCH_OPEN;
     pkvi_mutex_lock(&cache->lock);
     const pkv_status status = pkvi_slots_insert(&cache->batches, &cache->mem, batch, &batch->id);
@@ -87,8 +86,8 @@ static pkv_status begin(struct pkv_cache *cache, pkv_batch *out)
 
 pkv_status pkv_batch_begin(pkv_cache *cache, pkv_batch *out)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (out == NULL) return pkvi_fail(cache, PKV_EINVAL, "batch_begin: batch is NULL");
+    if (!cache) return PKV_EINVAL;
+    if (!out) return pkvi_fail(cache, PKV_EINVAL, "batch_begin: batch is NULL");
     pkv_status status;
     int attempt = 0;
     do
@@ -118,8 +117,7 @@ static void end_batch(struct pkvi_batch *batch)
     pkvi_mutex_unlock(&cache->lock);
 }
 
-/* ---- add ---------------------------------------------------------------------------------------
- */
+/* ---- add ------------------------------------------------------------------------------------ */
 
 /* Room for n more token ids. */
 static pkv_status token_room(struct pkvi_batch *batch, uint32_t n)
@@ -130,7 +128,7 @@ static pkv_status token_room(struct pkvi_batch *batch, uint32_t n)
         capacity *= 2;
     int32_t *tokens = pkvi_mem_grow_array(&batch->cache->mem, batch->tokens, batch->token_capacity,
                                           capacity, sizeof *tokens);
-    if (tokens == NULL) return PKV_ENOMEM;
+    if (!tokens) return PKV_ENOMEM;
     batch->tokens = tokens;
     batch->token_capacity = capacity;
     return PKV_OK;
@@ -142,10 +140,10 @@ static pkv_status make_room(struct pkvi_batch *batch, bool with_tokens, uint32_t
     if (batch->n_entries == batch->entry_capacity) {
         const uint32_t capacity = batch->entry_capacity == 0 ? 16 : 2 * batch->entry_capacity;
         uint32_t *growing = pkvi_mem_array(mem, capacity, sizeof *growing);
-        if (growing == NULL) return PKV_ENOMEM;
+        if (!growing) return PKV_ENOMEM;
         struct pkvi_entry *entries = pkvi_mem_grow_array(mem, batch->entries, batch->entry_capacity,
                                                          capacity, sizeof *entries);
-        if (entries == NULL) {
+        if (!entries) {
             pkvi_mem_free_array(mem, growing, capacity, sizeof *growing);
             return PKV_ENOMEM;
         }
@@ -163,7 +161,7 @@ static pkv_status check_add(const struct pkvi_batch *batch, pkv_seq handle, uint
     struct pkv_cache *cache = batch->cache;
     if (PKVI_UNLIKELY(batch->phase != PKVI_BATCH_OPEN))
         return pkvi_fail(cache, PKV_ESTATE, "batch_add: the batch is reserved already");
-    if (PKVI_UNLIKELY(handle.cache == NULL))
+    if (PKVI_UNLIKELY(!handle.cache))
         return pkvi_fail(cache, PKV_EINVAL, "batch_add: a zeroed sequence handle");
     if (PKVI_UNLIKELY(handle.cache != cache))
         return pkvi_fail(cache, PKV_EFOREIGN, "batch_add: the sequence belongs to another cache");
@@ -211,7 +209,7 @@ pkv_status pkv_batch_add(pkv_batch handle, pkv_seq seq_handle, const int32_t *to
     if (status != PKV_OK) return status;
     int attempt = 0;
     do
-        status = make_room(batch, tokens != NULL, n_tokens);
+        status = make_room(batch, tokens, n_tokens);
     while (pkvi_cache_retry(handle.cache, status, attempt++, (uint64_t)n_tokens * sizeof *tokens));
     if (PKVI_UNLIKELY(status != PKV_OK))
         return pkvi_fail(handle.cache, status, "batch_add: no memory for the entry");
@@ -221,10 +219,10 @@ pkv_status pkv_batch_add(pkv_batch handle, pkv_seq seq_handle, const int32_t *to
         .seq = seq,
         .first_row = batch->n_rows,
         .n_tokens = n_tokens,
-        .tokens = tokens != NULL ? batch->n_token_ids : PKVI_NO_TOKENS,
+        .tokens = tokens ? batch->n_token_ids : PKVI_NO_TOKENS,
     };
     batch->n_rows += n_tokens;
-    if (tokens != NULL) {
+    if (tokens) {
         memcpy(batch->tokens + batch->n_token_ids, tokens, n_tokens * sizeof *tokens);
         batch->n_token_ids += n_tokens;
     }
@@ -241,10 +239,10 @@ pkv_status pkv_batch_set_tokens(pkv_batch handle, uint32_t index, const int32_t 
         return pkvi_fail(handle.cache, PKV_EINVAL, "batch_set_tokens: entry %u of %u", index,
                          batch->n_entries);
     struct pkvi_entry *entry = &batch->entries[index];
-    if (tokens == NULL || n != entry->n_tokens)
+    if (!tokens || n != entry->n_tokens)
         return pkvi_fail(handle.cache, PKV_EINVAL,
                          "batch_set_tokens: %u ids for the %u new tokens of entry %u",
-                         tokens == NULL ? 0 : n, entry->n_tokens, index);
+                         !tokens ? 0 : n, entry->n_tokens, index);
     if (entry->tokens == PKVI_NO_TOKENS) {
         int attempt = 0;
         do
@@ -302,8 +300,7 @@ pkv_status pkv_batch_remove(pkv_batch handle, uint32_t index)
     return PKV_OK;
 }
 
-/* ---- reserve, commit, abort --------------------------------------------------------------------
- */
+/* ---- reserve, commit, abort ----------------------------------------------------------------- */
 
 pkv_status pkv_batch_reserve(pkv_batch handle)
 {
@@ -357,7 +354,7 @@ static void advance(struct pkvi_batch *batch, const uint32_t *accepted)
         struct pkvi_seq *seq = entry->seq;
         const uint64_t before = seq->length;
         uint32_t n = entry->n_tokens;
-        if (accepted != NULL && accepted[i] < n) {
+        if (accepted && accepted[i] < n) {
             n = accepted[i];
             pkvi_unreserve_entry(batch, i, before + n);
         }
@@ -378,7 +375,7 @@ static void commit(struct pkvi_batch *batch, const uint32_t *accepted)
     advance(batch, accepted);
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->commit != NULL) hooks->commit(cache->hook_context[slot], batch);
+        if (hooks && hooks->commit) hooks->commit(cache->hook_context[slot], batch);
     }
     if (cache->n_windows != 0)
         for (uint32_t i = 0; i < batch->n_entries; i++)
@@ -405,7 +402,7 @@ pkv_status pkv_batch_commit_partial(pkv_batch handle, const uint32_t *accepted, 
     struct pkvi_batch *batch;
     const pkv_status status = pkvi_batch_get_reserved(handle, "batch_commit_partial", &batch);
     if (status != PKV_OK) return status;
-    if (accepted == NULL && n != 0)
+    if (!accepted && n != 0)
         return pkvi_fail(handle.cache, PKV_EINVAL, "batch_commit_partial: accepted is NULL");
     if (n != batch->n_entries)
         return pkvi_fail(handle.cache, PKV_EINVAL,
@@ -429,16 +426,14 @@ pkv_status pkv_batch_abort(pkv_batch handle)
     return PKV_OK;
 }
 
-/* ---- questions ---------------------------------------------------------------------------------
- */
+/* ---- questions ------------------------------------------------------------------------------ */
 
 pkv_status pkv_batch_shortfall(pkv_batch handle, uint32_t *missing, uint32_t n_groups)
 {
     struct pkvi_batch *batch;
     const pkv_status status = pkvi_batch_get(handle, "batch_shortfall", &batch);
     if (status != PKV_OK) return status;
-    if (missing == NULL)
-        return pkvi_fail(handle.cache, PKV_EINVAL, "batch_shortfall: missing is NULL");
+    if (!missing) return pkvi_fail(handle.cache, PKV_EINVAL, "batch_shortfall: missing is NULL");
     if (n_groups != handle.cache->n_groups)
         return pkvi_fail(handle.cache, PKV_EINVAL,
                          "batch_shortfall: the cache has %u groups, not %u", handle.cache->n_groups,
@@ -452,7 +447,7 @@ pkv_status pkv_batch_size(pkv_batch handle, uint32_t *n_entries, uint64_t *n_tok
     struct pkvi_batch *batch;
     const pkv_status status = pkvi_batch_get(handle, "batch_size", &batch);
     if (status != PKV_OK) return status;
-    if (n_entries == NULL || n_tokens == NULL)
+    if (!n_entries || !n_tokens)
         return pkvi_fail(handle.cache, PKV_EINVAL, "batch_size: n_entries or n_tokens is NULL");
     *n_entries = batch->n_entries;
     *n_tokens = batch->n_rows;
@@ -464,8 +459,8 @@ pkv_status pkv_batch_copies(pkv_batch handle, pkv_copy *copies, uint32_t capacit
     struct pkvi_batch *batch;
     const pkv_status status = pkvi_batch_get_reserved(handle, "batch_copies", &batch);
     if (status != PKV_OK) return status;
-    if (n == NULL) return pkvi_fail(handle.cache, PKV_EINVAL, "batch_copies: n is NULL");
-    if (copies == NULL && capacity != 0)
+    if (!n) return pkvi_fail(handle.cache, PKV_EINVAL, "batch_copies: n is NULL");
+    if (!copies && capacity != 0)
         return pkvi_fail(handle.cache, PKV_EINVAL, "batch_copies: copies is NULL");
     *n = batch->n_copies;
     if (capacity < batch->n_copies)

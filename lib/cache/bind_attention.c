@@ -6,8 +6,7 @@
 
 #include "cache/open_pages.h"
 
-/* ---- bind --------------------------------------------------------------------------------------
- */
+/* ---- bind ----------------------------------------------------------------------------------- */
 
 static size_t frequency_count(const pkv_config *config)
 {
@@ -80,8 +79,7 @@ void pkvi_attention_unbind(struct pkv_cache *cache)
     cache->attention = NULL;
 }
 
-/* ---- rows --------------------------------------------------------------------------------------
- */
+/* ---- rows ----------------------------------------------------------------------------------- */
 
 static uint64_t magnitude(ptrdiff_t x)
 {
@@ -124,8 +122,7 @@ pkv_status pkvi_rows_check(struct pkv_cache *cache, const char *caller, const ch
     return PKV_OK;
 }
 
-/* ---- reading -----------------------------------------------------------------------------------
- */
+/* ---- reading -------------------------------------------------------------------------------- */
 
 static pkv_status readable(struct pkv_cache *cache, const char *caller)
 {
@@ -175,8 +172,7 @@ pkv_status pkv_read(pkv_seq handle, uint32_t layer, uint64_t first, uint32_t n,
     return PKV_OK;
 }
 
-/* ---- pages -------------------------------------------------------------------------------------
- */
+/* ---- pages ---------------------------------------------------------------------------------- */
 
 static pkv_status check_page(pkv_cache *cache, const char *caller, uint32_t group, const void *part,
                              pkv_layout layout, const void *plain, size_t plain_bytes)
@@ -227,8 +223,7 @@ pkv_status pkv_layout_tag(pkv_cache *cache, uint32_t group, uint64_t *tag)
     return PKV_OK;
 }
 
-/* ---- kernels -----------------------------------------------------------------------------------
- */
+/* ---- kernels -------------------------------------------------------------------------------- */
 
 pkv_status pkv_kernel_name(pkv_cache *cache, const char **name)
 {

@@ -14,8 +14,7 @@ struct pkvi_evict *pkvi_evict_of(const struct pkv_cache *cache)
     return binding->evict;
 }
 
-/* ---- what the module asks of the cache --------------------------------------------------------
- */
+/* ---- what the module asks of the cache ------------------------------------------------------ */
 
 static bool target_pinned(const void *owner, uint32_t logical)
 {
@@ -51,8 +50,7 @@ struct pkvi_evict_target pkvi_evict_target_of(struct pkvi_seq *seq, uint32_t gro
     };
 }
 
-/* ---- hooks ------------------------------------------------------------------------------------
- */
+/* ---- hooks ---------------------------------------------------------------------------------- */
 
 static pkv_status on_create(void *context, struct pkvi_seq *seq)
 {
@@ -67,7 +65,7 @@ static pkv_status on_create(void *context, struct pkvi_seq *seq)
 static pkv_status on_fork(void *context, const struct pkvi_seq *parent, struct pkvi_seq *child)
 {
     (void)context;
-    if (pkvi_seq_evict(parent) == NULL) return PKV_OK;
+    if (!pkvi_seq_evict(parent)) return PKV_OK;
     struct pkvi_evict_seq *es;
     const pkv_status status = pkvi_evict_seq_fork(pkvi_seq_evict(parent), &es);
     if (status == PKV_OK) child->state[PKVI_HOOK_EVICT] = es;
@@ -106,7 +104,7 @@ static void on_truncate(void *context, struct pkvi_seq *seq, uint64_t n_tokens)
 {
     (void)context;
     struct pkvi_evict_seq *es = pkvi_seq_evict(seq);
-    if (es == NULL) return;
+    if (!es) return;
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
         const struct pkvi_evict_target target = pkvi_evict_target_of(seq, g);
         pkvi_evict_truncate(es, g, &target, n_tokens);
@@ -119,7 +117,7 @@ static void on_attach(void *context, struct pkvi_seq *seq, uint64_t n_tokens)
     (void)context;
     (void)n_tokens;
     struct pkvi_evict_seq *es = pkvi_seq_evict(seq);
-    if (es == NULL) return;
+    if (!es) return;
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
         const struct pkvi_evict_target target = pkvi_evict_target_of(seq, g);
         pkvi_evict_attached(es, g, &target);
@@ -130,7 +128,7 @@ static void cancel_entries(struct pkvi_batch *batch, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         struct pkvi_evict_seq *es = pkvi_seq_evict(batch->entries[i].seq);
-        for (uint32_t g = 0; es != NULL && g < batch->cache->n_groups; g++)
+        for (uint32_t g = 0; es && g < batch->cache->n_groups; g++)
             pkvi_evict_cancel(es, g);
     }
 }
@@ -141,7 +139,7 @@ static pkv_status on_reserve(void *context, struct pkvi_batch *batch)
     for (uint32_t i = 0; i < batch->n_entries; i++) {
         struct pkvi_seq *seq = batch->entries[i].seq;
         struct pkvi_evict_seq *es = pkvi_seq_evict(seq);
-        for (uint32_t g = 0; es != NULL && g < batch->cache->n_groups; g++) {
+        for (uint32_t g = 0; es && g < batch->cache->n_groups; g++) {
             const struct pkvi_evict_target target = pkvi_evict_target_of(seq, g);
             const pkv_status status =
                 pkvi_evict_reserve(es, g, &target, batch->entries[i].n_tokens);
@@ -177,8 +175,8 @@ static void on_commit(void *context, struct pkvi_batch *batch)
     for (uint32_t i = 0; i < batch->n_entries; i++) {
         const struct pkvi_entry *entry = &batch->entries[i];
         struct pkvi_evict_seq *es = pkvi_seq_evict(entry->seq);
-        for (uint32_t g = 0; es != NULL && g < batch->cache->n_groups; g++) {
-            if (pkvi_evict_seq_policy(es, g) == NULL) continue;
+        for (uint32_t g = 0; es && g < batch->cache->n_groups; g++) {
+            if (!pkvi_evict_seq_policy(es, g)) continue;
             const struct pkvi_evict_target target = pkvi_evict_target_of(entry->seq, g);
             pkvi_evict_commit(es, g, &target, entry->seq->length - entry->accepted,
                               entry->accepted);
@@ -192,7 +190,7 @@ static uint32_t on_reclaim(void *context, uint32_t group, uint32_t n, struct pkv
 {
     (void)context;
     uint32_t freed = 0;
-    for (uint32_t i = 0; requester != NULL && i < requester->n_entries && freed < n; i++)
+    for (uint32_t i = 0; requester && i < requester->n_entries && freed < n; i++)
         freed +=
             pkvi_evict_journal_release(pkvi_seq_evict(requester->entries[i].seq), group, n - freed);
     return freed;
@@ -202,7 +200,7 @@ static uint32_t on_reclaimable(void *context, uint32_t group, const struct pkvi_
 {
     (void)context;
     uint32_t n = 0;
-    for (uint32_t i = 0; requester != NULL && i < requester->n_entries; i++)
+    for (uint32_t i = 0; requester && i < requester->n_entries; i++)
         n += pkvi_evict_journal_pages(pkvi_seq_evict(requester->entries[i].seq), group);
     return n;
 }
@@ -213,7 +211,7 @@ static void on_holders(void *context, uint32_t group, uint32_t *holders, uint32_
     const struct pkvi_slots *slots = &binding->cache->sequences;
     for (uint32_t slot = 0; slot < slots->used; slot++) {
         const struct pkvi_seq *seq = pkvi_slots_at(slots, slot);
-        if (seq != NULL) pkvi_evict_journal_count(pkvi_seq_evict(seq), group, holders, n_holders);
+        if (seq) pkvi_evict_journal_count(pkvi_seq_evict(seq), group, holders, n_holders);
     }
 }
 
@@ -223,11 +221,11 @@ static pkv_status on_verify(void *context, char *text, size_t capacity)
     struct pkv_cache *cache = binding->cache;
     for (uint32_t slot = 0; slot < cache->sequences.used; slot++) {
         struct pkvi_seq *seq = pkvi_slots_at(&cache->sequences, slot);
-        if (seq == NULL) continue;
+        if (!seq) continue;
         for (uint32_t g = 0; g < cache->n_groups; g++) {
             const struct pkvi_evict_target target = pkvi_evict_target_of(seq, g);
             const char *complaint = pkvi_evict_seq_check(pkvi_seq_evict(seq), g, &target);
-            if (complaint == NULL) continue;
+            if (!complaint) continue;
             pkvi_text(text, capacity, "sequence %#llx, group %u: %s", (unsigned long long)seq->id,
                       g, complaint);
             return PKV_ECORRUPT;
@@ -266,7 +264,7 @@ pkv_status pkvi_evict_bind(struct pkv_cache *cache, const pkv_config *config)
     struct pkvi_mem *mem = &cache->mem;
     struct evict_binding *binding = pkvi_mem_zalloc(mem, sizeof *binding);
     struct pkvi_evict_group *groups = pkvi_mem_array(mem, cache->n_groups, sizeof *groups);
-    pkv_status status = binding != NULL && groups != NULL ? PKV_OK : PKV_ENOMEM;
+    pkv_status status = binding && groups ? PKV_OK : PKV_ENOMEM;
     for (uint32_t g = 0; g < cache->n_groups && status == PKV_OK; g++) {
         struct pkvi_group *group = &cache->groups[g];
         groups[g] = (struct pkvi_evict_group){
@@ -279,7 +277,7 @@ pkv_status pkvi_evict_bind(struct pkv_cache *cache, const pkv_config *config)
             .kv_heads = group->kv_heads,
             .window = group->window,
             .bytes = cache->storage != PKV_STORAGE_NONE,
-            .rope = config->rope != NULL && pkvi_config_rope(config, g).rotary_dims != 0,
+            .rope = config->rope && pkvi_config_rope(config, g).rotary_dims != 0,
         };
     }
     if (status == PKV_OK)

@@ -7,7 +7,7 @@ static void on_wish(void *context, void *object, uint32_t group, struct pkvi_att
 {
     (void)context;
     const struct pkvi_evict_seq *es = pkvi_seq_evict(object);
-    if (es == NULL) return;
+    if (!es) return;
     wish->mass_rows = pkvi_evict_mass_rows(es, group);
     wish->compact = pkvi_evict_compact(es, group);
     struct pkvi_evict_topk rule;
@@ -49,8 +49,7 @@ void pkvi_evict_attn_hooks(struct pkv_cache *cache, struct pkvi_attn_hooks *hook
         .context = cache, .wish = on_wish, .select = on_select, .mass = on_mass};
 }
 
-/* ---- regret meter -----------------------------------------------------------------------------
- */
+/* ---- regret meter --------------------------------------------------------------------------- */
 
 #define METER_ROWS 16u
 

@@ -2,8 +2,7 @@
 #include "cache/evict.h"
 #include "cache/prefix.h"
 
-/* ---- hooks ------------------------------------------------------------------------------------
- */
+/* ---- hooks ---------------------------------------------------------------------------------- */
 
 static pkv_status on_create(void *context, struct pkvi_seq *seq)
 {
@@ -61,7 +60,7 @@ static void on_commit(void *context, struct pkvi_batch *batch)
         pkvi_prefix_publish(binding->prefix, pkvi_prefix_of(seq), seq->tables,
                             seq->length - entry->accepted,
                             entry->tokens == PKVI_NO_TOKENS ? NULL : batch->tokens + entry->tokens,
-                            entry->accepted, evict != NULL ? pkvi_prefix_may_publish : NULL, evict);
+                            entry->accepted, evict ? pkvi_prefix_may_publish : NULL, evict);
         /* Tokens without ids: it publishes nothing further, unless they come, or it is shortened.
          */
         if (entry->tokens == PKVI_NO_TOKENS && entry->accepted != 0)
@@ -114,8 +113,7 @@ static const struct pkvi_hooks hooks = {
     .destroy = on_cache_destroy,
 };
 
-/* ---- bind -------------------------------------------------------------------------------------
- */
+/* ---- bind ----------------------------------------------------------------------------------- */
 
 static pkv_status choose_key(const struct pkv_cache *cache, const pkv_config *config,
                              uint64_t key[2])
@@ -153,7 +151,7 @@ pkv_status pkvi_prefix_bind(struct pkv_cache *cache, const pkv_config *config)
     cache->hook_context[PKVI_HOOK_PREFIX] = NULL;
     if (config->prefix == 0) return PKV_OK;
     struct pkvi_prefix_binding *binding = pkvi_mem_zalloc(&cache->mem, sizeof *binding);
-    if (binding == NULL) return PKV_ENOMEM;
+    if (!binding) return PKV_ENOMEM;
     binding->cache = cache;
     const pkv_status status = create_module(cache, config, binding);
     if (status != PKV_OK) {

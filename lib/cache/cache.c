@@ -11,13 +11,12 @@ static uint64_t os_clock(void *user)
     return os->clock_ns(os->user);
 }
 
-/* ---- create: a ladder of steps, each with its undo --------------------------------------------
- */
+/* ---- create: a ladder of steps, each with its undo ------------------------------------------ */
 
 /* Bytes of the cache's own struct and of what debug builds add. */
 static size_t shell_bytes(const struct pkv_cache *cache)
 {
-    return sizeof *cache + (cache->ranks != NULL ? sizeof *cache->ranks : 0);
+    return sizeof *cache + (cache->ranks ? sizeof *cache->ranks : 0);
 }
 
 static void free_shell(struct pkvi_mem *mem, struct pkv_cache *cache)
@@ -35,13 +34,13 @@ static pkv_status create_shell(const pkv_config *config, uint64_t limit, struct 
     const pkv_status status = pkvi_mem_init(&mem, config->allocator);
     if (status != PKV_OK) return status;
     struct pkv_cache *cache = pkvi_mem_zalloc(&mem, sizeof *cache);
-    if (cache == NULL) {
+    if (!cache) {
         pkvi_mem_destroy(&mem);
         return PKV_ENOMEM;
     }
 #ifdef PKV_DEBUG
     cache->ranks = pkvi_mem_zalloc(&mem, sizeof *cache->ranks);
-    if (cache->ranks == NULL) {
+    if (!cache->ranks) {
         free_shell(&mem, cache);
         return PKV_ENOMEM;
     }
@@ -153,7 +152,7 @@ static void unbind_modules(struct pkv_cache *cache)
     for (int slot = PKVI_HOOK_SLOTS - 1; slot >= 0; slot--) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
         cache->hooks[slot] = NULL;
-        if (hooks != NULL && hooks->destroy != NULL) hooks->destroy(cache->hook_context[slot]);
+        if (hooks && hooks->destroy) hooks->destroy(cache->hook_context[slot]);
     }
     pkvi_attention_unbind(cache);
 }
@@ -200,7 +199,7 @@ no_stats:
 
 pkv_status pkvi_cache_create(const pkv_config *given, const struct pkvi_os *os, pkv_cache **out)
 {
-    if (out == NULL) return PKV_EINVAL;
+    if (!out) return PKV_EINVAL;
     pkv_status status = pkv_config_check(given, NULL, 0);
     if (status != PKV_OK) return status;
     pkv_config ours;
@@ -217,9 +216,9 @@ pkv_status pkvi_cache_create(const pkv_config *given, const struct pkvi_os *os, 
     cache->debug = config->debug;
     cache->watermark_pages = config->watermark_pages;
     cache->log = (struct pkvi_log){config->log, config->log_user};
-    cache->clock = config->clock != NULL ? config->clock : os_clock;
+    cache->clock = config->clock ? config->clock : os_clock;
     /* The default clock's context is the constant hook table; the function takes it as such. */
-    cache->clock_user = config->clock != NULL ? config->clock_user : (void *)(uintptr_t)os;
+    cache->clock_user = config->clock ? config->clock_user : (void *)(uintptr_t)os;
     status = fill(cache, config);
     if (status != PKV_OK) {
         destroy_shell(cache);
@@ -237,11 +236,11 @@ pkv_status pkv_cache_create(const pkv_config *config, pkv_cache **cache)
 
 void pkv_cache_destroy(pkv_cache *cache)
 {
-    if (cache == NULL) return;
+    if (!cache) return;
     pkvi_batches_destroy(cache);
     for (uint32_t slot = 0; slot < cache->sequences.used; slot++) {
         struct pkvi_seq *seq = pkvi_slots_at(&cache->sequences, slot);
-        if (seq != NULL) pkvi_seq_destroy(seq);
+        if (seq) pkvi_seq_destroy(seq);
     }
     unbind_modules(cache);
     pkvi_slots_destroy(&cache->batches, &cache->mem);

@@ -54,15 +54,15 @@ struct pkvi_group {
     uint32_t n_layers;
     uint32_t kv_heads, q_heads;
     uint32_t head_dim_k, head_dim_v;
-    uint32_t window; /* 0 = full attention */
-    pkv_dtype dtype;           /* of pages, or of open pages if quantised */
+    uint32_t window;            /* 0 = full attention */
+    pkv_dtype dtype;            /* of pages, or of open pages if quantised */
     pkv_dtype dtype_k, dtype_v; /* of pages */
-    pkvi_layout layout;        /* one layer's part of a page */
-    uint64_t token_bytes;      /* K and V of one token in all layers, without digests; a quantised
-                                * token's share of its page, rounded down */
-    uint64_t layer_bytes;      /* layout.part_bytes */
-    uint64_t page_bytes;       /* n_layers * layer_bytes */
-    bool quantised;            /* full pages are sealed, partial ones open (open_pages.h) */
+    pkvi_layout layout;         /* one layer's part of a page */
+    uint64_t token_bytes;       /* K and V of one token in all layers, without digests; a quantised
+                                 * token's share of its page, rounded down */
+    uint64_t layer_bytes;       /* layout.part_bytes */
+    uint64_t page_bytes;        /* n_layers * layer_bytes */
+    bool quantised;             /* full pages are sealed, partial ones open (open_pages.h) */
     struct pkvi_pool open_pool; /* if quantised */
     pkvi_layout open_layout;
     uint64_t open_layer_bytes, open_page_bytes;
@@ -98,9 +98,9 @@ struct pkv_cache {
     pkv_storage storage;
     uint32_t debug; /* PKV_DEBUG_* */
     uint32_t watermark_pages;
-    _Atomic uint64_t exports; /* stamp of the next row of a block table; starts at the clock, so that
-                               * no other cache's rows have it */
-    uint64_t empty_metadata; /* bytes after create */
+    _Atomic uint64_t exports; /* stamp of the next row of a block table; starts at the clock, so
+                               * that no other cache's rows have it */
+    uint64_t empty_metadata;  /* bytes after create */
 
     struct pkvi_mutex lock; /* sequences, batches, free_batches */
     struct pkvi_slots sequences;
@@ -192,7 +192,7 @@ struct pkvi_batch {
     struct pkvi_batch *next_free;
 };
 
-/* ---- handles ------------------------------------------------------------------------------- */
+/* ---- handles -------------------------------------------------------------------------------- */
 
 /* Resolves a handle: PKV_EINVAL for a NULL cache or a zero id, PKV_ESTALE. Records the failure as
  * the cache's last error under the name of the calling function. Lock-free, O(1). */
@@ -210,14 +210,14 @@ static inline pkv_seq pkvi_seq_handle(const struct pkvi_seq *seq)
     return (pkv_seq){seq->cache, seq->id};
 }
 
-/* ---- errors -------------------------------------------------------------------------------- */
+/* ---- errors --------------------------------------------------------------------------------- */
 
 /* Records `status` with a printf-style text ("batch_add: sequence 7 is listed twice") as the
  * cache's last error and returns `status`. cache may be NULL: then it only returns. MT-safe. */
 pkv_status pkvi_fail(struct pkv_cache *cache, pkv_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* ---- arithmetic of pages and tokens -------------------------------------------------------- */
+/* ---- arithmetic of pages and tokens --------------------------------------------------------- */
 
 /* Pages that n tokens need: ceil(n / P). */
 static inline uint64_t pkvi_pages_for(const struct pkv_cache *cache, uint64_t tokens)
@@ -288,10 +288,11 @@ uint64_t pkvi_cache_reclaim_bytes(struct pkv_cache *cache, uint64_t bytes);
 uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n,
                              const struct pkvi_batch *requester);
 #define PKVI_RETRY_BYTES ((uint64_t)64 << 10) /* room that a retry makes at least */
-#define PKVI_ALLOC_ATTEMPTS 8 /* other threads may take what was reclaimed */
+#define PKVI_ALLOC_ATTEMPTS 8                 /* other threads may take what was reclaimed */
 
 /* A pool other than a group's own (open pages) is short of n pages: reclaims cached pages of all
- * groups if that could be enough. True if an allocation is worth trying again. No locks may be held.
+ * groups if that could be enough. True if an allocation is worth trying again. No locks may be
+ * held.
  */
 bool pkvi_cache_reclaim_for(struct pkv_cache *cache, struct pkvi_pool *pool, uint32_t n);
 
@@ -342,8 +343,8 @@ void pkvi_unreserve_entry(struct pkvi_batch *batch, uint32_t entry, uint64_t len
 
 /* sequence.c: destroys a sequence without looking at its batch (cache destroy, too). */
 void pkvi_seq_destroy(struct pkvi_seq *seq);
-/* release.c: releases the pages of window groups that no query from seq->length on can see, unless a pin keeps
- * them. O(released). */
+/* release.c: releases the pages of window groups that no query from seq->length on can see, unless
+ * a pin keeps them. O(released). */
 void pkvi_seq_release_window(struct pkvi_seq *seq);
 /* After an unpin: releases pages [first_page, end_page) of window groups that only the pin kept. */
 void pkvi_seq_release_unpinned(struct pkvi_seq *seq, uint64_t first_page, uint64_t end_page);
@@ -362,8 +363,8 @@ void pkvi_admission_trim(struct pkv_cache *cache);
 void pkvi_admission_forget(struct pkvi_seq *seq);
 pkv_status pkvi_admission_verify(struct pkv_cache *cache, char *text, size_t capacity);
 
-/* bind_attention.c, bind_prefix.c, bind_evict.c: bind the modules at create. A module that is absent leaves its
- * pointers NULL. On failure nothing is left behind. */
+/* bind_attention.c, bind_prefix.c, bind_evict.c: bind the modules at create. A module that is
+ * absent leaves its pointers NULL. On failure nothing is left behind. */
 pkv_status pkvi_attention_bind(struct pkv_cache *cache, const pkv_config *config);
 void pkvi_attention_unbind(struct pkv_cache *cache);
 pkv_status pkvi_prefix_bind(struct pkv_cache *cache, const pkv_config *config);

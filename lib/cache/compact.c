@@ -32,7 +32,7 @@ static struct pkvi_seq *next_idle(const struct pkv_cache *cache, uint32_t *slot)
 {
     while (*slot < cache->sequences.used) {
         struct pkvi_seq *seq = pkvi_slots_at(&cache->sequences, (*slot)++);
-        if (seq != NULL && atomic_load(&seq->batch) == 0) return seq;
+        if (seq && atomic_load(&seq->batch) == 0) return seq;
     }
     return NULL;
 }
@@ -53,8 +53,8 @@ static pkv_status plan_group(struct pkv_cache *cache, uint32_t g, struct moves *
 {
     struct pkvi_pool *pool = &cache->groups[g].pool;
     const uint64_t page_bytes = pkvi_pool_page_bytes(pool);
-    const uint64_t most = pkvi_min_u64(*left / page_bytes, pkvi_pool_out(pool) +
-                                                               pkvi_pool_cached(pool));
+    const uint64_t most =
+        pkvi_min_u64(*left / page_bytes, pkvi_pool_out(pool) + pkvi_pool_cached(pool));
     if (most == 0) return PKV_OK;
     /* Gaps without memory can be filled, too, as far as the limit has room. */
     if (cache->storage != PKV_STORAGE_EXTERNAL) pkvi_pool_back(pool, (uint32_t)most);
@@ -65,8 +65,7 @@ static pkv_status plan_group(struct pkv_cache *cache, uint32_t g, struct moves *
     m->to = pkvi_mem_scratch(&cache->mem, (size_t)m->capacity + 1, sizeof *m->to);
     const size_t bytes = pkvi_pool_plan_bytes(pool);
     void *scratch = pkvi_mem_scratch(&cache->mem, 1, bytes);
-    const bool there =
-        m->holders != NULL && m->from != NULL && m->to != NULL && scratch != NULL;
+    const bool there = m->holders && m->from && m->to && scratch;
     if (there) {
         count_holders(cache, g, m->holders);
         m->n = pkvi_pool_plan_moves(pool, m->holders, scratch, m->capacity, m->from, m->to);
@@ -93,10 +92,9 @@ static void redirect(struct pkv_cache *cache, uint32_t g, struct moves *m)
     for (uint32_t i = 0; i < m->n; i++) {
         m->holders[m->from[i]] = m->to[i] + 1;
         void *owner = pkvi_pool_owner(pool, m->to[i]);
-        for (int slot = 0; slot < PKVI_HOOK_SLOTS && owner != NULL; slot++) {
+        for (int slot = 0; slot < PKVI_HOOK_SLOTS && owner; slot++) {
             const struct pkvi_hooks *hooks = cache->hooks[slot];
-            if (hooks != NULL && hooks->moved != NULL)
-                hooks->moved(cache->hook_context[slot], g, owner, m->to[i]);
+            if (hooks && hooks->moved) hooks->moved(cache->hook_context[slot], g, owner, m->to[i]);
         }
     }
     uint32_t slot = 0;
@@ -119,8 +117,8 @@ static pkv_status compact(struct pkv_cache *cache, uint64_t max_bytes, pkv_move_
     if (status != PKV_OK) return pkvi_fail(cache, status, "cache_compact: no memory for the plan");
     for (uint32_t g = 0; g < cache->n_groups && status == PKV_OK; g++) {
         if (moves[g].n == 0) continue;
-        status = copy != NULL ? copy(user, g, moves[g].n, moves[g].from, moves[g].to)
-                              : copy_bytes(cache, g, &moves[g]);
+        status = copy ? copy(user, g, moves[g].n, moves[g].from, moves[g].to)
+                      : copy_bytes(cache, g, &moves[g]);
     }
     if (status != PKV_OK) return pkvi_fail(cache, status, "cache_compact: the host did not copy");
     for (uint32_t g = 0; g < cache->n_groups; g++) {
@@ -134,8 +132,8 @@ static pkv_status compact(struct pkv_cache *cache, uint64_t max_bytes, pkv_move_
 pkv_status pkv_cache_compact_with(pkv_cache *cache, uint64_t max_bytes, pkv_move_fn copy,
                                   void *user, uint64_t *moved)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (copy == NULL && cache->storage != PKV_STORAGE_HOST)
+    if (!cache) return PKV_EINVAL;
+    if (!copy && cache->storage != PKV_STORAGE_HOST)
         return pkvi_fail(cache, PKV_EINVAL,
                          "cache_compact: copy is NULL, and the bytes are not the library's");
     struct moves moves[PKV_MAX_GROUPS] = {{0}};
@@ -145,7 +143,7 @@ pkv_status pkv_cache_compact_with(pkv_cache *cache, uint64_t max_bytes, pkv_move
         bytes += moves[g].n * pkvi_pool_page_bytes(&cache->groups[g].pool);
     free_moves(cache, moves);
     if (status != PKV_OK) return status;
-    if (moved != NULL) *moved = bytes;
+    if (moved) *moved = bytes;
     pkvi_regions_trim(&cache->regions, UINT64_MAX);
     pkvi_regions_heal(&cache->regions);
     return PKV_OK;
@@ -153,7 +151,7 @@ pkv_status pkv_cache_compact_with(pkv_cache *cache, uint64_t max_bytes, pkv_move
 
 pkv_status pkv_cache_compact(pkv_cache *cache, uint64_t max_bytes, uint64_t *moved)
 {
-    if (cache != NULL && cache->storage != PKV_STORAGE_HOST)
+    if (cache && cache->storage != PKV_STORAGE_HOST)
         return pkvi_fail(cache, PKV_ENOTSUP,
                          "cache_compact: the bytes are not the library's: cache_compact_with");
     return pkv_cache_compact_with(cache, max_bytes, NULL, NULL, moved);

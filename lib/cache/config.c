@@ -56,7 +56,7 @@ static const struct bounds *find_bounds(const char *field)
 
 pkv_status pkv_config_init(pkv_config *config, size_t size)
 {
-    if (config == NULL) return PKV_EINVAL;
+    if (!config) return PKV_EINVAL;
     if (!pkvi_config_known(size)) return PKV_EVERSION;
     pkv_config defaults = {
         .page_tokens = 16,
@@ -75,9 +75,9 @@ pkv_status pkv_config_init(pkv_config *config, size_t size)
 
 pkv_status pkv_config_bounds(const char *field, uint64_t *min, uint64_t *max)
 {
-    if (field == NULL || min == NULL || max == NULL) return PKV_EINVAL;
+    if (!field || !min || !max) return PKV_EINVAL;
     const struct bounds *bounds = find_bounds(field);
-    if (bounds == NULL) return PKV_EINVAL;
+    if (!bounds) return PKV_EINVAL;
     *min = bounds->min;
     *max = bounds->max;
     return PKV_OK;
@@ -95,7 +95,7 @@ static pkv_status complain(struct check *check, pkv_status status, const char *f
 
 static pkv_status complain(struct check *check, pkv_status status, const char *format, ...)
 {
-    if (check->text == NULL || check->capacity == 0) return status;
+    if (!check->text || check->capacity == 0) return status;
     const int n = snprintf(check->text, check->capacity, "%s", check->prefix);
     if (n < 0 || (size_t)n >= check->capacity) return status;
     va_list arguments;
@@ -143,12 +143,12 @@ static pkv_status check_external(struct check *check, const pkv_config *config,
                                  const pkv_group_config *group)
 {
     if (config->storage != PKV_STORAGE_EXTERNAL) {
-        if (group->external_base != NULL || group->external_bytes != 0)
+        if (group->external_base || group->external_bytes != 0)
             return complain(check, PKV_EINVAL,
                             "external_base: only PKV_STORAGE_EXTERNAL takes a buffer");
         return PKV_OK;
     }
-    if (group->external_base == NULL)
+    if (!group->external_base)
         return complain(check, PKV_EINVAL, "external_base: NULL with PKV_STORAGE_EXTERNAL");
     if (group->external_bytes == 0)
         return complain(check, PKV_EINVAL, "external_bytes: 0 with PKV_STORAGE_EXTERNAL");
@@ -199,8 +199,7 @@ static pkv_status check_unused(struct check *check, const pkv_group_config *grou
                         : group->chunk != 0       ? "chunk"
                         : group->state_bytes != 0 ? "state_bytes"
                                                   : NULL;
-    if (field != NULL)
-        return complain(check, PKV_EINVAL, "%s: not in this version, must be 0", field);
+    if (field) return complain(check, PKV_EINVAL, "%s: not in this version, must be 0", field);
     if (!all_zero(group->reserved, sizeof group->reserved / sizeof group->reserved[0]))
         return complain(check, PKV_EINVAL, "reserved: not zero");
     return PKV_OK;
@@ -237,7 +236,8 @@ static pkv_status check_group(struct check *check, const pkv_config *config,
     if (status == PKV_OK && group->head_dim_v != 0)
         status = check_dim(check, "head_dim_v", group->head_dim_v);
     if (status == PKV_OK) status = check_range(check, "window", group->window);
-    if (status == PKV_OK) status = check_formats(check, group, config->storage == PKV_STORAGE_EXTERNAL);
+    if (status == PKV_OK)
+        status = check_formats(check, group, config->storage == PKV_STORAGE_EXTERNAL);
     if (status == PKV_OK) status = check_range(check, "max_pages", group->max_pages);
     if (status != PKV_OK) return status;
     if (group->q_heads % group->kv_heads != 0)
@@ -263,7 +263,7 @@ static pkv_status check_layers(struct check *check, const pkv_config *config)
     for (uint32_t g = 0; g < config->n_groups; g++) {
         const pkv_group_config group = pkvi_config_group(config, g);
         for (uint32_t i = 0; i < group.n_layers; i++) {
-            const uint32_t layer = group.layers != NULL ? group.layers[i] : next;
+            const uint32_t layer = group.layers ? group.layers[i] : next;
             if (layer >= total)
                 return complain(check, PKV_EINVAL,
                                 "groups[%" PRIu32 "].layers[%" PRIu32 "]: %" PRIu32
@@ -283,7 +283,7 @@ static pkv_status check_layers(struct check *check, const pkv_config *config)
 
 static pkv_status check_rope(struct check *check, const pkv_config *config)
 {
-    if (config->rope == NULL) return PKV_OK;
+    if (!config->rope) return PKV_OK;
     for (uint32_t g = 0; g < config->n_groups; g++) {
         const pkv_rope_config rope = pkvi_config_rope(config, g);
         snprintf(check->prefix, sizeof check->prefix, "rope[%" PRIu32 "].", g);
@@ -298,7 +298,7 @@ static pkv_status check_rope(struct check *check, const pkv_config *config)
         if (rope.interleaved > 1)
             return complain(check, PKV_EINVAL, "interleaved: %" PRIu32 " is not 0 or 1",
                             rope.interleaved);
-        if (rope.frequencies == NULL && !(rope.theta > 0.0))
+        if (!rope.frequencies && !(rope.theta > 0.0))
             return complain(check, PKV_EINVAL, "theta: not positive");
         if (!(rope.position_scale >= 0.0))
             return complain(check, PKV_EINVAL, "position_scale: negative");
@@ -417,8 +417,8 @@ static pkv_status check_struct_sizes(struct check *check, const pkv_config *conf
 pkv_status pkv_config_check(const pkv_config *given, char *text, size_t capacity)
 {
     struct check check = {.text = text, .capacity = capacity};
-    if (text != NULL && capacity != 0) text[0] = '\0';
-    if (given == NULL) return complain(&check, PKV_EINVAL, "config: NULL");
+    if (text && capacity != 0) text[0] = '\0';
+    if (!given) return complain(&check, PKV_EINVAL, "config: NULL");
     pkv_status status = check_struct_sizes(&check, given);
     if (status != PKV_OK) return status;
     pkv_config ours;
@@ -427,7 +427,7 @@ pkv_status pkv_config_check(const pkv_config *given, char *text, size_t capacity
     status = check_numbers(&check, config);
     if (status == PKV_OK) status = check_range(&check, "n_groups", config->n_groups);
     if (status != PKV_OK) return status;
-    if (config->groups == NULL) return complain(&check, PKV_EINVAL, "groups: NULL");
+    if (!config->groups) return complain(&check, PKV_EINVAL, "groups: NULL");
     for (uint32_t g = 0; g < config->n_groups; g++) {
         const pkv_group_config group = pkvi_config_group(config, g);
         snprintf(check.prefix, sizeof check.prefix, "groups[%" PRIu32 "].", g);
@@ -443,10 +443,9 @@ pkv_status pkv_config_check(const pkv_config *given, char *text, size_t capacity
     if (status == PKV_OK) status = check_overlaps(&check, config);
     if (status == PKV_OK) status = check_sizes(&check, config);
     if (status != PKV_OK) return status;
-    if (pkvi_kernel_find(config->isa) == NULL)
+    if (!pkvi_kernel_find(config->isa))
         return complain(&check, PKV_ENOTSUP, "isa: this CPU and library have no '%s'", config->isa);
-    if (config->allocator != NULL &&
-        (config->allocator->alloc == NULL || config->allocator->free == NULL))
+    if (config->allocator && (!config->allocator->alloc || !config->allocator->free))
         return complain(&check, PKV_EINVAL, "allocator: alloc or free is NULL");
     if (!all_zero(config->reserved, sizeof config->reserved / sizeof config->reserved[0]))
         return complain(&check, PKV_EINVAL, "reserved: not zero");

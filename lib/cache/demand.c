@@ -16,13 +16,12 @@ static uint64_t metadata_to_come(const struct pkv_cache *cache, uint64_t limit)
         const struct pkvi_pool *pool = &cache->groups[g].pool;
         smallest = pkvi_min_u64(smallest, pkvi_pool_unit_bytes(pool) / pkvi_pool_unit_pages(pool));
     }
-    const uint64_t per_page =
-        PAGE_METADATA + (cache->hooks[PKVI_HOOK_PREFIX] != NULL ? NODE_METADATA : 0);
+    const uint64_t per_page = PAGE_METADATA + (cache->hooks[PKVI_HOOK_PREFIX] ? NODE_METADATA : 0);
     return cache->empty_metadata + FIRST_ARRAYS + limit / 256 + limit / smallest * per_page;
 }
 
-/* What the pools can hand out. Cached pages count as free: a reserve reclaims them. Whatever is in no
- * unit with used pages is the stock: any group can have its memory. */
+/* What the pools can hand out. Cached pages count as free: a reserve reclaims them. Whatever is in
+ * no unit with used pages is the stock: any group can have its memory. */
 static void read_bank(struct pkv_cache *cache, bool exact, struct pkvi_bank *bank)
 {
     bank->n_groups = cache->n_groups;
@@ -34,8 +33,7 @@ static void read_bank(struct pkv_cache *cache, bool exact, struct pkvi_bank *ban
         bank->free[g] = census.own;
         bank->cap[g] = census.cap;
         bank->keep[g] = 0;
-        bank->per_unit[g] =
-            cache->storage != PKV_STORAGE_EXTERNAL ? pkvi_pool_unit_pages(pool) : 0;
+        bank->per_unit[g] = cache->storage != PKV_STORAGE_EXTERNAL ? pkvi_pool_unit_pages(pool) : 0;
         bank->unit_bytes[g] = pkvi_pool_unit_bytes(pool);
         used += census.used_bytes;
         if (!cache->groups[g].quantised) continue;
@@ -52,7 +50,7 @@ uint64_t pkvi_demand_most_held(const struct pkv_cache *cache, const struct pkvi_
                                uint32_t g)
 {
     const uint32_t window = cache->groups[g].window;
-    if (window == 0 || (seq != NULL && seq->n_pins != 0)) return UINT64_MAX;
+    if (window == 0 || (seq && seq->n_pins != 0)) return UINT64_MAX;
     return (((uint64_t)window + cache->page_tokens - 2) >> cache->page_shift) + 1;
 }
 
@@ -78,7 +76,7 @@ static void grow_counters(struct pkv_cache *cache, uint64_t **counters, uint32_t
     if (n <= *capacity) return;
     const uint32_t wider = pkvi_max_u32(n, *capacity <= UINT32_MAX / 2 ? 2 * *capacity : n);
     uint64_t *grown = pkvi_mem_array(&cache->mem, wider, sizeof *grown);
-    if (grown == NULL) return;
+    if (!grown) return;
     if (*capacity != 0) memcpy(grown, *counters, *capacity * sizeof *grown);
     pkvi_mem_free_array(&cache->mem, *counters, *capacity, sizeof *grown);
     *counters = grown;
@@ -160,8 +158,8 @@ static uint64_t own_pages(const struct pkvi_seq *seq, uint32_t g)
     return own;
 }
 
-/* The sequence lets go of all its pages: counts those that come back, and the units of which nothing
- * is in use thereby. */
+/* The sequence lets go of all its pages: counts those that come back, and the units of which
+ * nothing is in use thereby. */
 static void let_go(const struct pkvi_seq *seq, uint32_t g, uint64_t *back, uint64_t *units)
 {
     const struct pkvi_admission *admission = seq->cache->admission;
@@ -182,8 +180,7 @@ static void let_go(const struct pkvi_seq *seq, uint32_t g, uint64_t *back, uint6
     }
 }
 
-/* ---- needs -------------------------------------------------------------------------------------
- */
+/* ---- needs ---------------------------------------------------------------------------------- */
 
 /* Pages that an admitted sequence may still take once the step is reserved; `own` (NULL = unknown,
  * taken as none) are the pages per group that come free as it moves on. */
@@ -196,7 +193,7 @@ static void read_need(const struct pkvi_seq *seq, const struct pkvi_step *step, 
         const uint64_t next = (uint64_t)seq->tables[g].next + step->adds;
         uint64_t more = claimed > next ? claimed - next : 0;
         const uint64_t most = pkvi_demand_most_held(cache, seq, g);
-        const uint64_t held = own != NULL ? own[g] + step->adds : 0;
+        const uint64_t held = own ? own[g] + step->adds : 0;
         more = pkvi_min_u64(more, most > held ? most - held : 0);
         if (!step->is_stepped && seq->length < seq->claim && tail_is_shared(seq, g)) more++;
         need[g] = more;
@@ -279,9 +276,9 @@ static void read_batch(struct pkvi_demand *demand, uint64_t *taken)
 }
 
 /* ---- open pages --------------------------------------------------------------------------------
- * Every sequence of a quantised group may hold one open page at any time, so what admitted sequences
- * lack of that is set aside: the rest of the check is about the group's other pages. What a step takes
- * beyond comes back at its commit; it must be there, no more. */
+ * Every sequence of a quantised group may hold one open page at any time, so what admitted
+ * sequences lack of that is set aside: the rest of the check is about the group's other pages. What
+ * a step takes beyond comes back at its commit; it must be there, no more. */
 
 /* Bytes that n more open pages need: freed places in used units are filled first, so units never
  * outnumber what their pages need at most. */

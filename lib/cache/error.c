@@ -7,7 +7,7 @@
 
 pkv_status pkvi_fail(struct pkv_cache *cache, pkv_status status, const char *format, ...)
 {
-    if (cache == NULL) return status;
+    if (!cache) return status;
     char text[sizeof cache->error_text];
     va_list arguments;
     va_start(arguments, format);
@@ -23,7 +23,7 @@ pkv_status pkvi_fail(struct pkv_cache *cache, pkv_status status, const char *for
 
 pkv_status pkv_cache_last_error(pkv_cache *cache, char *text, size_t capacity)
 {
-    if (cache == NULL) return PKV_EINVAL;
+    if (!cache) return PKV_EINVAL;
     pkvi_mutex_lock(&cache->error_lock);
     const pkv_status status = cache->error_status;
     pkvi_text(text, capacity, "%s", cache->error_text);
@@ -33,11 +33,11 @@ pkv_status pkv_cache_last_error(pkv_cache *cache, char *text, size_t capacity)
 
 pkv_status pkvi_seq_get(pkv_seq handle, const char *caller, struct pkvi_seq **seq)
 {
-    if (handle.cache == NULL) return PKV_EINVAL;
+    if (!handle.cache) return PKV_EINVAL;
     if (handle.id == 0)
         return pkvi_fail(handle.cache, PKV_EINVAL, "%s: a zeroed sequence handle", caller);
     struct pkvi_seq *found = pkvi_slots_get(&handle.cache->sequences, handle.id);
-    if (PKVI_UNLIKELY(found == NULL))
+    if (PKVI_UNLIKELY(!found))
         return pkvi_fail(handle.cache, PKV_ESTALE, "%s: sequence %#llx is gone", caller,
                          (unsigned long long)handle.id);
     *seq = found;
@@ -58,11 +58,11 @@ pkv_status pkvi_seq_get_idle(pkv_seq handle, const char *caller, struct pkvi_seq
 
 pkv_status pkvi_batch_get(pkv_batch handle, const char *caller, struct pkvi_batch **batch)
 {
-    if (handle.cache == NULL) return PKV_EINVAL;
+    if (!handle.cache) return PKV_EINVAL;
     if (handle.id == 0)
         return pkvi_fail(handle.cache, PKV_EINVAL, "%s: a zeroed batch handle", caller);
     struct pkvi_batch *found = pkvi_slots_get(&handle.cache->batches, handle.id);
-    if (PKVI_UNLIKELY(found == NULL))
+    if (PKVI_UNLIKELY(!found))
         return pkvi_fail(handle.cache, PKV_ESTALE, "%s: batch %#llx has ended", caller,
                          (unsigned long long)handle.id);
     *batch = found;

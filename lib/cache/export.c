@@ -24,8 +24,8 @@ pkv_status pkv_export_csr(pkv_batch handle, uint32_t group, int32_t *indptr, int
     const pkv_status status = open_export(handle, group, "export_csr", &batch);
     if (status != PKV_OK) return status;
     struct pkv_cache *cache = handle.cache;
-    if (n_indices == NULL) return pkvi_fail(cache, PKV_EINVAL, "export_csr: n_indices is NULL");
-    if (indices == NULL && *n_indices != 0)
+    if (!n_indices) return pkvi_fail(cache, PKV_EINVAL, "export_csr: n_indices is NULL");
+    if (!indices && *n_indices != 0)
         return pkvi_fail(cache, PKV_EINVAL, "export_csr: indices is NULL");
     uint64_t total = 0;
     for (uint32_t i = 0; i < batch->n_entries; i++)
@@ -37,7 +37,7 @@ pkv_status pkv_export_csr(pkv_batch handle, uint32_t group, int32_t *indptr, int
     if (capacity < total)
         return pkvi_fail(cache, PKV_ERANGE, "export_csr: room for %u of %llu indices", capacity,
                          (unsigned long long)total);
-    if (indptr == NULL || (last_page_len == NULL && batch->n_entries != 0))
+    if (!indptr || (!last_page_len && batch->n_entries != 0))
         return pkvi_fail(cache, PKV_EINVAL, "export_csr: indptr or last_page_len is NULL");
     const uint32_t mask = cache->page_tokens - 1;
     uint32_t at = 0;
@@ -58,14 +58,14 @@ pkv_status pkv_export_csr(pkv_batch handle, uint32_t group, int32_t *indptr, int
 
 static uint32_t row_of(const pkv_block_table *to, uint32_t entry)
 {
-    return to->rows != NULL ? to->rows[entry] : entry;
+    return to->rows ? to->rows[entry] : entry;
 }
 
 /* The caller's description as this library has it. */
 static pkv_status read_block_table(struct pkv_cache *cache, const pkv_block_table *given,
                                    pkv_block_table *to)
 {
-    if (given == NULL) return pkvi_fail(cache, PKV_EINVAL, "export_block_table: table is NULL");
+    if (!given) return pkvi_fail(cache, PKV_EINVAL, "export_block_table: table is NULL");
     if (!pkvi_size_known(given->struct_size, LEAST_BLOCK_TABLE, sizeof *to))
         return pkvi_fail(cache, PKV_EVERSION, "export_block_table: struct_size %zu is unknown",
                          given->struct_size);
@@ -82,7 +82,7 @@ static pkv_status check_rows(const struct pkvi_batch *batch, uint32_t group,
                              const pkv_block_table *to)
 {
     struct pkv_cache *cache = batch->cache;
-    if (to->data == NULL && batch->n_entries != 0)
+    if (!to->data && batch->n_entries != 0)
         return pkvi_fail(cache, PKV_EINVAL, "export_block_table: data is NULL");
     for (uint32_t i = 0; i < batch->n_entries; i++) {
         const uint32_t row = row_of(to, i), pages = batch->entries[i].seq->tables[group].next;
@@ -151,7 +151,7 @@ pkv_status pkv_export_block_table(pkv_batch handle, uint32_t group, const pkv_bl
     for (uint32_t i = 0; i < batch->n_entries; i++) {
         struct pkvi_table *table = &batch->entries[i].seq->tables[group];
         const uint32_t index = row_of(&to, i);
-        if (to.state != NULL)
+        if (to.state)
             update_row(handle.cache, table, &to, index);
         else
             write_row(table, to.data + (size_t)index * to.row_stride, to.hole, 0, to.row_stride);
@@ -168,8 +168,7 @@ pkv_status pkv_export_slot_mapping(pkv_batch handle, uint32_t group, int64_t *sl
     if (n != batch->n_rows)
         return pkvi_fail(cache, PKV_EINVAL, "export_slot_mapping: room for %llu of %llu new tokens",
                          (unsigned long long)n, (unsigned long long)batch->n_rows);
-    if (slots == NULL && n != 0)
-        return pkvi_fail(cache, PKV_EINVAL, "export_slot_mapping: slots is NULL");
+    if (!slots && n != 0) return pkvi_fail(cache, PKV_EINVAL, "export_slot_mapping: slots is NULL");
     const uint32_t mask = cache->page_tokens - 1;
     for (uint32_t i = 0; i < batch->n_entries; i++) {
         const struct pkvi_entry *entry = &batch->entries[i];

@@ -83,7 +83,7 @@ static void map_layers(struct pkv_cache *cache, const pkv_config *config)
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const pkv_group_config group = pkvi_config_group(config, g);
         for (uint32_t i = 0; i < group.n_layers; i++) {
-            const uint32_t layer = group.layers != NULL ? group.layers[i] : next;
+            const uint32_t layer = group.layers ? group.layers[i] : next;
             cache->layers[layer] = (struct pkvi_layer){(uint16_t)g, (uint16_t)i};
             next = layer + 1;
         }
@@ -99,7 +99,7 @@ pkv_status pkvi_geometry_init(struct pkv_cache *cache, const pkv_config *config)
         cache->n_layers += pkvi_config_group(config, g).n_layers;
     cache->groups = pkvi_mem_array(&cache->mem, cache->n_groups, sizeof *cache->groups);
     cache->layers = pkvi_mem_array(&cache->mem, cache->n_layers, sizeof *cache->layers);
-    if (cache->groups == NULL || cache->layers == NULL) {
+    if (!cache->groups || !cache->layers) {
         pkvi_geometry_free(cache);
         return PKV_ENOMEM;
     }
@@ -122,8 +122,8 @@ void pkvi_geometry_free(struct pkv_cache *cache)
 
 pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info *info)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (info == NULL) return pkvi_fail(cache, PKV_EINVAL, "cache_group_info: info is NULL");
+    if (!cache) return PKV_EINVAL;
+    if (!info) return pkvi_fail(cache, PKV_EINVAL, "cache_group_info: info is NULL");
     if (!pkvi_size_known(info->struct_size, PKVI_LEAST_OUTPUT, sizeof *info))
         return pkvi_fail(cache, PKV_EVERSION, "cache_group_info: struct_size %zu is unknown",
                          info->struct_size);
@@ -155,17 +155,16 @@ pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info
 
 pkv_status pkv_cache_group_count(pkv_cache *cache, uint32_t *n_groups)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (n_groups == NULL)
-        return pkvi_fail(cache, PKV_EINVAL, "cache_group_count: n_groups is NULL");
+    if (!cache) return PKV_EINVAL;
+    if (!n_groups) return pkvi_fail(cache, PKV_EINVAL, "cache_group_count: n_groups is NULL");
     *n_groups = cache->n_groups;
     return PKV_OK;
 }
 
 pkv_status pkv_cache_layer_group(pkv_cache *cache, uint32_t layer, uint32_t *group, uint32_t *index)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (group == NULL || index == NULL)
+    if (!cache) return PKV_EINVAL;
+    if (!group || !index)
         return pkvi_fail(cache, PKV_EINVAL, "cache_layer_group: group or index is NULL");
     if (layer >= cache->n_layers)
         return pkvi_fail(cache, PKV_EINVAL, "cache_layer_group: layer %u of %u", layer,

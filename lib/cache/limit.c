@@ -19,7 +19,7 @@ static void trim_metadata(struct pkv_cache *cache)
 
 pkv_status pkv_cache_set_limit(pkv_cache *cache, uint64_t bytes)
 {
-    if (cache == NULL) return PKV_EINVAL;
+    if (!cache) return PKV_EINVAL;
     pkv_status status = check_bytes(cache, "cache_set_limit", bytes);
     if (status != PKV_OK) return status;
     const bool grows = bytes > pkvi_budget_limit(&cache->budget);
@@ -47,21 +47,20 @@ pkv_status pkv_cache_set_limit(pkv_cache *cache, uint64_t bytes)
 
 pkv_status pkv_cache_trim(pkv_cache *cache, uint64_t *bytes)
 {
-    if (cache == NULL) return PKV_EINVAL;
+    if (!cache) return PKV_EINVAL;
     trim_metadata(cache);
     const uint64_t given = pkvi_regions_trim(&cache->regions, UINT64_MAX);
-    if (bytes != NULL) *bytes = given;
+    if (bytes) *bytes = given;
     return PKV_OK;
 }
 
 pkv_status pkv_cache_limit_shortfall(pkv_cache *cache, uint64_t bytes,
                                      pkv_limit_shortfall *shortfall)
 {
-    if (cache == NULL) return PKV_EINVAL;
+    if (!cache) return PKV_EINVAL;
     pkv_status status = check_bytes(cache, "cache_limit_shortfall", bytes);
     if (status != PKV_OK) return status;
-    if (shortfall == NULL)
-        return pkvi_fail(cache, PKV_EINVAL, "cache_limit_shortfall: shortfall is NULL");
+    if (!shortfall) return pkvi_fail(cache, PKV_EINVAL, "cache_limit_shortfall: shortfall is NULL");
     if (!pkvi_size_known(shortfall->struct_size, PKVI_LEAST_OUTPUT, sizeof *shortfall))
         return pkvi_fail(cache, PKV_EVERSION, "cache_limit_shortfall: struct_size %zu is unknown",
                          shortfall->struct_size);

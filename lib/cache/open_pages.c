@@ -41,7 +41,7 @@ static bool has_tail(const struct pkvi_seq *seq, uint64_t length)
 
 uint32_t pkvi_open_tail(const struct pkvi_seq *seq, uint32_t group)
 {
-    return state_of(seq) != NULL ? state_of(seq)->page[group] : PKVI_NO_PAGE;
+    return state_of(seq) ? state_of(seq)->page[group] : PKVI_NO_PAGE;
 }
 
 static void let_go(struct pkvi_seq *seq, uint32_t g)
@@ -52,15 +52,14 @@ static void let_go(struct pkvi_seq *seq, uint32_t g)
     *page = PKVI_NO_PAGE;
 }
 
-/* ---- sequences ---------------------------------------------------------------------------------
- */
+/* ---- sequences ------------------------------------------------------------------------------ */
 
 static pkv_status on_create(void *context, struct pkvi_seq *seq)
 {
     (void)context;
     struct pkv_cache *cache = seq->cache;
     struct seq_open *open = pkvi_mem_alloc(&cache->mem, seq_bytes(cache));
-    if (open == NULL) return PKV_ENOMEM;
+    if (!open) return PKV_ENOMEM;
     for (uint32_t g = 0; g < cache->n_groups; g++)
         open->page[g] = PKVI_NO_PAGE;
     seq->state[PKVI_HOOK_OPEN] = open;
@@ -83,7 +82,7 @@ static pkv_status on_fork(void *context, const struct pkvi_seq *parent, struct p
 static void on_destroy(void *context, struct pkvi_seq *seq)
 {
     (void)context;
-    if (state_of(seq) == NULL) return;
+    if (!state_of(seq)) return;
     for (uint32_t g = 0; g < seq->cache->n_groups; g++)
         let_go(seq, g);
     pkvi_mem_free(&seq->cache->mem, state_of(seq), seq_bytes(seq->cache));
@@ -99,8 +98,7 @@ static void on_truncate(void *context, struct pkvi_seq *seq, uint64_t n_tokens)
         let_go(seq, g);
 }
 
-/* ---- reserve -----------------------------------------------------------------------------------
- */
+/* ---- reserve -------------------------------------------------------------------------------- */
 
 /* Logical pages that get new tokens. */
 static uint32_t pages_touched(const struct pkvi_entry *entry)
@@ -136,7 +134,7 @@ static struct batch_open *new_state(const struct pkvi_batch *batch)
     const size_t numbers = (size_t)pages + batch->n_entries;
     const size_t bytes = head + places * (sizeof(uint32_t *) + 1) + numbers * sizeof(uint32_t);
     struct batch_open *open = pkvi_mem_zalloc(&cache->mem, bytes);
-    if (open == NULL) return NULL;
+    if (!open) return NULL;
     open->bytes = bytes;
     open->pages = (const uint32_t **)(void *)((unsigned char *)open + head);
     open->n = (uint32_t *)(void *)(open->pages + places);
@@ -238,7 +236,7 @@ static pkv_status on_reserve(void *context, struct pkvi_batch *batch)
     (void)context;
     struct pkv_cache *cache = batch->cache;
     struct batch_open *open = new_state(batch);
-    if (open == NULL) return PKV_ENOMEM;
+    if (!open) return PKV_ENOMEM;
     for (uint32_t i = 0; i < batch->n_entries; i++) {
         for (uint32_t g = 0; g < cache->n_groups; g++) {
             if (!is_quantised(cache, g)) continue;
@@ -261,11 +259,10 @@ static pkv_status on_reserve(void *context, struct pkvi_batch *batch)
 static void on_rollback(void *context, struct pkvi_batch *batch)
 {
     (void)context;
-    if (batch->state[PKVI_HOOK_OPEN] != NULL) undo(batch, batch->state[PKVI_HOOK_OPEN]);
+    if (batch->state[PKVI_HOOK_OPEN]) undo(batch, batch->state[PKVI_HOOK_OPEN]);
 }
 
-/* ---- commit ------------------------------------------------------------------------------------
- */
+/* ---- commit --------------------------------------------------------------------------------- */
 
 /* The sequence keeps the open page that its new tail is in; its old one goes if it wrote elsewhere.
  */
@@ -292,7 +289,7 @@ static void on_commit(void *context, struct pkvi_batch *batch)
 {
     (void)context;
     struct batch_open *open = batch->state[PKVI_HOOK_OPEN];
-    if (open == NULL) return;
+    if (!open) return;
     for (uint32_t i = 0; i < batch->n_entries; i++)
         for (uint32_t g = 0; g < batch->cache->n_groups; g++) {
             if (!is_quantised(batch->cache, g)) continue;
@@ -307,11 +304,10 @@ static void on_commit(void *context, struct pkvi_batch *batch)
 const uint32_t *const *pkvi_open_of_entry(const struct pkvi_batch *batch, uint32_t entry)
 {
     const struct batch_open *open = batch->state[PKVI_HOOK_OPEN];
-    return open != NULL ? open->pages + (size_t)entry * batch->cache->n_groups : NULL;
+    return open ? open->pages + (size_t)entry * batch->cache->n_groups : NULL;
 }
 
-/* ---- what a host with pages of its own must do -------------------------------------------------
- */
+/* ---- what a host with pages of its own must do ---------------------------------------------- */
 
 pkv_status pkv_batch_open_pages(pkv_batch handle, uint32_t entry, uint32_t group,
                                 pkv_open_page *pages, uint32_t capacity, uint32_t *n)
@@ -320,17 +316,17 @@ pkv_status pkv_batch_open_pages(pkv_batch handle, uint32_t entry, uint32_t group
     const pkv_status status = pkvi_batch_get_reserved(handle, "batch_open_pages", &batch);
     if (status != PKV_OK) return status;
     struct pkv_cache *cache = handle.cache;
-    if (n == NULL) return pkvi_fail(cache, PKV_EINVAL, "batch_open_pages: n is NULL");
+    if (!n) return pkvi_fail(cache, PKV_EINVAL, "batch_open_pages: n is NULL");
     if (entry >= batch->n_entries)
         return pkvi_fail(cache, PKV_EINVAL, "batch_open_pages: entry %u of %u", entry,
                          batch->n_entries);
     if (group >= cache->n_groups)
         return pkvi_fail(cache, PKV_EINVAL, "batch_open_pages: group %u of %u", group,
                          cache->n_groups);
-    if (pages == NULL && capacity != 0)
+    if (!pages && capacity != 0)
         return pkvi_fail(cache, PKV_EINVAL, "batch_open_pages: pages is NULL");
     const struct batch_open *open = batch->state[PKVI_HOOK_OPEN];
-    *n = open != NULL && is_quantised(cache, group) ? open->n[entry] : 0;
+    *n = open && is_quantised(cache, group) ? open->n[entry] : 0;
     if (*n > capacity)
         return pkvi_fail(cache, PKV_ERANGE, "batch_open_pages: room for %u pages, there are %u",
                          capacity, *n);
@@ -354,8 +350,7 @@ pkv_status pkv_batch_open_pages(pkv_batch handle, uint32_t entry, uint32_t group
     return PKV_OK;
 }
 
-/* ---- verify ------------------------------------------------------------------------------------
- */
+/* ---- verify --------------------------------------------------------------------------------- */
 
 /* References of sequences and reserved batches on every open page of a group; false with a text if
  * a sequence has a page where it should not. */
@@ -364,7 +359,7 @@ static pkv_status count_holders(const struct pkv_cache *cache, uint32_t g, uint3
 {
     for (uint32_t slot = 0; slot < cache->sequences.used; slot++) {
         const struct pkvi_seq *seq = pkvi_slots_at(&cache->sequences, slot);
-        if (seq == NULL) continue;
+        if (!seq) continue;
         const uint32_t page = pkvi_open_tail(seq, g);
         if (page == PKVI_NO_PAGE) continue;
         if (page >= n || !has_tail(seq, seq->length)) {
@@ -377,8 +372,8 @@ static pkv_status count_holders(const struct pkv_cache *cache, uint32_t g, uint3
     }
     for (uint32_t slot = 0; slot < cache->batches.used; slot++) {
         const struct pkvi_batch *batch = pkvi_slots_at(&cache->batches, slot);
-        const struct batch_open *open = batch != NULL ? batch->state[PKVI_HOOK_OPEN] : NULL;
-        for (uint32_t i = 0; open != NULL && i < batch->n_entries; i++) {
+        const struct batch_open *open = batch ? batch->state[PKVI_HOOK_OPEN] : NULL;
+        for (uint32_t i = 0; open && i < batch->n_entries; i++) {
             const size_t at = (size_t)i * cache->n_groups + g;
             for (uint32_t k = open->in_place[at]; k < open->n[i]; k++)
                 holders[open->pages[at][k]]++;
@@ -396,7 +391,7 @@ static pkv_status on_verify(void *context, char *text, size_t capacity)
         struct pkvi_pool *pool = &cache->groups[g].open_pool;
         const uint32_t limit = pkvi_pool_index_limit(pool);
         uint32_t *holders = pkvi_mem_array(&cache->mem, (size_t)limit + 1, sizeof *holders);
-        if (holders == NULL) {
+        if (!holders) {
             pkvi_text(text, capacity, "verify: no memory to count references");
             return PKV_ENOMEM;
         }
@@ -408,8 +403,7 @@ static pkv_status on_verify(void *context, char *text, size_t capacity)
     return PKV_OK;
 }
 
-/* ---- bind --------------------------------------------------------------------------------------
- */
+/* ---- bind ----------------------------------------------------------------------------------- */
 
 static const struct pkvi_hooks hooks = {
     .seq_create = on_create,

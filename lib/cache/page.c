@@ -7,7 +7,7 @@
 static pkv_status open_pool(struct pkv_cache *cache, const char *caller, uint32_t group,
                             struct pkvi_pool **pool)
 {
-    if (cache == NULL) return PKV_EINVAL;
+    if (!cache) return PKV_EINVAL;
     if (group >= cache->n_groups)
         return pkvi_fail(cache, PKV_EINVAL, "%s: group %u of %u", caller, group, cache->n_groups);
     *pool = &cache->groups[group].pool;
@@ -17,7 +17,7 @@ static pkv_status open_pool(struct pkv_cache *cache, const char *caller, uint32_
 static pkv_status check_array(struct pkv_cache *cache, const char *caller, uint32_t n,
                               const pkv_page *pages)
 {
-    if (pages == NULL && n != 0) return pkvi_fail(cache, PKV_EINVAL, "%s: pages is NULL", caller);
+    if (!pages && n != 0) return pkvi_fail(cache, PKV_EINVAL, "%s: pages is NULL", caller);
     return PKV_OK;
 }
 
@@ -29,7 +29,8 @@ pkv_status pkv_page_alloc(pkv_cache *cache, uint32_t group, uint32_t n, pkv_page
     if (status != PKV_OK) return status;
     for (int attempt = 0; attempt < PKVI_ALLOC_ATTEMPTS; attempt++) {
         status = pkvi_pool_alloc_ids(pool, n, pages);
-        if (status != PKV_ENOPAGES || pkvi_cache_missing(cache, group, n, attempt != 0, NULL) != 0) break;
+        if (status != PKV_ENOPAGES || pkvi_cache_missing(cache, group, n, attempt != 0, NULL) != 0)
+            break;
     }
     if (status == PKV_ENOPAGES)
         return pkvi_fail(cache, status, "page_alloc: group %u has no %u pages", group, n);
@@ -67,7 +68,7 @@ pkv_status pkv_page_refs(pkv_cache *cache, uint32_t group, pkv_page page, uint32
     struct pkvi_pool *pool = NULL;
     pkv_status status = open_pool(cache, "page_refs", group, &pool);
     if (status != PKV_OK) return status;
-    if (refs == NULL) return pkvi_fail(cache, PKV_EINVAL, "page_refs: refs is NULL");
+    if (!refs) return pkvi_fail(cache, PKV_EINVAL, "page_refs: refs is NULL");
     status = pkvi_pool_refs_id(pool, page, refs);
     if (status != PKV_OK)
         return pkvi_fail(cache, status, "page_refs: page %#llx of group %u is not in use",
@@ -81,7 +82,7 @@ pkv_status pkv_page_address(pkv_cache *cache, uint32_t group, pkv_page page, uin
     struct pkvi_pool *pool = NULL;
     pkv_status status = open_pool(cache, "page_address", group, &pool);
     if (status != PKV_OK) return status;
-    if (address == NULL) return pkvi_fail(cache, PKV_EINVAL, "page_address: address is NULL");
+    if (!address) return pkvi_fail(cache, PKV_EINVAL, "page_address: address is NULL");
     if (layer >= cache->groups[group].n_layers)
         return pkvi_fail(cache, PKV_EINVAL, "page_address: layer %u of %u in group %u", layer,
                          cache->groups[group].n_layers, group);
@@ -100,7 +101,7 @@ pkv_status pkv_magazine_create(pkv_cache *cache, uint32_t group, uint32_t capaci
     struct pkvi_pool *pool = NULL;
     pkv_status status = open_pool(cache, "magazine_create", group, &pool);
     if (status != PKV_OK) return status;
-    if (magazine == NULL) return pkvi_fail(cache, PKV_EINVAL, "magazine_create: magazine is NULL");
+    if (!magazine) return pkvi_fail(cache, PKV_EINVAL, "magazine_create: magazine is NULL");
     status = pkvi_magazine_create(pool, capacity, magazine);
     if (status == PKV_EINVAL)
         return pkvi_fail(cache, status, "magazine_create: capacity %u is not in 1..4096", capacity);

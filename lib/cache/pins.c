@@ -11,7 +11,7 @@ static pkv_status add_pin(struct pkvi_seq *seq, struct pkvi_range range)
         const uint32_t capacity = pkvi_min_u32(2 * seq->pin_capacity + 2, PKVI_MAX_PINS);
         struct pkvi_range *pins =
             pkvi_mem_grow_array(&cache->mem, seq->pins, seq->pin_capacity, capacity, sizeof *pins);
-        if (pins == NULL) return pkvi_fail(cache, PKV_ENOMEM, "seq_pin: no memory for the range");
+        if (!pins) return pkvi_fail(cache, PKV_ENOMEM, "seq_pin: no memory for the range");
         seq->pins = pins;
         seq->pin_capacity = capacity;
     }

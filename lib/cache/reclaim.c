@@ -8,7 +8,7 @@ uint64_t pkvi_cache_reclaim_bytes(struct pkv_cache *cache, uint64_t bytes)
     uint64_t freed = 0;
     for (int slot = 0; slot < PKVI_HOOK_SLOTS && freed < bytes; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->reclaim_bytes != NULL)
+        if (hooks && hooks->reclaim_bytes)
             freed += hooks->reclaim_bytes(cache->hook_context[slot], bytes - freed);
     }
     return freed;
@@ -22,7 +22,7 @@ static bool reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
     uint32_t freed = 0;
     for (int slot = 0; slot < PKVI_HOOK_SLOTS && freed < n; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->reclaim != NULL)
+        if (hooks && hooks->reclaim)
             freed += hooks->reclaim(cache->hook_context[slot], group, n - freed, requester);
     }
     if (freed >= n || cache->storage == PKV_STORAGE_EXTERNAL) return freed != 0;
@@ -39,7 +39,7 @@ uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n
     if (missing == 0) return 0;
     const struct pkvi_hooks *evict = cache->hooks[PKVI_HOOK_EVICT];
     uint64_t evictable = 0, most = pkvi_pool_cached(pool);
-    if (evict != NULL && evict->reclaimable != NULL)
+    if (evict && evict->reclaimable)
         evictable = evict->reclaimable(cache->hook_context[PKVI_HOOK_EVICT], group, requester);
     const uint64_t bound = pkvi_pool_bound(pool);
     /* Memory of other groups' cached pages. */

@@ -15,8 +15,7 @@
  * absurd batch fails for want of pages and not of memory. */
 #define PKVI_PROBE_PAGES 1024u
 
-/* ---- plan --------------------------------------------------------------------------------------
- */
+/* ---- plan ----------------------------------------------------------------------------------- */
 
 static uint32_t hash_page(uint32_t group, uint32_t page)
 {
@@ -49,10 +48,10 @@ static pkv_status grow_copies(struct pkvi_batch *batch)
     struct pkvi_mem *mem = &batch->cache->mem;
     const uint32_t capacity = batch->copy_capacity == 0 ? 16 : 2 * batch->copy_capacity;
     struct pkvi_copy_count *counts = pkvi_mem_array(mem, 2 * (size_t)capacity, sizeof *counts);
-    if (counts == NULL) return PKV_ENOMEM;
+    if (!counts) return PKV_ENOMEM;
     struct pkvi_copy *copies =
         pkvi_mem_grow_array(mem, batch->copies, batch->copy_capacity, capacity, sizeof *copies);
-    if (copies == NULL) {
+    if (!copies) {
         pkvi_mem_free_array(mem, counts, 2 * (size_t)capacity, sizeof *counts);
         return PKV_ENOMEM;
     }
@@ -73,7 +72,7 @@ static bool must_copy(const struct pkvi_batch *batch, uint32_t group, uint32_t p
 {
     const struct pkvi_pool *pool = &batch->cache->groups[group].pool;
     if (PKVI_LIKELY(!pkvi_pool_is_shared(pool, page))) return false;
-    if (batch->n_copies == 0 || pkvi_pool_owner(pool, page) != NULL) return true;
+    if (batch->n_copies == 0 || pkvi_pool_owner(pool, page)) return true;
     const struct pkvi_copy_count *count = find_count(batch, group, page);
     return pkvi_pool_refs(pool, page) - count->count > 1 || count->n_tokens > first;
 }
@@ -132,8 +131,7 @@ static pkv_status plan(struct pkvi_batch *batch, uint64_t *total_new)
     return PKV_OK;
 }
 
-/* ---- allocate ----------------------------------------------------------------------------------
- */
+/* ---- allocate ------------------------------------------------------------------------------- */
 
 static pkv_status not_enough(struct pkvi_batch *batch, uint32_t group)
 {
@@ -183,7 +181,7 @@ static pkv_status make_room(struct pkvi_batch *batch, uint64_t pages)
         while (capacity < pages)
             capacity *= 2;
         uint32_t *scratch = pkvi_mem_array(mem, capacity, sizeof *scratch);
-        if (scratch == NULL) return PKV_ENOMEM;
+        if (!scratch) return PKV_ENOMEM;
         pkvi_mem_free_array(mem, batch->pages, batch->page_capacity, sizeof *scratch);
         batch->pages = scratch;
         batch->page_capacity = capacity;
@@ -253,8 +251,7 @@ static pkv_status allocate(struct pkvi_batch *batch)
                      failed);
 }
 
-/* ---- hand out ----------------------------------------------------------------------------------
- */
+/* ---- hand out ------------------------------------------------------------------------------- */
 
 static void execute_copy(struct pkvi_batch *batch, const struct pkvi_copy *copy)
 {
@@ -308,8 +305,7 @@ static void unseal_tails(struct pkvi_batch *batch)
     }
 }
 
-/* ---- undo --------------------------------------------------------------------------------------
- */
+/* ---- undo ----------------------------------------------------------------------------------- */
 
 static void undo_copy(struct pkvi_batch *batch, struct pkvi_copy *copy)
 {
@@ -351,7 +347,7 @@ static void call_rollback_hooks(struct pkvi_batch *batch, int from)
     struct pkv_cache *cache = batch->cache;
     for (int slot = from; slot >= 0; slot--) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->rollback != NULL && batch->n_with_state[slot] != 0)
+        if (hooks && hooks->rollback && batch->n_with_state[slot] != 0)
             hooks->rollback(cache->hook_context[slot], batch);
     }
 }
@@ -372,15 +368,14 @@ void pkvi_unreserve(struct pkvi_batch *batch)
     batch->phase = PKVI_BATCH_OPEN;
 }
 
-/* ---- the whole ---------------------------------------------------------------------------------
- */
+/* ---- the whole ------------------------------------------------------------------------------ */
 
 static pkv_status call_reserve_hooks(struct pkvi_batch *batch)
 {
     struct pkv_cache *cache = batch->cache;
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks == NULL || hooks->reserve == NULL || batch->n_with_state[slot] == 0) continue;
+        if (!hooks || !hooks->reserve || batch->n_with_state[slot] == 0) continue;
         const pkv_status status = hooks->reserve(cache->hook_context[slot], batch);
         if (status == PKV_OK) continue;
         call_rollback_hooks(batch, slot - 1);

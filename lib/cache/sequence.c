@@ -18,14 +18,13 @@ static uint64_t live_bytes(const struct pkvi_seq *seq)
     return bytes;
 }
 
-/* ---- life --------------------------------------------------------------------------------------
- */
+/* ---- life ----------------------------------------------------------------------------------- */
 
 /* A sequence object with empty tables, not yet in the slot table. */
 static struct pkvi_seq *new_seq(struct pkv_cache *cache)
 {
     struct pkvi_seq *seq = pkvi_mem_zalloc(&cache->mem, seq_bytes(cache));
-    if (seq == NULL) return NULL;
+    if (!seq) return NULL;
     seq->cache = cache;
     for (uint32_t g = 0; g < cache->n_groups; g++)
         pkvi_table_init(&seq->tables[g]);
@@ -67,8 +66,7 @@ static void call_destroy_hooks(struct pkvi_seq *seq, int from)
     struct pkv_cache *cache = seq->cache;
     for (int slot = from; slot >= 0; slot--) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->seq_destroy != NULL)
-            hooks->seq_destroy(cache->hook_context[slot], seq);
+        if (hooks && hooks->seq_destroy) hooks->seq_destroy(cache->hook_context[slot], seq);
     }
 }
 
@@ -78,11 +76,11 @@ static pkv_status call_create_hooks(struct pkvi_seq *seq, const struct pkvi_seq 
     struct pkv_cache *cache = seq->cache;
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks == NULL) continue;
+        if (!hooks) continue;
         pkv_status status = PKV_OK;
-        if (parent == NULL && hooks->seq_create != NULL)
+        if (!parent && hooks->seq_create)
             status = hooks->seq_create(cache->hook_context[slot], seq);
-        if (parent != NULL && hooks->seq_fork != NULL)
+        if (parent && hooks->seq_fork)
             status = hooks->seq_fork(cache->hook_context[slot], parent, seq);
         if (status == PKV_OK) continue;
         call_destroy_hooks(seq, slot - 1);
@@ -94,7 +92,7 @@ static pkv_status call_create_hooks(struct pkvi_seq *seq, const struct pkvi_seq 
 static pkv_status create(struct pkv_cache *cache, pkv_seq *out)
 {
     struct pkvi_seq *seq = new_seq(cache);
-    if (seq == NULL) return pkvi_fail(cache, PKV_ENOMEM, "seq_create: no memory for a sequence");
+    if (!seq) return pkvi_fail(cache, PKV_ENOMEM, "seq_create: no memory for a sequence");
     pkv_status status = register_seq(seq, "seq_create");
     if (status != PKV_OK) {
         free_seq(seq);
@@ -113,8 +111,8 @@ static pkv_status create(struct pkv_cache *cache, pkv_seq *out)
 
 pkv_status pkv_seq_create(pkv_cache *cache, pkv_seq *out)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (out == NULL) return pkvi_fail(cache, PKV_EINVAL, "seq_create: seq is NULL");
+    if (!cache) return PKV_EINVAL;
+    if (!out) return pkvi_fail(cache, PKV_EINVAL, "seq_create: seq is NULL");
     pkv_status status;
     int attempt = 0;
     do
@@ -144,14 +142,13 @@ pkv_status pkv_seq_destroy(pkv_seq handle)
     return PKV_OK;
 }
 
-/* ---- fork --------------------------------------------------------------------------------------
- */
+/* ---- fork ----------------------------------------------------------------------------------- */
 
 static pkv_status copy_pins(struct pkvi_seq *child, const struct pkvi_seq *parent)
 {
     if (parent->n_pins == 0) return PKV_OK;
     child->pins = pkvi_mem_array(&child->cache->mem, parent->n_pins, sizeof *child->pins);
-    if (child->pins == NULL) return PKV_ENOMEM;
+    if (!child->pins) return PKV_ENOMEM;
     child->n_pins = child->pin_capacity = parent->n_pins;
     memcpy(child->pins, parent->pins, parent->n_pins * sizeof *child->pins);
     return PKV_OK;
@@ -161,7 +158,7 @@ static pkv_status fork_seq(const struct pkvi_seq *parent, pkv_seq *out)
 {
     struct pkv_cache *cache = parent->cache;
     struct pkvi_seq *child = new_seq(cache);
-    if (child == NULL) return pkvi_fail(cache, PKV_ENOMEM, "seq_fork: no memory for a sequence");
+    if (!child) return pkvi_fail(cache, PKV_ENOMEM, "seq_fork: no memory for a sequence");
     child->length = parent->length;
     child->unpins = parent->unpins;
     pkv_status status = copy_pins(child, parent);
@@ -195,7 +192,7 @@ pkv_status pkv_seq_fork(pkv_seq handle, pkv_seq *out)
     struct pkvi_seq *parent;
     pkv_status status = pkvi_seq_get_idle(handle, "seq_fork", &parent);
     if (status != PKV_OK) return status;
-    if (out == NULL) return pkvi_fail(handle.cache, PKV_EINVAL, "seq_fork: child is NULL");
+    if (!out) return pkvi_fail(handle.cache, PKV_EINVAL, "seq_fork: child is NULL");
     int attempt = 0;
     do
         status = fork_seq(parent, out);
@@ -203,8 +200,7 @@ pkv_status pkv_seq_fork(pkv_seq handle, pkv_seq *out)
     return status;
 }
 
-/* ---- truncate ----------------------------------------------------------------------------------
- */
+/* ---- truncate ------------------------------------------------------------------------------- */
 
 /* Is the page not held, and no module will put it back? */
 static bool is_lost(const struct pkvi_seq *seq, uint32_t g, uint32_t logical, uint64_t n_tokens)
@@ -213,7 +209,7 @@ static bool is_lost(const struct pkvi_seq *seq, uint32_t g, uint32_t logical, ui
     if (pkvi_table_find(&seq->tables[g], logical) != PKVI_NO_SLOT) return false;
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->restorable != NULL &&
+        if (hooks && hooks->restorable &&
             hooks->restorable(cache->hook_context[slot], seq, g, logical, n_tokens))
             return false;
     }
@@ -242,7 +238,7 @@ static pkv_status prepare_truncate(struct pkvi_seq *seq, uint64_t n_tokens)
     struct pkv_cache *cache = seq->cache;
     for (int slot = PKVI_HOOK_SLOTS - 1; slot >= 0; slot--) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks == NULL || hooks->prepare_truncate == NULL) continue;
+        if (!hooks || !hooks->prepare_truncate) continue;
         const pkv_status status = hooks->prepare_truncate(cache->hook_context[slot], seq, n_tokens);
         if (status != PKV_OK)
             return pkvi_fail(cache, status, "seq_truncate: no memory to undo evictions");
@@ -273,7 +269,7 @@ pkv_status pkv_seq_truncate(pkv_seq handle, uint64_t n_tokens)
     if (prepared != PKV_OK) return prepared;
     for (int slot = PKVI_HOOK_SLOTS - 1; slot >= 0; slot--) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->seq_truncate != NULL)
+        if (hooks && hooks->seq_truncate)
             hooks->seq_truncate(cache->hook_context[slot], seq, n_tokens);
     }
     const uint64_t before = live_bytes(seq);
@@ -290,8 +286,7 @@ pkv_status pkv_seq_truncate(pkv_seq handle, uint64_t n_tokens)
     return PKV_OK;
 }
 
-/* ---- attach, for bind_prefix.c -----------------------------------------------------------------
- */
+/* ---- attach, for bind_prefix.c -------------------------------------------------------------- */
 
 static pkv_status check_attach(const struct pkvi_seq *seq, uint64_t n_tokens)
 {
@@ -327,22 +322,20 @@ pkv_status pkvi_seq_attach(struct pkvi_seq *seq, uint64_t n_tokens,
     pkvi_count(&cache->stats, PKVI_COUNT_BYTES_LIVE, live_bytes(seq));
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (slot != from && hooks != NULL && hooks->seq_attach != NULL)
+        if (slot != from && hooks && hooks->seq_attach)
             hooks->seq_attach(cache->hook_context[slot], seq, n_tokens);
     }
     return PKV_OK;
 }
 
-/* ---- questions ---------------------------------------------------------------------------------
- */
+/* ---- questions ------------------------------------------------------------------------------ */
 
 pkv_status pkv_seq_length(pkv_seq handle, uint64_t *n_tokens)
 {
     struct pkvi_seq *seq;
     const pkv_status status = pkvi_seq_get(handle, "seq_length", &seq);
     if (status != PKV_OK) return status;
-    if (n_tokens == NULL)
-        return pkvi_fail(handle.cache, PKV_EINVAL, "seq_length: n_tokens is NULL");
+    if (!n_tokens) return pkvi_fail(handle.cache, PKV_EINVAL, "seq_length: n_tokens is NULL");
     *n_tokens = seq->length;
     return PKV_OK;
 }
@@ -353,7 +346,7 @@ pkv_status pkv_seq_get_info(pkv_seq handle, uint32_t group, pkv_seq_info *info)
     const pkv_status status = pkvi_seq_get(handle, "seq_get_info", &seq);
     if (status != PKV_OK) return status;
     struct pkv_cache *cache = handle.cache;
-    if (info == NULL) return pkvi_fail(cache, PKV_EINVAL, "seq_get_info: info is NULL");
+    if (!info) return pkvi_fail(cache, PKV_EINVAL, "seq_get_info: info is NULL");
     if (!pkvi_size_known(info->struct_size, PKVI_LEAST_OUTPUT, sizeof *info))
         return pkvi_fail(cache, PKV_EVERSION, "seq_get_info: struct_size %zu is unknown",
                          info->struct_size);
@@ -386,7 +379,7 @@ pkv_status pkv_seq_pages(pkv_seq handle, uint32_t group, uint32_t first, uint32_
     struct pkv_cache *cache = handle.cache;
     if (group >= cache->n_groups)
         return pkvi_fail(cache, PKV_EINVAL, "seq_pages: group %u of %u", group, cache->n_groups);
-    if (pages == NULL && n != 0) return pkvi_fail(cache, PKV_EINVAL, "seq_pages: pages is NULL");
+    if (!pages && n != 0) return pkvi_fail(cache, PKV_EINVAL, "seq_pages: pages is NULL");
     const struct pkvi_table *table = &seq->tables[group];
     if (first > table->next || n > table->next - first)
         return pkvi_fail(cache, PKV_EINVAL, "seq_pages: [%u, +%u) exceeds the table of %u pages",

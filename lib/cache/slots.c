@@ -60,7 +60,7 @@ void pkvi_slots_remove(struct pkvi_slots *slots, uint64_t id)
 void *pkvi_slots_get(const struct pkvi_slots *slots, uint64_t id)
 {
     const struct pkvi_slot *slot = slot_at(slots, (uint32_t)id);
-    if (slot == NULL) return NULL;
+    if (!slot) return NULL;
     const uint32_t generation = (uint32_t)(id >> 32);
     if (atomic_load_explicit(&slot->generation, memory_order_acquire) != generation) return NULL;
     return atomic_load_explicit(&slot->object, memory_order_acquire);
@@ -69,5 +69,5 @@ void *pkvi_slots_get(const struct pkvi_slots *slots, uint64_t id)
 void *pkvi_slots_at(const struct pkvi_slots *slots, uint32_t number)
 {
     const struct pkvi_slot *slot = slot_at(slots, number);
-    return slot == NULL ? NULL : atomic_load_explicit(&slot->object, memory_order_acquire);
+    return !slot ? NULL : atomic_load_explicit(&slot->object, memory_order_acquire);
 }

@@ -13,8 +13,8 @@ static uint64_t open_pages(struct pkvi_group *group)
 
 pkv_status pkv_cache_stats(pkv_cache *cache, pkv_stats *stats)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (stats == NULL) return pkvi_fail(cache, PKV_EINVAL, "cache_stats: stats is NULL");
+    if (!cache) return PKV_EINVAL;
+    if (!stats) return pkvi_fail(cache, PKV_EINVAL, "cache_stats: stats is NULL");
     if (!pkvi_size_known(stats->struct_size, PKVI_LEAST_OUTPUT, sizeof *stats))
         return pkvi_fail(cache, PKV_EVERSION, "cache_stats: struct_size %zu is unknown",
                          stats->struct_size);
@@ -57,8 +57,8 @@ pkv_status pkv_cache_stats(pkv_cache *cache, pkv_stats *stats)
 
 pkv_status pkv_cache_group_stats(pkv_cache *cache, uint32_t group, pkv_group_stats *stats)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (stats == NULL) return pkvi_fail(cache, PKV_EINVAL, "cache_group_stats: stats is NULL");
+    if (!cache) return PKV_EINVAL;
+    if (!stats) return pkvi_fail(cache, PKV_EINVAL, "cache_group_stats: stats is NULL");
     if (!pkvi_size_known(stats->struct_size, PKVI_LEAST_OUTPUT, sizeof *stats))
         return pkvi_fail(cache, PKV_EVERSION, "cache_group_stats: struct_size %zu is unknown",
                          stats->struct_size);
@@ -83,9 +83,9 @@ pkv_status pkv_cache_group_stats(pkv_cache *cache, uint32_t group, pkv_group_sta
 
 pkv_status pkv_cache_events(pkv_cache *cache, pkv_event *events, uint32_t capacity, uint32_t *n)
 {
-    if (cache == NULL) return PKV_EINVAL;
-    if (n == NULL) return pkvi_fail(cache, PKV_EINVAL, "cache_events: n is NULL");
-    if (events == NULL && capacity != 0)
+    if (!cache) return PKV_EINVAL;
+    if (!n) return pkvi_fail(cache, PKV_EINVAL, "cache_events: n is NULL");
+    if (!events && capacity != 0)
         return pkvi_fail(cache, PKV_EINVAL, "cache_events: events is NULL");
     *n = pkvi_events_take(&cache->stats, events, capacity);
     return PKV_OK;

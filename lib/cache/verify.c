@@ -38,7 +38,7 @@ static const struct pkvi_batch *batch_of(const struct pkvi_seq *seq)
 static uint64_t reserved_tokens(const struct pkvi_seq *seq)
 {
     const struct pkvi_batch *batch = atomic_load(&seq->batch) != 0 ? batch_of(seq) : NULL;
-    if (batch == NULL || batch->phase != PKVI_BATCH_RESERVED) return 0;
+    if (!batch || batch->phase != PKVI_BATCH_RESERVED) return 0;
     for (uint32_t i = 0; i < batch->n_entries; i++)
         if (batch->entries[i].seq == seq) return batch->entries[i].n_tokens;
     return 0;
@@ -50,7 +50,7 @@ static pkv_status check_table(struct verify *v, const struct pkvi_seq *seq, uint
     const struct pkvi_table *table = &seq->tables[g];
     const unsigned long long id = seq->id;
     const char *complaint = pkvi_table_check(table);
-    if (complaint != NULL) return broken(v, "sequence %#llx, group %u: %s", id, g, complaint);
+    if (complaint) return broken(v, "sequence %#llx, group %u: %s", id, g, complaint);
     const uint64_t tokens = seq->length + reserved_tokens(seq);
     if (table->next != pkvi_pages_for(cache, tokens))
         return broken(v, "sequence %#llx, group %u: %u logical pages for %llu tokens", id, g,
@@ -81,10 +81,10 @@ static pkv_status check_sequences(struct verify *v)
     uint64_t bytes = 0;
     for (uint32_t slot = 0; slot < cache->sequences.used; slot++) {
         const struct pkvi_seq *seq = live_seq(cache, slot);
-        if (seq == NULL) continue;
+        if (!seq) continue;
         if (seq->cache != cache || (uint32_t)seq->id != slot)
             return broken(v, "sequence slot %u: holds a foreign object", slot);
-        if (atomic_load(&seq->batch) != 0 && batch_of(seq) == NULL)
+        if (atomic_load(&seq->batch) != 0 && !batch_of(seq))
             return broken(v, "sequence %#llx: its batch has ended", (unsigned long long)seq->id);
         for (uint32_t g = 0; g < cache->n_groups; g++) {
             const pkv_status status = check_table(v, seq, g);
@@ -116,7 +116,7 @@ static pkv_status check_batches(struct verify *v)
     uint64_t open = 0;
     for (uint32_t slot = 0; slot < cache->batches.used; slot++) {
         const struct pkvi_batch *batch = pkvi_slots_at(&cache->batches, slot);
-        if (batch == NULL) continue;
+        if (!batch) continue;
         open++;
         for (uint32_t i = 0; i < batch->n_entries; i++)
             if (atomic_load(&batch->entries[i].seq->batch) != batch->id)
@@ -135,7 +135,7 @@ static void count_holders(const struct pkv_cache *cache, uint32_t g, uint32_t *h
 {
     for (uint32_t slot = 0; slot < cache->sequences.used; slot++) {
         const struct pkvi_seq *seq = live_seq(cache, slot);
-        if (seq == NULL) continue;
+        if (!seq) continue;
         uint32_t cursor = 0;
         struct pkvi_resident r;
         while (pkvi_table_next(&seq->tables[g], &cursor, &r))
@@ -143,13 +143,13 @@ static void count_holders(const struct pkv_cache *cache, uint32_t g, uint32_t *h
     }
     for (uint32_t slot = 0; slot < cache->batches.used; slot++) {
         const struct pkvi_batch *batch = pkvi_slots_at(&cache->batches, slot);
-        if (batch == NULL || batch->phase != PKVI_BATCH_RESERVED) continue;
+        if (!batch || batch->phase != PKVI_BATCH_RESERVED) continue;
         for (uint32_t i = 0; i < batch->n_copies; i++)
             if (batch->copies[i].group == g) holders[batch->copies[i].src]++;
     }
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->holders != NULL)
+        if (hooks && hooks->holders)
             hooks->holders(cache->hook_context[slot], g, holders,
                            pkvi_pool_index_limit(&cache->groups[g].pool));
     }
@@ -161,7 +161,7 @@ static pkv_status check_group(struct verify *v, uint32_t g)
     struct pkvi_pool *pool = &cache->groups[g].pool;
     const size_t n = (size_t)pkvi_pool_index_limit(pool) + 1;
     uint32_t *holders = pkvi_mem_scratch(&cache->mem, n, sizeof *holders);
-    if (holders == NULL) {
+    if (!holders) {
         pkvi_text(v->text, v->capacity, "verify: no memory to count references");
         return PKV_ENOMEM;
     }
@@ -183,7 +183,7 @@ static pkv_status verify_all(struct verify *v)
     if (status == PKV_OK) status = pkvi_admission_verify(cache, v->text, v->capacity);
     for (int slot = 0; slot < PKVI_HOOK_SLOTS && status == PKV_OK; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks != NULL && hooks->verify != NULL)
+        if (hooks && hooks->verify)
             status = hooks->verify(cache->hook_context[slot], v->text, v->capacity);
     }
     return status;
@@ -191,10 +191,10 @@ static pkv_status verify_all(struct verify *v)
 
 pkv_status pkv_cache_verify(pkv_cache *cache, char *text, size_t capacity)
 {
-    if (cache == NULL) return PKV_EINVAL;
+    if (!cache) return PKV_EINVAL;
     struct verify v = {.cache = cache, .text = text, .capacity = capacity};
     char own[256];
-    if (text == NULL || capacity == 0) {
+    if (!text || capacity == 0) {
         v.text = own;
         v.capacity = sizeof own;
     }

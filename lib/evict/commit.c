@@ -56,9 +56,9 @@ static bool drop(const struct pkvi_evict_call *call, uint32_t logical, bool jour
     const uint32_t page = call->table->page[slot];
     struct pkvi_journal_entry entry = {
         .length = call->target->length, .step = state->steps, .logical = logical, .page = page};
-    if (call->table->score != NULL) entry.score = call->table->score[slot];
+    if (call->table->score) entry.score = call->table->score[slot];
 
-    if (policy->ops->forget != NULL) policy->ops->forget(call, logical);
+    if (policy->ops->forget) policy->ops->forget(call, logical);
     if (policy->config.regret) pkvi_regret_keep(&state->regret, call->info, logical, page);
     journal = journal && policy->config.journal_steps > 0 &&
               state->journal.count < state->journal.capacity;
@@ -95,11 +95,11 @@ static uint32_t evict_down(const struct pkvi_evict_call *call, bool journal)
 {
     const struct pkvi_evict_policy *policy = call->policy;
     if (full_resident(call) <= policy->budget_pages) return 0;
-    uint32_t left = policy->ops->score != NULL ? gather(call) : 0;
+    uint32_t left = policy->ops->score ? gather(call) : 0;
     uint32_t dropped = 0;
     while (full_resident(call) > policy->budget_pages) {
         uint32_t victim = PKVI_NO_PAGE;
-        if (policy->ops->score == NULL)
+        if (!policy->ops->score)
             victim = policy->ops->victim(call);
         else if (left > 0)
             victim = pkvi_heap_pop(call->state->candidates, &left).logical;
@@ -108,9 +108,9 @@ static uint32_t evict_down(const struct pkvi_evict_call *call, bool journal)
     }
     /* Pins are the host's choice, so what was dropped instead, or could not be dropped, is not a
      * function of the length. */
-    const bool pinned = call->target->pinned != NULL;
-    const bool kept = pinned && call->es->depend_from != UINT64_MAX &&
-                      full_resident(call) > policy->budget_pages;
+    const bool pinned = call->target->pinned;
+    const bool kept =
+        pinned && call->es->depend_from != UINT64_MAX && full_resident(call) > policy->budget_pages;
     if (dropped > 0 || kept)
         pkvi_evict_mark(call->es, call->target->length, pinned || !policy->ops->by_length);
     return dropped;
@@ -122,17 +122,17 @@ uint32_t pkvi_evict_commit(struct pkvi_evict_seq *es, uint32_t group,
 {
     struct pkvi_evict_state *state = &es->groups[group];
     const struct pkvi_evict_policy *policy = state->policy;
-    if (policy == NULL) return 0;
+    if (!policy) return 0;
     const struct pkvi_evict_ops *ops = policy->ops;
     const struct pkvi_evict_call call = pkvi_evict_call(es, group, target);
     state->steps++;
     if (state->journal.count > 0 && state->steps >= policy->config.journal_steps)
         pkvi_journal_expire(&state->journal, call.info->pool,
                             state->steps - policy->config.journal_steps + 1);
-    if (ops->observe != NULL) observe(&call, n_new);
+    if (ops->observe) observe(&call, n_new);
     const uint32_t first = (uint32_t)(old_length >> call.page_shift);
     const uint32_t end = pkvi_evict_full_pages(&call);
-    if (ops->sealed != NULL && end > first) ops->sealed(&call, first, end);
+    if (ops->sealed && end > first) ops->sealed(&call, first, end);
     if (policy->config.regret) {
         state->regret.steps++;
         state->regret.due = false;
@@ -151,26 +151,25 @@ void pkvi_evict_attached(struct pkvi_evict_seq *es, uint32_t group,
                          const struct pkvi_evict_target *target)
 {
     const struct pkvi_evict_policy *policy = es->groups[group].policy;
-    if (policy == NULL) return;
+    if (!policy) return;
     const struct pkvi_evict_call call = pkvi_evict_call(es, group, target);
-    if (policy->ops->sealed != NULL) policy->ops->sealed(&call, 0, pkvi_evict_full_pages(&call));
+    if (policy->ops->sealed) policy->ops->sealed(&call, 0, pkvi_evict_full_pages(&call));
     if (policy->ops->by_length) evict_down(&call, false);
 }
 
 bool pkvi_evict_compact(const struct pkvi_evict_seq *es, uint32_t group)
 {
-    if (es == NULL) return false;
+    if (!es) return false;
     const struct pkvi_evict_policy *policy = es->groups[group].policy;
-    return policy != NULL && policy->config.position_mode == PKV_POSITION_COMPACT;
+    return policy && policy->config.position_mode == PKV_POSITION_COMPACT;
 }
 
-/* ---- truncation -------------------------------------------------------------------------------
- */
+/* ---- truncation ----------------------------------------------------------------------------- */
 
 bool pkvi_evict_restorable(const struct pkvi_evict_seq *es, uint32_t group, uint32_t logical,
                            uint64_t n_tokens)
 {
-    if (es == NULL) return false;
+    if (!es) return false;
     const struct pkvi_journal *journal = &es->groups[group].journal;
     for (uint32_t i = journal->count; i-- > 0;) {
         const struct pkvi_journal_entry *entry = pkvi_journal_at(journal, i);
@@ -193,7 +192,7 @@ static bool comes_back(const struct pkvi_evict_seq *es, uint32_t group,
 
 uint32_t pkvi_evict_undone_pages(const struct pkvi_evict_seq *es, uint32_t group, uint64_t n_tokens)
 {
-    if (es == NULL) return 0;
+    if (!es) return 0;
     const struct pkvi_journal *journal = &es->groups[group].journal;
     uint32_t n = 0;
     for (uint32_t i = journal->count; i-- > 0;) {
@@ -224,13 +223,13 @@ static void undo(const struct pkvi_evict_call *call, uint64_t n_tokens)
         return;
     }
     const uint32_t slot = pkvi_table_find(call->table, entry.logical);
-    if (call->table->score != NULL) call->table->score[slot] = entry.score;
+    if (call->table->score) call->table->score[slot] = entry.score;
     state->gone--;
     state->restored++;
     if (entry.logical < state->cursor) state->cursor = entry.logical;
     if (call->policy->config.regret)
         pkvi_regret_forget(&state->regret, call->info, entry.logical, entry.logical + 1);
-    if (call->policy->ops->restored != NULL) call->policy->ops->restored(call, entry.logical);
+    if (call->policy->ops->restored) call->policy->ops->restored(call, entry.logical);
 }
 
 /* Evictions of pages beyond the new end are no longer missed. In a window group pages are missing
@@ -250,8 +249,8 @@ static void forget_beyond(struct pkvi_evict_seq *es, uint32_t group, const struc
     state->gone = pkvi_min_u64(state->gone, pages - (table->resident - beyond));
 }
 
-/* Does the sequence, shortened to n_tokens, hold what a policy that decides by length alone leaves to
- * every sequence of that length? What such a policy dropped further on is not there again. */
+/* Does the sequence, shortened to n_tokens, hold what a policy that decides by length alone leaves
+ * to every sequence of that length? What such a policy dropped further on is not there again. */
 static bool holds_by_length(const struct pkvi_evict_call *call, uint64_t n_tokens)
 {
     const uint32_t window = call->info->window;
@@ -270,7 +269,7 @@ void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
                          const struct pkvi_evict_target *target, uint64_t n_tokens)
 {
     struct pkvi_evict_state *state = &es->groups[group];
-    if (state->policy == NULL) {
+    if (!state->policy) {
         forget_beyond(es, group, target->table, n_tokens);
         return;
     }
@@ -279,7 +278,7 @@ void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
     while (journal->count > 0 && pkvi_journal_at(journal, journal->count - 1)->length > n_tokens)
         undo(&call, n_tokens);
     forget_beyond(es, group, target->table, n_tokens);
-    if (call.policy->ops->truncate != NULL) call.policy->ops->truncate(&call, n_tokens);
+    if (call.policy->ops->truncate) call.policy->ops->truncate(&call, n_tokens);
     if (call.policy->ops->by_length && es->depend_from != UINT64_MAX)
         es->irregular = es->irregular || !holds_by_length(&call, n_tokens);
     const uint32_t full = (uint32_t)(n_tokens >> call.page_shift);
@@ -289,11 +288,11 @@ void pkvi_evict_truncate(struct pkvi_evict_seq *es, uint32_t group,
 
 uint32_t pkvi_evict_journal_pages(const struct pkvi_evict_seq *es, uint32_t group)
 {
-    return es != NULL ? es->groups[group].journal.count : 0;
+    return es ? es->groups[group].journal.count : 0;
 }
 
 uint32_t pkvi_evict_journal_release(struct pkvi_evict_seq *es, uint32_t group, uint32_t n)
 {
-    if (es == NULL || es->groups[group].policy == NULL) return 0;
+    if (!es || !es->groups[group].policy) return 0;
     return pkvi_journal_release(&es->groups[group].journal, es->evict->groups[group].pool, n);
 }

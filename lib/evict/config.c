@@ -26,7 +26,7 @@ const char *pkv_evict_kind_name(pkv_evict_kind kind)
 {
     if (kind == PKV_EVICT_NONE) return "none";
     const struct pkvi_evict_ops *ops = pkvi_evict_ops_of(kind);
-    return ops != NULL ? ops->name : "?";
+    return ops ? ops->name : "?";
 }
 
 bool pkvi_evict_config_known(size_t size)
@@ -37,9 +37,9 @@ bool pkvi_evict_config_known(size_t size)
 pkv_status pkv_evict_config_init(pkv_evict_config *config, size_t size, pkv_evict_kind kind,
                                  uint64_t budget_tokens)
 {
-    if (config == NULL) return PKV_EINVAL;
+    if (!config) return PKV_EINVAL;
     if (!pkvi_evict_config_known(size)) return PKV_EVERSION;
-    if (kind != PKV_EVICT_NONE && pkvi_evict_ops_of(kind) == NULL) return PKV_EINVAL;
+    if (kind != PKV_EVICT_NONE && !pkvi_evict_ops_of(kind)) return PKV_EINVAL;
     const pkv_evict_config defaults = {
         .kind = kind,
         .budget_unit = PKV_BUDGET_TOKENS,
@@ -63,7 +63,7 @@ pkv_status pkv_evict_config_init(pkv_evict_config *config, size_t size, pkv_evic
 pkv_status pkv_evict_config_named(pkv_evict_config *config, size_t size, const char *name,
                                   uint64_t budget_tokens)
 {
-    if (config == NULL || name == NULL) return PKV_EINVAL;
+    if (!config || !name) return PKV_EINVAL;
     if (strcmp(name, "none") == 0)
         return pkv_evict_config_init(config, size, PKV_EVICT_NONE, budget_tokens);
     const bool h2o = strcmp(name, "h2o") == 0;
@@ -80,8 +80,7 @@ pkv_status pkv_evict_config_named(pkv_evict_config *config, size_t size, const c
     return PKV_EINVAL;
 }
 
-/* ---- resolution -------------------------------------------------------------------------------
- */
+/* ---- resolution ----------------------------------------------------------------------------- */
 
 struct check {
     char *text;
@@ -102,7 +101,7 @@ static pkv_status check_numbers(const pkv_evict_config *c, struct check *to)
         return REFUSE(to, PKV_EINVAL, "obs_rows: 0 rows observe nothing");
     if (c->normalize_age > 1 || c->pool > 1 || c->regret > 1)
         return REFUSE(to, PKV_EINVAL, "normalize_age, pool and regret are 0 or 1");
-    if (c->kind == PKV_EVICT_CALLBACK && c->score == NULL)
+    if (c->kind == PKV_EVICT_CALLBACK && !c->score)
         return REFUSE(to, PKV_EINVAL, "score: the callback policy needs a callback");
     if (c->journal_steps > MAX_JOURNAL_STEPS)
         return REFUSE(to, PKV_ERANGE, "journal_steps: %u is more than %u", c->journal_steps,
@@ -120,16 +119,15 @@ static pkv_status check_numbers(const pkv_evict_config *c, struct check *to)
 static pkv_status check_support(const pkv_evict_config *c, const struct pkvi_evict_group *info,
                                 struct check *to)
 {
-    const bool bytes = info->bytes && info->layout != NULL;
+    const bool bytes = info->bytes && info->layout;
     /* Minimum and scale of quantised keys are bounds already. */
     const bool coded = bytes && pkvi_layout_k_coded(info->layout);
     const bool bounds = bytes && (coded || info->layout->min_offset != 0);
-    const bool sums = info->bytes && info->layout != NULL && info->layout->sum_offset != 0;
+    const bool sums = info->bytes && info->layout && info->layout->sum_offset != 0;
     if ((c->kind == PKV_EVICT_TOPK || c->regret) && !bounds)
         return REFUSE(to, PKV_ENOTSUP, "%s needs PKV_SIGNAL_BOUNDS in pkv_config.signals",
                       c->regret ? "regret" : "topk");
-    if (c->regret && coded)
-        return REFUSE(to, PKV_ENOTSUP, "regret in a group with quantised keys");
+    if (c->regret && coded) return REFUSE(to, PKV_ENOTSUP, "regret in a group with quantised keys");
     if (c->kind == PKV_EVICT_KEYDIFF && !sums)
         return REFUSE(to, PKV_ENOTSUP, "keydiff needs PKV_SIGNAL_KEYSUM in pkv_config.signals");
     if (c->kind == PKV_EVICT_KEYDIFF && info->window != 0)
@@ -235,10 +233,10 @@ pkv_status pkvi_evict_policy_create(struct pkvi_evict *evict, uint32_t group,
         return PKV_OK;
     }
     const struct pkvi_evict_ops *ops = pkvi_evict_ops_of(config->kind);
-    if (ops == NULL) return REFUSE(&to, PKV_EINVAL, "kind: %d is unknown", (int)config->kind);
+    if (!ops) return REFUSE(&to, PKV_EINVAL, "kind: %d is unknown", (int)config->kind);
 
     struct pkvi_evict_policy *p = pkvi_mem_zalloc(evict->mem, sizeof *p);
-    if (p == NULL) return REFUSE(&to, PKV_ENOMEM, "no memory for a policy");
+    if (!p) return REFUSE(&to, PKV_ENOMEM, "no memory for a policy");
     atomic_init(&p->refs, 1);
     p->evict = evict;
     p->ops = ops;
@@ -254,12 +252,12 @@ pkv_status pkvi_evict_policy_create(struct pkvi_evict *evict, uint32_t group,
 
 void pkvi_evict_policy_ref(struct pkvi_evict_policy *policy)
 {
-    if (policy != NULL) atomic_fetch_add_explicit(&policy->refs, 1, memory_order_relaxed);
+    if (policy) atomic_fetch_add_explicit(&policy->refs, 1, memory_order_relaxed);
 }
 
 void pkvi_evict_policy_unref(struct pkvi_evict_policy *policy)
 {
-    if (policy == NULL) return;
+    if (!policy) return;
     if (atomic_fetch_sub_explicit(&policy->refs, 1, memory_order_acq_rel) == 1)
         pkvi_mem_free(policy->evict->mem, policy, sizeof *policy);
 }

@@ -7,7 +7,7 @@ pkv_status pkvi_evict_create(struct pkvi_evict **evict, struct pkvi_mem *mem, ui
                              const struct pkvi_evict_group *groups, uint32_t n_groups)
 {
     struct pkvi_evict *e = pkvi_mem_zalloc(mem, sizeof *e);
-    if (e == NULL) return PKV_ENOMEM;
+    if (!e) return PKV_ENOMEM;
     e->mem = mem;
     e->page_tokens = page_tokens;
     e->page_shift = pkvi_log2_u32(page_tokens);
@@ -16,8 +16,7 @@ pkv_status pkvi_evict_create(struct pkvi_evict **evict, struct pkvi_mem *mem, ui
     atomic_init(&e->n_meters, 0);
     e->groups = pkvi_mem_array(mem, n_groups, sizeof *e->groups);
     e->defaults = pkvi_mem_array(mem, n_groups, sizeof *e->defaults);
-    if (e->groups == NULL || e->defaults == NULL ||
-        !pkvi_mutex_init(&e->lock, PKVI_RANK_EVICT, NULL)) {
+    if (!e->groups || !e->defaults || !pkvi_mutex_init(&e->lock, PKVI_RANK_EVICT, NULL)) {
         pkvi_mem_free_array(mem, e->groups, n_groups, sizeof *e->groups);
         pkvi_mem_free_array(mem, e->defaults, n_groups, sizeof *e->defaults);
         pkvi_mem_free(mem, e, sizeof *e);
@@ -30,7 +29,7 @@ pkv_status pkvi_evict_create(struct pkvi_evict **evict, struct pkvi_mem *mem, ui
 
 void pkvi_evict_destroy(struct pkvi_evict *evict)
 {
-    if (evict == NULL) return;
+    if (!evict) return;
     struct pkvi_mem *mem = evict->mem;
     for (uint32_t g = 0; g < evict->n_groups; g++)
         pkvi_evict_policy_unref(evict->defaults[g]);
@@ -46,8 +45,8 @@ void pkvi_evict_set_default(struct pkvi_evict *evict, uint32_t group,
     pkvi_mutex_lock(&evict->lock);
     struct pkvi_evict_policy *old = evict->defaults[group];
     evict->defaults[group] = policy;
-    if (policy != NULL && old == NULL) atomic_fetch_add(&evict->n_defaults, 1);
-    if (policy == NULL && old != NULL) atomic_fetch_sub(&evict->n_defaults, 1);
+    if (policy && !old) atomic_fetch_add(&evict->n_defaults, 1);
+    if (!policy && old) atomic_fetch_sub(&evict->n_defaults, 1);
     pkvi_mutex_unlock(&evict->lock);
     pkvi_evict_policy_unref(old);
 }

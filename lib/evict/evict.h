@@ -2,8 +2,8 @@
  *
  * The module sees page tables, pools and page layouts; it never sees a cache, a sequence or a
  * batch. lib/cache/bind_evict.c binds it: it owns one `struct pkvi_evict` per cache and keeps a
- * `struct pkvi_evict_seq` in seq->state[PKVI_HOOK_EVICT] for sequences that have a policy (NULL = none;
- * every function here that takes one accepts NULL and answers "no policy").
+ * `struct pkvi_evict_seq` in seq->state[PKVI_HOOK_EVICT] for sequences that have a policy (NULL =
+ * none; every function here that takes one accepts NULL and answers "no policy").
  *
  * Who calls what
  *   cache/bind_evict.c  create/destroy, set policy, fork, reserve, commit, truncate
@@ -31,14 +31,13 @@ struct pkvi_layout;
 struct pkvi_evict;
 struct pkvi_evict_seq;
 
-/* ---- what the module knows about a cache ------------------------------------------------------
- */
+/* ---- what the module knows about a cache ---------------------------------------------------- */
 
 struct pkvi_evict_group {
     struct pkvi_pool *pool;
     const struct pkvi_layout *layout; /* of one layer's part of a page */
     const struct pkvi_kernels *kernels;
-    uint64_t layer_bytes;             /* distance of layer parts inside a page */
+    uint64_t layer_bytes; /* distance of layer parts inside a page */
     uint64_t page_bytes;
     uint32_t n_layers;
     uint32_t kv_heads;
@@ -52,8 +51,7 @@ pkv_status pkvi_evict_create(struct pkvi_evict **evict, struct pkvi_mem *mem, ui
                              const struct pkvi_evict_group *groups, uint32_t n_groups);
 void pkvi_evict_destroy(struct pkvi_evict *evict);
 
-/* ---- policies ---------------------------------------------------------------------------------
- */
+/* ---- policies ------------------------------------------------------------------------------- */
 
 /* A checked config with everything filled in. Immutable, reference counted, MT-safe. */
 struct pkvi_evict_policy;
@@ -80,8 +78,7 @@ bool pkvi_evict_has_default(struct pkvi_evict *evict);
 /* True if any live sequence runs a regret meter: only then attention has to ask. MT-safe. */
 bool pkvi_evict_has_meters(struct pkvi_evict *evict);
 
-/* ---- one sequence -----------------------------------------------------------------------------
- */
+/* ---- one sequence --------------------------------------------------------------------------- */
 
 /* What the module needs to know about a sequence's table of one group, filled in by the binding for
  * each call. */
@@ -170,8 +167,7 @@ void pkvi_evict_seq_scores(const struct pkvi_evict_seq *es, uint32_t group,
 const char *pkvi_evict_seq_check(const struct pkvi_evict_seq *es, uint32_t group,
                                  const struct pkvi_evict_target *target);
 
-/* ---- signals: called by attention, from any of the host's threads ------------------------------
- */
+/* ---- signals: called by attention, from any of the host's threads --------------------------- */
 
 /* Rows of an entry's new tokens whose attention mass the policy wants: 0 = none (do not compute
  * mass), UINT32_MAX = all rows, else the last so many. Constant while a batch is reserved. O(1). */
@@ -228,8 +224,7 @@ void pkvi_evict_look(struct pkvi_evict_seq *es, uint32_t group, uint32_t layer, 
 bool pkvi_evict_take_regret(struct pkvi_evict_seq *es, uint32_t group, uint64_t *checks,
                             uint64_t *regrets);
 
-/* ---- publication: called by the prefix index --------------------------------------------------
- */
+/* ---- publication: called by the prefix index ------------------------------------------------ */
 
 enum pkvi_publication {
     PKVI_PUBLISH_PLAIN,  /* contents depend on the tokens alone */

@@ -12,8 +12,7 @@
 #include "pool/pool.h"
 #include "table/table.h"
 
-/* ---- policies ---------------------------------------------------------------------------------
- */
+/* ---- policies ------------------------------------------------------------------------------- */
 
 struct pkvi_evict_state;
 struct pkvi_evict_call;
@@ -83,8 +82,7 @@ struct pkvi_evict {
     atomic_uint n_meters; /* states whose policy runs the regret meter */
 };
 
-/* ---- per sequence and group -------------------------------------------------------------------
- */
+/* ---- per sequence and group ----------------------------------------------------------------- */
 
 /* One undone-able eviction. Holds one reference of the page. */
 struct pkvi_journal_entry {
@@ -186,7 +184,7 @@ struct pkvi_evict_call pkvi_evict_call(struct pkvi_evict_seq *es, uint32_t group
 
 static inline bool pkvi_evict_is_pinned(const struct pkvi_evict_call *call, uint32_t logical)
 {
-    return call->target->pinned != NULL && call->target->pinned(call->target->owner, logical);
+    return call->target->pinned && call->target->pinned(call->target->owner, logical);
 }
 
 /* Full pages a sequence of `length` tokens has written. */
@@ -198,14 +196,13 @@ static inline uint32_t pkvi_evict_full_pages(const struct pkvi_evict_call *call)
 /* Does the policy ever drop? */
 static inline bool pkvi_evict_drops(const struct pkvi_evict_ops *ops)
 {
-    return ops->victim != NULL || ops->score != NULL;
+    return ops->victim || ops->score;
 }
 
 /* publish.c: tokens from `length` on depend on an eviction (taint: on data). */
 void pkvi_evict_mark(struct pkvi_evict_seq *es, uint64_t length, bool taint);
 
-/* ---- journal.c --------------------------------------------------------------------------------
- */
+/* ---- journal.c ------------------------------------------------------------------------------ */
 
 /* Room for n more entries. */
 pkv_status pkvi_journal_reserve(struct pkvi_journal *journal, struct pkvi_mem *mem, uint32_t n);
@@ -223,8 +220,7 @@ static inline struct pkvi_journal_entry *pkvi_journal_at(const struct pkvi_journ
     return &journal->ring[(journal->head + i) & (journal->capacity - 1)];
 }
 
-/* ---- mass.c -----------------------------------------------------------------------------------
- */
+/* ---- mass.c --------------------------------------------------------------------------------- */
 
 pkv_status pkvi_evict_mass_reserve(struct pkvi_evict_state *state, struct pkvi_mem *mem,
                                    uint32_t resident);
@@ -247,8 +243,7 @@ float pkvi_mass_value(const struct pkvi_page_score *score, const pkv_evict_confi
 /* Of `rows` rows that end at `length`, those at or after the page's first position. */
 uint32_t pkvi_mass_rows_seen(const struct pkvi_evict_call *call, uint32_t logical, uint32_t rows);
 
-/* ---- regret.c ---------------------------------------------------------------------------------
- */
+/* ---- regret.c ------------------------------------------------------------------------------- */
 
 pkv_status pkvi_regret_reserve(struct pkvi_regret *regret, struct pkvi_mem *mem,
                                const struct pkvi_evict_group *info, uint32_t limit, uint32_t n);
@@ -263,8 +258,7 @@ void pkvi_regret_free(struct pkvi_regret *regret, struct pkvi_mem *mem,
 pkv_status pkvi_regret_copy(struct pkvi_regret *to, const struct pkvi_regret *from,
                             struct pkvi_mem *mem, const struct pkvi_evict_group *info);
 
-/* ---- keydiff.c: what the engine needs of the policy's state ------------------------------------
- */
+/* ---- keydiff.c: what the engine needs of the policy's state --------------------------------- */
 
 pkv_status pkvi_keydiff_create(struct pkvi_keydiff **keydiff, struct pkvi_mem *mem,
                                const struct pkvi_evict_group *info);

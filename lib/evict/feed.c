@@ -26,7 +26,7 @@ static pkv_status make_room(struct pkvi_evict_state *state, struct pkvi_mem *mem
     struct pkvi_mass_feed *feed = &state->feed;
     if (state->acc_n <= feed->capacity) return PKV_OK;
     uint64_t *sum = pkvi_mem_array(mem, state->acc_capacity, 2 * sizeof *sum);
-    if (sum == NULL) return PKV_ENOMEM;
+    if (!sum) return PKV_ENOMEM;
     pkvi_evict_feed_free(feed, mem);
     feed->sum = sum;
     feed->capacity = state->acc_capacity;
@@ -70,7 +70,7 @@ static void add(struct pkvi_evict_state *state, const float *mass, float largest
 pkv_status pkvi_evict_feed_any(struct pkvi_evict_seq *es, uint32_t group, const float *mass,
                                uint32_t n)
 {
-    if (es == NULL) return PKV_OK;
+    if (!es) return PKV_OK;
     struct pkvi_evict_state *state = &es->groups[group];
     if (state->acc_n == 0 || n != state->acc_n) return PKV_OK;
     float largest = 0;

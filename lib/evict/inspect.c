@@ -8,7 +8,7 @@ void pkvi_evict_seq_info(const struct pkvi_evict_seq *es, uint32_t group,
 {
     const struct pkvi_table *table = target->table;
     *info = (pkv_evict_info){.resident_pages = table->resident};
-    if (es == NULL) return;
+    if (!es) return;
     const struct pkvi_evict_state *state = &es->groups[group];
     const struct pkvi_evict_policy *policy = state->policy;
     info->pages_evicted = state->evicted;
@@ -19,7 +19,7 @@ void pkvi_evict_seq_info(const struct pkvi_evict_seq *es, uint32_t group,
         info->dropped_tokens = (uint64_t)(table->next - table->resident) << es->evict->page_shift;
     else
         info->dropped_tokens = state->gone << es->evict->page_shift;
-    if (policy == NULL) return;
+    if (!policy) return;
     info->kind = policy->config.kind;
     info->position_mode = policy->config.position_mode;
     info->budget_pages = policy->budget_pages;
@@ -35,7 +35,7 @@ void pkvi_evict_seq_info(const struct pkvi_evict_seq *es, uint32_t group,
 void pkvi_evict_seq_scores(const struct pkvi_evict_seq *es, uint32_t group,
                            const struct pkvi_evict_target *target, uint32_t *logical, float *scores)
 {
-    const bool active = es != NULL && es->groups[group].policy != NULL;
+    const bool active = es && es->groups[group].policy;
     uint32_t cursor = 0, i = 0;
     struct pkvi_resident page;
     while (pkvi_table_next(target->table, &cursor, &page)) {
@@ -49,7 +49,7 @@ void pkvi_evict_seq_scores(const struct pkvi_evict_seq *es, uint32_t group,
             if (!pkvi_evict_drops(ops) || page.logical < call.first || page.logical >= call.end ||
                 pkvi_evict_is_pinned(&call, page.logical))
                 scores[i] = INFINITY;
-            else if (ops->peek != NULL)
+            else if (ops->peek)
                 scores[i] = ops->peek(&call, page.slot);
         }
         i++;
@@ -59,7 +59,7 @@ void pkvi_evict_seq_scores(const struct pkvi_evict_seq *es, uint32_t group,
 void pkvi_evict_journal_count(const struct pkvi_evict_seq *es, uint32_t group, uint32_t *holders,
                               uint32_t n_holders)
 {
-    if (es == NULL) return;
+    if (!es) return;
     const struct pkvi_journal *journal = &es->groups[group].journal;
     for (uint32_t i = 0; i < journal->count; i++) {
         const uint32_t page = pkvi_journal_at(journal, i)->page;
@@ -70,13 +70,12 @@ void pkvi_evict_journal_count(const struct pkvi_evict_seq *es, uint32_t group, u
 const char *pkvi_evict_seq_check(const struct pkvi_evict_seq *es, uint32_t group,
                                  const struct pkvi_evict_target *target)
 {
-    if (es == NULL) return NULL;
+    if (!es) return NULL;
     const struct pkvi_evict_state *state = &es->groups[group];
     const struct pkvi_journal *journal = &state->journal;
     if (es->depend_from > es->taint_from) return "evict: tainted before it depends";
     if (state->gone > state->evicted) return "evict: more evictions undone than made";
-    if (state->policy == NULL)
-        return journal->count != 0 ? "evict: a journal without a policy" : NULL;
+    if (!state->policy) return journal->count != 0 ? "evict: a journal without a policy" : NULL;
     if (journal->count > state->gone) return "evict: the journal holds undone evictions";
     uint64_t last = 0;
     for (uint32_t i = 0; i < journal->count; i++) {
@@ -89,8 +88,7 @@ const char *pkvi_evict_seq_check(const struct pkvi_evict_seq *es, uint32_t group
     }
     if (state->acc_n > state->acc_capacity) return "evict: accumulators are too small";
     /* Outside of a step a table may lack scores: they all are 0 then. */
-    if ((state->policy->ops->needs & PKVI_NEEDS_MASS) && state->acc_n > 0 &&
-        target->table->score == NULL)
+    if ((state->policy->ops->needs & PKVI_NEEDS_MASS) && state->acc_n > 0 && !target->table->score)
         return "evict: scores are missing";
     return NULL;
 }

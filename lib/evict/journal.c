@@ -14,7 +14,7 @@ pkv_status pkvi_journal_reserve(struct pkvi_journal *journal, struct pkvi_mem *m
         capacity *= 2;
     if (capacity > UINT32_MAX / 2) return PKV_ENOMEM;
     struct pkvi_journal_entry *ring = pkvi_mem_array(mem, capacity, sizeof *ring);
-    if (ring == NULL) return PKV_ENOMEM;
+    if (!ring) return PKV_ENOMEM;
     for (uint32_t i = 0; i < journal->count; i++)
         ring[i] = *pkvi_journal_at(journal, i);
     pkvi_mem_free_array(mem, journal->ring, journal->capacity, sizeof *ring);

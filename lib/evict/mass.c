@@ -19,7 +19,7 @@ pkv_status pkvi_evict_mass_reserve(struct pkvi_evict_state *state, struct pkvi_m
         const uint32_t capacity = resident + resident / 4 + 8;
         uint64_t *acc = pkvi_mem_array(mem, capacity, sizeof *acc);
         float *share = pkvi_mem_array(mem, capacity, sizeof *share);
-        if (acc == NULL || share == NULL) {
+        if (!acc || !share) {
             pkvi_mem_free_array(mem, acc, capacity, sizeof *acc);
             pkvi_mem_free_array(mem, share, capacity, sizeof *share);
             return PKV_ENOMEM;
@@ -45,9 +45,9 @@ void pkvi_evict_mass_free(struct pkvi_evict_state *state, struct pkvi_mem *mem)
 
 uint32_t pkvi_evict_mass_rows(const struct pkvi_evict_seq *es, uint32_t group)
 {
-    if (es == NULL) return 0;
+    if (!es) return 0;
     const struct pkvi_evict_policy *policy = es->groups[group].policy;
-    if (policy == NULL || policy->ops->mass_rows == NULL || es->groups[group].skips_mass) return 0;
+    if (!policy || !policy->ops->mass_rows || es->groups[group].skips_mass) return 0;
     return policy->ops->mass_rows(&policy->config);
 }
 
@@ -61,7 +61,7 @@ static void add_one(uint64_t *acc, float mass)
 void pkvi_evict_feed(struct pkvi_evict_seq *es, uint32_t group, const float *mass, uint32_t n_heads,
                      uint32_t n)
 {
-    if (es == NULL) return;
+    if (!es) return;
     struct pkvi_evict_state *state = &es->groups[group];
     if (state->acc_n == 0 || n != state->acc_n) return;
     /* Atomics are the expensive part: heads are summed first, a block of pages at a time. */

@@ -10,12 +10,12 @@ static uint64_t mix(uint64_t h, uint64_t value)
 
 uint64_t pkvi_evict_salt(const struct pkvi_evict_seq *es)
 {
-    if (es == NULL) return 0;
+    if (!es) return 0;
     uint64_t h = UINT64_C(0x73616c74);
     uint32_t n = 0;
     for (uint32_t g = 0; g < es->evict->n_groups; g++) {
         const struct pkvi_evict_policy *policy = es->groups[g].policy;
-        if (policy == NULL) continue;
+        if (!policy) continue;
         if (!policy->ops->by_length) return 0;
         h = mix(h, policy->salt);
         n++;
@@ -53,7 +53,7 @@ void pkvi_evict_truncated(struct pkvi_evict_seq *es, uint64_t n_tokens)
 enum pkvi_publication pkvi_evict_publication(const struct pkvi_evict_seq *es, uint32_t logical,
                                              uint64_t *salt)
 {
-    if (es == NULL) return PKVI_PUBLISH_PLAIN;
+    if (!es) return PKVI_PUBLISH_PLAIN;
     /* A page depends if its last token does. */
     const uint64_t end = ((uint64_t)logical + 1) << es->evict->page_shift;
     if (end > es->left_out) return PKVI_PUBLISH_NEVER;
@@ -66,10 +66,10 @@ enum pkvi_publication pkvi_evict_publication(const struct pkvi_evict_seq *es, ui
 
 void pkvi_evict_depend(struct pkvi_evict_seq *es, uint32_t first_salted)
 {
-    if (es != NULL) pkvi_evict_mark(es, (uint64_t)first_salted << es->evict->page_shift, false);
+    if (es) pkvi_evict_mark(es, (uint64_t)first_salted << es->evict->page_shift, false);
 }
 
 bool pkvi_evict_tainted(const struct pkvi_evict_seq *es)
 {
-    return es != NULL && es->taint_from != UINT64_MAX;
+    return es && es->taint_from != UINT64_MAX;
 }

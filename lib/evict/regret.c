@@ -41,7 +41,7 @@ pkv_status pkvi_regret_reserve(struct pkvi_regret *regret, struct pkvi_mem *mem,
     if (!pkvi_mul_size(capacity, bytes, &total)) return PKV_ENOMEM;
     unsigned char *blocks = pkvi_mem_alloc_aligned(mem, total, 64);
     uint32_t *logical = pkvi_mem_array(mem, capacity, sizeof *logical);
-    if (blocks == NULL || logical == NULL) {
+    if (!blocks || !logical) {
         pkvi_mem_free(mem, blocks, total);
         pkvi_mem_free_array(mem, logical, capacity, sizeof *logical);
         return PKV_ENOMEM;
@@ -121,12 +121,11 @@ pkv_status pkvi_regret_copy(struct pkvi_regret *to, const struct pkvi_regret *fr
     return PKV_OK;
 }
 
-/* ---- the look ---------------------------------------------------------------------------------
- */
+/* ---- the look ------------------------------------------------------------------------------- */
 
 bool pkvi_evict_look_due(const struct pkvi_evict_seq *es, uint32_t group)
 {
-    if (es == NULL || es->groups[group].policy == NULL) return false;
+    if (!es || !es->groups[group].policy) return false;
     const struct pkvi_regret *regret = &es->groups[group].regret;
     return regret->due && regret->count > 0;
 }

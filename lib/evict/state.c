@@ -13,7 +13,7 @@ static void state_clear(struct pkvi_evict *evict, uint32_t group, struct pkvi_ev
 {
     const struct pkvi_evict_group *info = &evict->groups[group];
     struct pkvi_mem *mem = evict->mem;
-    if (state->policy == NULL) return;
+    if (!state->policy) return;
     atomic_fetch_sub_explicit(&evict->n_meters, state->policy->config.regret, memory_order_relaxed);
     pkvi_evict_mass_free(state, mem);
     pkvi_evict_feed_free(&state->feed, mem);
@@ -51,7 +51,7 @@ pkv_status pkvi_evict_seq_create(struct pkvi_evict *evict, bool defaults,
                                  struct pkvi_evict_seq **es)
 {
     struct pkvi_evict_seq *s = pkvi_mem_zalloc(evict->mem, seq_bytes(evict));
-    if (s == NULL) return PKV_ENOMEM;
+    if (!s) return PKV_ENOMEM;
     if (!pkvi_mutex_init(&s->feeding, PKVI_RANK_EVICT, NULL)) {
         pkvi_mem_free(evict->mem, s, seq_bytes(evict));
         return PKV_ENOMEM;
@@ -63,7 +63,7 @@ pkv_status pkvi_evict_seq_create(struct pkvi_evict *evict, bool defaults,
         struct pkvi_evict_policy *policy = evict->defaults[g];
         pkvi_evict_policy_ref(policy);
         pkvi_mutex_unlock(&evict->lock);
-        if (policy == NULL) continue;
+        if (!policy) continue;
         const pkv_status status = state_begin(evict, g, &s->groups[g], policy);
         if (status != PKV_OK) {
             pkvi_evict_policy_unref(policy);
@@ -78,7 +78,7 @@ pkv_status pkvi_evict_seq_create(struct pkvi_evict *evict, bool defaults,
 
 void pkvi_evict_seq_destroy(struct pkvi_evict_seq *es)
 {
-    if (es == NULL) return;
+    if (!es) return;
     struct pkvi_evict *evict = es->evict;
     for (uint32_t g = 0; g < evict->n_groups; g++)
         state_clear(evict, g, &es->groups[g]);
@@ -92,7 +92,7 @@ static pkv_status state_copy(struct pkvi_evict *evict, uint32_t group, struct pk
     to->evicted = from->evicted;
     to->restored = from->restored;
     to->gone = from->gone;
-    if (from->policy == NULL) return PKV_OK;
+    if (!from->policy) return PKV_OK;
     pkvi_evict_policy_ref(from->policy);
     to->policy = from->policy;
     count_meter(evict, from->policy);
@@ -101,7 +101,7 @@ static pkv_status state_copy(struct pkvi_evict *evict, uint32_t group, struct pk
     to->cursor = from->cursor;
     to->unpins = from->unpins;
     pkv_status status = PKV_OK;
-    if (from->keydiff != NULL) status = pkvi_keydiff_copy(&to->keydiff, from->keydiff, evict->mem);
+    if (from->keydiff) status = pkvi_keydiff_copy(&to->keydiff, from->keydiff, evict->mem);
     if (status == PKV_OK)
         status = pkvi_regret_copy(&to->regret, &from->regret, evict->mem, &evict->groups[group]);
     return status;
@@ -133,11 +133,11 @@ static pkv_status prepare(struct pkvi_evict *evict, uint32_t group,
 {
     *fresh = (struct pkvi_evict_state){
         .evicted = old->evicted, .restored = old->restored, .gone = old->gone};
-    if (policy == NULL) return PKV_OK;
+    if (!policy) return PKV_OK;
     pkv_status status = state_begin(evict, group, fresh, policy);
     if (status == PKV_OK && (policy->ops->needs & PKVI_NEEDS_MASS))
         status = pkvi_table_enable_scores(target->table, evict->mem);
-    if (status == PKV_OK && fresh->keydiff != NULL)
+    if (status == PKV_OK && fresh->keydiff)
         status = pkvi_keydiff_reserve(fresh->keydiff, evict->mem, target->table->resident);
     return status;
 }
@@ -149,13 +149,12 @@ static void apply(struct pkvi_evict_seq *es, uint32_t group, const struct pkvi_e
     struct pkvi_table *table = target->table;
     state_clear(es->evict, group, state);
     *state = *fresh;
-    if (state->policy == NULL) return;
+    if (!state->policy) return;
     count_meter(es->evict, state->policy);
-    if (table->score != NULL && table->end > table->head)
+    if (table->score && table->end > table->head)
         memset(table->score + table->head, 0, (table->end - table->head) * sizeof *table->score);
     const struct pkvi_evict_call call = pkvi_evict_call(es, group, target);
-    if (call.policy->ops->sealed != NULL)
-        call.policy->ops->sealed(&call, 0, pkvi_evict_full_pages(&call));
+    if (call.policy->ops->sealed) call.policy->ops->sealed(&call, 0, pkvi_evict_full_pages(&call));
 }
 
 pkv_status pkvi_evict_seq_set(struct pkvi_evict_seq *es, uint64_t groups,
@@ -164,7 +163,7 @@ pkv_status pkvi_evict_seq_set(struct pkvi_evict_seq *es, uint64_t groups,
 {
     struct pkvi_evict *evict = es->evict;
     struct pkvi_evict_state *fresh = pkvi_mem_array(evict->mem, evict->n_groups, sizeof *fresh);
-    if (fresh == NULL) return PKV_ENOMEM;
+    if (!fresh) return PKV_ENOMEM;
     pkv_status status = PKV_OK;
     for (uint32_t g = 0; g < evict->n_groups && status == PKV_OK; g++)
         if (groups >> g & 1)
@@ -185,11 +184,10 @@ pkv_status pkvi_evict_seq_set(struct pkvi_evict_seq *es, uint64_t groups,
 const struct pkvi_evict_policy *pkvi_evict_seq_policy(const struct pkvi_evict_seq *es,
                                                       uint32_t group)
 {
-    return es != NULL ? es->groups[group].policy : NULL;
+    return es ? es->groups[group].policy : NULL;
 }
 
-/* ---- reserve ----------------------------------------------------------------------------------
- */
+/* ---- reserve -------------------------------------------------------------------------------- */
 
 static pkv_status reserve_candidates(struct pkvi_evict_state *state, struct pkvi_mem *mem,
                                      uint32_t n)
@@ -197,7 +195,7 @@ static pkv_status reserve_candidates(struct pkvi_evict_state *state, struct pkvi
     if (n <= state->candidate_capacity) return PKV_OK;
     const uint32_t capacity = n + n / 4 + 8;
     struct pkvi_candidate *candidates = pkvi_mem_array(mem, capacity, sizeof *candidates);
-    if (candidates == NULL) return PKV_ENOMEM;
+    if (!candidates) return PKV_ENOMEM;
     if (state->candidate_capacity != 0)
         pkvi_mem_free_array(mem, state->candidates, state->candidate_capacity, sizeof *candidates);
     state->candidates = candidates;
@@ -210,7 +208,7 @@ pkv_status pkvi_evict_reserve(struct pkvi_evict_seq *es, uint32_t group,
 {
     struct pkvi_evict_state *state = &es->groups[group];
     const struct pkvi_evict_policy *policy = state->policy;
-    if (policy == NULL) return PKV_OK;
+    if (!policy) return PKV_OK;
     struct pkvi_mem *mem = es->evict->mem;
     const uint32_t resident = target->table->resident;
     const uint32_t needs = policy->ops->needs;
@@ -228,7 +226,7 @@ pkv_status pkvi_evict_reserve(struct pkvi_evict_seq *es, uint32_t group,
     }
     if (status == PKV_OK && (needs & PKVI_NEEDS_SCORES) && drops > 0)
         status = reserve_candidates(state, mem, resident);
-    if (status == PKV_OK && state->keydiff != NULL)
+    if (status == PKV_OK && state->keydiff)
         status = pkvi_keydiff_reserve(state->keydiff, mem, resident);
     if (status == PKV_OK && policy->config.journal_steps > 0 && drops > 0)
         status = pkvi_journal_reserve(&state->journal, mem, drops);

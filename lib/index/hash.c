@@ -99,7 +99,7 @@ static bool extend(struct pkvi_index *ix)
         ix->bucket_capacity = 2 * s;
     }
     ix->bucket[s] = new_segment(ix);
-    return ix->bucket[s] != NULL;
+    return ix->bucket[s];
 }
 
 /* Adds bucket n_buckets and moves to it the part of one chain that belongs there. */

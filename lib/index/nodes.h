@@ -280,7 +280,7 @@ static inline bool pkvi_index_is_empty(const struct pkvi_index *ix, uint32_t spa
     return pkvi_index_child(ix, space, PKVI_NIL) == PKVI_NIL;
 }
 
-/* ---- siblings.c: token mode ---- */
+/* ---- siblings.c: token mode ----------------------------------------------------------------- */
 
 /* Puts a node where its pages say: in the search tree of its parent's children if it has a page in
  * every group, else in the list beside it. O(1) if it is there already, else O(log fan-out). */

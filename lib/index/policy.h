@@ -88,8 +88,7 @@ static inline bool pkvi_policy_blocked(const struct pkvi_policy *policy, uint32_
     return pkvi_node_pinned(policy->ix, pkvi_node(policy->ix, id));
 }
 
-/* ---- queues (queue.c); all O(1) unless noted ----------------------------------------------------
- */
+/* ---- queues (queue.c); all O(1) unless noted ------------------------------------------------ */
 
 void pkvi_queue_init(struct pkvi_queue *queue);
 void pkvi_queue_push_newest(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t id);
@@ -116,8 +115,7 @@ void pkvi_queue_park(struct pkvi_policy *policy, struct pkvi_queue *queue, uint3
 /* A parked member is free again: back to the oldest end. */
 void pkvi_queue_unpark(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t id);
 
-/* ---- ghosts -------------------------------------------------------------------------------------
- */
+/* ---- ghosts --------------------------------------------------------------------------------- */
 
 /* Remembers a member that is losing its page. */
 void pkvi_ghost_push(struct pkvi_policy *policy, struct pkvi_queue *queue, uint32_t id);

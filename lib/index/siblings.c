@@ -47,8 +47,7 @@ static bool before(const struct pkvi_index *ix, uint32_t id, const struct key *k
     return i < n ? tokens[i] < key->tokens[i] : id < key->id;
 }
 
-/* ---- the tree ---------------------------------------------------------------------------------
- */
+/* ---- the tree ------------------------------------------------------------------------------- */
 
 static uint32_t *tree_of(struct pkvi_index *ix, uint32_t id)
 {
@@ -112,8 +111,7 @@ static void tree_remove(struct pkvi_index *ix, uint32_t id)
     *link = left != PKVI_NIL ? left : right;
 }
 
-/* ---- the list, linked through left (the one before) and right (the one after) ------------------
- */
+/* ---- the list, linked through left (the one before) and right (the one after) --------------- */
 
 static uint32_t *list_of(struct pkvi_index *ix, uint32_t id)
 {
@@ -142,8 +140,7 @@ static void list_remove(struct pkvi_index *ix, uint32_t id)
     if (node->right != PKVI_NIL) pkvi_node(ix, node->right)->left = node->left;
 }
 
-/* ---- what the index calls ---------------------------------------------------------------------
- */
+/* ---- what the index calls ------------------------------------------------------------------- */
 
 void pkvi_siblings_leave(struct pkvi_index *ix, uint32_t id)
 {
@@ -214,8 +211,7 @@ bool pkvi_siblings_each(const struct pkvi_index *ix, uint32_t space, uint32_t pa
     return true;
 }
 
-/* ---- check ------------------------------------------------------------------------------------
- */
+/* ---- check ---------------------------------------------------------------------------------- */
 
 /* Nodes of a tree; UINT32_MAX if one stands where it must not. */
 static uint32_t check_tree(const struct pkvi_index *ix, uint32_t tree, uint32_t parent,

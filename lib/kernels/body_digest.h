@@ -244,8 +244,7 @@ static void score(const pkvi_layout *l, const void *const *parts, uint32_t n_pag
         score_pages(PKV_DTYPE_F32, 0, l, parts, n_pages, head0, head1, q, n_rows, best);
 }
 
-/* ---- vectors of floats, for policies that compare keys ----------------------------------------
- */
+/* ---- vectors of floats, for policies that compare keys -------------------------------------- */
 
 /* Sum of a[i] * b[i]; n a multiple of 8. Four sums, so that no addition waits for the last. */
 static float dot(const float *a, const float *b, size_t n)

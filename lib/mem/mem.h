@@ -11,12 +11,11 @@
 #include "base/base.h"
 #include "os/os.h"
 
-/* ---- budget ------------------------------------------------------------------------------------
- */
+/* ---- budget --------------------------------------------------------------------------------- */
 
-/* Asked when metadata does not fit: give up memory of pages that nobody uses, `bytes` of it if there
- * is so much (uncharging it); false if there is none. Called without the budget's lock, so it may
- * lock pools: nothing may be allocated under a pool's lock. */
+/* Asked when metadata does not fit: give up memory of pages that nobody uses, `bytes` of it if
+ * there is so much (uncharging it); false if there is none. Called without the budget's lock, so it
+ * may lock pools: nothing may be allocated under a pool's lock. */
 typedef bool (*pkvi_pressure_fn)(void *context, uint64_t bytes);
 
 /* Page memory is charged only as long as a little room stays for metadata (limit / 512 + 64 KiB in
@@ -36,8 +35,8 @@ struct pkvi_budget {
 bool pkvi_budget_init(struct pkvi_budget *budget, uint64_t limit, struct pkvi_lock_ranks *ranks);
 void pkvi_budget_destroy(struct pkvi_budget *budget);
 
-/* Charges bytes of page memory, or fails leaving everything as it was. MT-safe; a pool's lock may be
- * held. */
+/* Charges bytes of page memory, or fails leaving everything as it was. MT-safe; a pool's lock may
+ * be held. */
 bool pkvi_budget_charge_region(struct pkvi_budget *budget, uint64_t bytes);
 /* Charges as many times `bytes` as fit, at most n times; returns how many. */
 uint64_t pkvi_budget_charge_units(struct pkvi_budget *budget, uint64_t bytes, uint64_t n);
@@ -66,8 +65,7 @@ static inline uint64_t pkvi_budget_limit(struct pkvi_budget *budget)
 /* Sets the limit if what is in use fits it; false otherwise. MT-safe. */
 bool pkvi_budget_try_limit(struct pkvi_budget *budget, uint64_t limit);
 
-/* ---- allocator ---------------------------------------------------------------------------------
- */
+/* ---- allocator ------------------------------------------------------------------------------ */
 
 struct pkvi_mem {
     pkv_allocator allocator;

@@ -23,7 +23,7 @@ static size_t segment_bytes(const struct pkvi_segvec *vec, uint32_t segment)
 
 static bool is_mapped(const struct pkvi_segvec *vec, uint32_t segment)
 {
-    return vec->os != NULL && segment_bytes(vec, segment) >= MAPPED_BYTES;
+    return vec->os && segment_bytes(vec, segment) >= MAPPED_BYTES;
 }
 
 static size_t whole_pages(const struct pkvi_segvec *vec, size_t bytes)
@@ -61,19 +61,19 @@ void pkvi_segvec_init(struct pkvi_segvec *vec, uint32_t element_bytes, const str
     atomic_init(&vec->capacity, 0);
     vec->element_bytes = element_bytes;
     vec->os = os;
-    vec->os_page = os != NULL ? os->page_bytes(os->user) : 0;
+    vec->os_page = os ? os->page_bytes(os->user) : 0;
 }
 
 static void release(struct pkvi_mem *mem, size_t bytes)
 {
-    if (mem->budget != NULL && bytes != 0) pkvi_budget_release_metadata(mem->budget, bytes);
+    if (mem->budget && bytes != 0) pkvi_budget_release_metadata(mem->budget, bytes);
 }
 
 void pkvi_segvec_destroy(struct pkvi_segvec *vec, struct pkvi_mem *mem)
 {
     for (uint32_t i = 0; i < PKVI_SEGVEC_SEGMENTS; i++) {
         void *segment = atomic_load_explicit(&vec->segment[i], memory_order_relaxed);
-        if (segment == NULL) continue;
+        if (!segment) continue;
         if (!is_mapped(vec, i)) {
             pkvi_mem_free_array(mem, segment, segment_elements(i), vec->element_bytes);
             continue;
@@ -90,21 +90,20 @@ static void *map_segment(struct pkvi_segvec *vec, uint32_t segment)
     const struct pkvi_os *os = vec->os;
     const size_t bytes = whole_pages(vec, segment_bytes(vec, segment));
     void *base = os->map(os->user, bytes, vec->os_page);
-    if (base != NULL) os->advise_small(os->user, base, bytes);
+    if (base) os->advise_small(os->user, base, bytes);
     return base;
 }
 
 /* Makes the first n elements of a mapped segment exist. */
 static bool extend(struct pkvi_segvec *vec, struct pkvi_mem *mem, uint32_t segment, uint32_t n)
 {
-    if (atomic_load_explicit(&vec->segment[segment], memory_order_relaxed) == NULL) {
+    if (!atomic_load_explicit(&vec->segment[segment], memory_order_relaxed)) {
         void *base = map_segment(vec, segment);
-        if (base == NULL) return false;
+        if (!base) return false;
         atomic_store_explicit(&vec->segment[segment], base, memory_order_release);
     }
     const size_t before = charged_for(vec, existing(vec, segment)), after = charged_for(vec, n);
-    if (after > before && mem->budget != NULL &&
-        !pkvi_budget_charge_metadata(mem->budget, after - before))
+    if (after > before && mem->budget && !pkvi_budget_charge_metadata(mem->budget, after - before))
         return false;
     /* What fits the OS pages; the charge of that many is the same. */
     n = (uint32_t)pkvi_min_u64(after / vec->element_bytes, segment_elements(segment));

@@ -116,8 +116,7 @@ static inline struct pkvi_page_aux *unit_aux(const struct pkvi_pool *pool, uint3
     return aux_at(pool, slot * pool->per_region.d + u * unit_pages(pool));
 }
 
-/* ---- regions.c ---------------------------------------------------------------------------------
- */
+/* ---- regions.c ------------------------------------------------------------------------------ */
 
 void pkvi_regions_add(struct pkvi_regions *regions, struct pkvi_pool *pool);
 void pkvi_regions_remove(struct pkvi_regions *regions, struct pkvi_pool *pool);
@@ -130,15 +129,14 @@ pkv_status pkvi_regions_map_split(struct pkvi_regions *regions, void **base);
 /* Unmaps and takes `charge` off the budget. */
 void pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge);
 
-/* ---- units.c: memory behind regions ------------------------------------------------------------
- */
+/* ---- units.c: memory behind regions --------------------------------------------------------- */
 
 /* Pages per unit for a page size, and the unit's bytes. */
 uint32_t pkvi_pool_choose_unit(uint64_t page_bytes, uint64_t os_page, uint64_t *unit_bytes);
 /* What a region is charged. Lock held. */
 uint64_t pkvi_pool_charge(const struct pkvi_pool *pool, const struct pkvi_region *region);
-/* Makes a split region whole if its remaining charge and `room` bytes beyond fit the limit; false if
- * not, or if there is none (`full`: also one without cold units). Locks regions and the pool. */
+/* Makes a split region whole if its remaining charge and `room` bytes beyond fit the limit; false
+ * if not, or if there is none (`full`: also one without cold units). Locks regions and the pool. */
 bool pkvi_pool_heal(struct pkvi_pool *pool, uint64_t room, bool full);
 /* Regions to take memory from. */
 enum squeeze { SQUEEZE_SPLIT, SQUEEZE_WHOLE, SQUEEZE_FULL };
@@ -148,8 +146,8 @@ enum squeeze { SQUEEZE_SPLIT, SQUEEZE_WHOLE, SQUEEZE_FULL };
 uint64_t pkvi_pool_squeeze(struct pkvi_pool *pool, enum squeeze kind, uint64_t bytes);
 /* Puts all units of a region on its cold stack. Lock held. */
 void pkvi_pool_chill(struct pkvi_pool *pool, uint32_t slot);
-/* Makes a region's free stack anew from the pages that are free and not in cold units or in transit,
- * in ascending order. Lock held. O(pages of the region). */
+/* Makes a region's free stack anew from the pages that are free and not in cold units or in
+ * transit, in ascending order. Lock held. O(pages of the region). */
 void pkvi_pool_restack(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region);
 /* Leaves the list of regions with cold units. Lock held. */
 void pkvi_pool_unlink_cold(struct pkvi_pool *pool, struct pkvi_region *region);
@@ -157,8 +155,7 @@ void pkvi_pool_unlink_cold(struct pkvi_pool *pool, struct pkvi_region *region);
 void pkvi_pool_unit_taken(struct pkvi_pool *pool, uint32_t page);
 void pkvi_pool_unit_freed(struct pkvi_pool *pool, uint32_t page);
 
-/* ---- grow.c ------------------------------------------------------------------------------------
- */
+/* ---- grow.c --------------------------------------------------------------------------------- */
 
 /* Adds one region, whole or split. grow_lock held, lock not. */
 pkv_status pkvi_pool_add_region(struct pkvi_pool *pool, bool split);
@@ -204,8 +201,7 @@ pkv_status pkvi_pool_obtain(struct pkvi_pool *pool, uint32_t least, uint32_t mos
 void pkvi_pool_reclass(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region);
 void pkvi_pool_unlink(struct pkvi_pool *pool, struct pkvi_region *region);
 
-/* ---- debug.c -----------------------------------------------------------------------------------
- */
+/* ---- debug.c -------------------------------------------------------------------------------- */
 
 /* Fills a freed page with NaN patterns if the pool is asked to. */
 void pkvi_pool_poison(const struct pkvi_pool *pool, uint32_t page);
@@ -214,8 +210,7 @@ bool pkvi_pool_poison_intact(const struct pkvi_pool *pool, uint32_t page);
 /* Checksum of a page's bytes. */
 uint64_t pkvi_pool_checksum(const struct pkvi_pool *pool, uint32_t page);
 
-/* ---- magazine.c --------------------------------------------------------------------------------
- */
+/* ---- magazine.c ----------------------------------------------------------------------------- */
 
 struct pkv_magazine {
     struct pkvi_pool *pool;

@@ -1,11 +1,11 @@
 /* Taking pages out of regions and putting them back. */
 #include "pool/internal.h"
 
-/* ---- lists of regions by class; lock held ---- */
+/* ---- lists of regions by class; lock held --------------------------------------------------- */
 
 /* Fuller regions come first when pages are taken, so that sparse ones get a chance to become empty,
- * and whole ones before split ones. Three partial classes are enough for that and keep a region from
- * moving at every page. */
+ * and whole ones before split ones. Three partial classes are enough for that and keep a region
+ * from moving at every page. */
 static uint32_t class_of(const struct pkvi_region *region)
 {
     uint32_t free_count = region->free_count, pages = region->pages;
@@ -31,7 +31,7 @@ void pkvi_pool_unlink(struct pkvi_pool *pool, struct pkvi_region *region)
 static void link_region(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region,
                         uint32_t class)
 {
-    region->class = (uint8_t)class;
+    region->class = (uint8_t) class;
     if (class == CLASS_FULL) return;
     region->prev = 0;
     region->next = pool->class_head[class];
@@ -51,7 +51,7 @@ void pkvi_pool_reclass(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region
     link_region(pool, slot, region, class);
 }
 
-/* ---- pages in and out; lock held ---- */
+/* ---- pages in and out; lock held ------------------------------------------------------------ */
 
 /* Freed pages first, then the never used ones in ascending order. */
 static uint32_t pop_page(struct pkvi_pool *pool, struct pkvi_region *region, uint32_t base)
@@ -120,7 +120,7 @@ void pkvi_pool_put(struct pkvi_pool *pool, uint32_t page)
     pkvi_pool_reclass(pool, slot, region);
 }
 
-/* ---- allocation ---- */
+/* ---- allocation ----------------------------------------------------------------------------- */
 
 /* Locks; takes between `least` and `most` pages if they are there, or none. */
 static uint32_t take_if_free(struct pkvi_pool *pool, uint32_t least, uint32_t most, struct taken to)
@@ -164,8 +164,7 @@ static pkv_status grow(struct pkvi_pool *pool, uint32_t n, uint32_t *added)
     if (whole != PKV_ENOPAGES) return whole;
     uint64_t wanted = pkvi_ceil_div_u64(n, unit_pages(pool)) * pool->unit_bytes;
     uint64_t room = pkvi_budget_region_room(pool->regions->budget);
-    if (room < pool->unit_bytes &&
-        pkvi_regions_squeeze(pool->regions, wanted - room, pool) == 0 &&
+    if (room < pool->unit_bytes && pkvi_regions_squeeze(pool->regions, wanted - room, pool) == 0 &&
         pkvi_budget_region_room(pool->regions->budget) < pool->unit_bytes)
         return PKV_ENOPAGES;
     if (counter_get(&pool->cold) != 0) return PKV_OK;
@@ -233,7 +232,7 @@ pkv_status pkvi_pool_alloc_ids(struct pkvi_pool *pool, uint32_t n, pkv_page *ids
     return n ? pkvi_pool_obtain(pool, n, n, to, &got) : PKV_OK;
 }
 
-/* ---- addresses ---- */
+/* ---- addresses ------------------------------------------------------------------------------ */
 
 void *pkvi_pool_address(const struct pkvi_pool *pool, uint32_t page)
 {

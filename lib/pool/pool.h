@@ -11,9 +11,8 @@
  * the OS has their memory back, the budget their charge, and any pool may use it. Under the limit
  * that happens only when a charge is refused; no page is moved for it.
  *
- *   FREE    refs == 0, no owner             in its region's free stack (or parked in a magazine), or
- *                                           in a cold unit
- *   USED    refs > 0                        held by tables, batches or the host
+ *   FREE    refs == 0, no owner             in its region's free stack (or parked in a magazine),
+ * or in a cold unit USED    refs > 0                        held by tables, batches or the host
  *   CACHED  refs == 0, owner set            only the prefix index knows it; reclaimable
  *
  * Words change under the pool's lock only, by plain stores, so that a fork pays an increment per
@@ -37,8 +36,7 @@
 #include "mem/mem.h"
 #include "stats/stats.h"
 
-/* ---- regions: shared by the pools of one cache -------------------------------------------------
- */
+/* ---- regions: shared by the pools of one cache ---------------------------------------------- */
 
 struct pkvi_regions_config {
     size_t region_bytes;  /* multiple of PKVI_OS_GRANULE */
@@ -49,13 +47,13 @@ struct pkvi_regions_config {
 
 struct pkvi_pool;
 
-/* Takes region memory from the OS and moves memory between pools: under the limit a pool that needs a
- * region gets the empty region of another without unmapping it, or the memory of free pages, whose
- * units go cold. Pools keep empty regions and free pages until another pool or metadata needs their
- * memory, or trim or set_limit gives it back. */
+/* Takes region memory from the OS and moves memory between pools: under the limit a pool that needs
+ * a region gets the empty region of another without unmapping it, or the memory of free pages,
+ * whose units go cold. Pools keep empty regions and free pages until another pool or metadata needs
+ * their memory, or trim or set_limit gives it back. */
 struct pkvi_regions {
-    struct pkvi_mutex lock; /* guards pools, and serialises who takes memory from them; rank REGIONS:
-                             * held while pools are asked */
+    struct pkvi_mutex lock; /* guards pools, and serialises who takes memory from them; rank
+                             * REGIONS: held while pools are asked */
     struct pkvi_list pools;
     struct pkvi_regions_config config;
     struct pkvi_budget *budget;
@@ -77,15 +75,16 @@ uint64_t pkvi_regions_trim(struct pkvi_regions *regions, uint64_t bytes);
 /* Gives back metadata of regions that are gone. MT-safe; no locks held. O(pools + regions). */
 void pkvi_regions_trim_metadata(struct pkvi_regions *regions);
 
-/* Takes memory that nobody uses away from all pools but `except` (NULL = from all) until `bytes` are
- * given back or none is left: empty regions, free pages of split regions, then those of whole ones,
- * which are split, emptiest first. Returns the bytes given back; at least a sixteenth of a region if
- * there is so much. MT-safe; locks up to GROW may be held. O(pages of the regions touched). */
+/* Takes memory that nobody uses away from all pools but `except` (NULL = from all) until `bytes`
+ * are given back or none is left: empty regions, free pages of split regions, then those of whole
+ * ones, which are split, emptiest first. Returns the bytes given back; at least a sixteenth of a
+ * region if there is so much. MT-safe; locks up to GROW may be held. O(pages of the regions
+ * touched). */
 uint64_t pkvi_regions_squeeze(struct pkvi_regions *regions, uint64_t bytes,
                               const struct pkvi_pool *except);
 
-/* Sets the memory limit, taking memory of free pages back as far as that needs. PKV_EBUSY if what is
- * in use does not fit: the limit is then as before. MT-safe; no locks held. (The cache reclaims
+/* Sets the memory limit, taking memory of free pages back as far as that needs. PKV_EBUSY if what
+ * is in use does not fit: the limit is then as before. MT-safe; no locks held. (The cache reclaims
  * cached pages and tries again.) */
 pkv_status pkvi_regions_set_limit(struct pkvi_regions *regions, uint64_t limit);
 
@@ -100,7 +99,8 @@ uint64_t pkvi_regions_spare(struct pkvi_regions *regions);
  * MT-safe; no locks held. O(split regions). */
 void pkvi_regions_heal(struct pkvi_regions *regions);
 
-/* Checks that what the pools' regions are charged adds up to what the budget says. Quiescent only. */
+/* Checks that what the pools' regions are charged adds up to what the budget says. Quiescent only.
+ */
 pkv_status pkvi_regions_verify(struct pkvi_regions *regions, char *text, size_t capacity);
 
 /* Region size for a set of page sizes: the smallest multiple of 2 MiB, from 1/64 of what the limit
@@ -111,8 +111,7 @@ size_t pkvi_regions_choose(const uint64_t *page_bytes, uint32_t n_groups, uint64
  * bytes (1 = no memory behind pages): whole units. */
 uint64_t pkvi_pool_cost(uint64_t page_bytes, uint64_t os_page, uint64_t n);
 
-/* ---- pool --------------------------------------------------------------------------------------
- */
+/* ---- pool ----------------------------------------------------------------------------------- */
 
 /* Called without the pool's lock when the last reference of pages that have an owner is about to
  * go. The callee must take the owner's lock (the index's), call pkvi_pool_release_owned() with
@@ -192,9 +191,9 @@ struct pkvi_pool {
     /* Written under lock, read without. free = not cached, not out. */
     _Atomic uint64_t total, out, cached, shared; /* total: with memory; out: taken, not cached */
     _Atomic uint64_t cold;                       /* pages without memory */
-    _Atomic uint64_t held_units;    /* with a page out or cached; kept if units hold several pages */
+    _Atomic uint64_t held_units; /* with a page out or cached; kept if units hold several pages */
     _Atomic uint64_t allocs, frees; /* pages, magazines apart */
-    pkvi_idle_fn idle;                           /* set once, before the second thread */
+    pkvi_idle_fn idle;              /* set once, before the second thread */
     void *idle_context;
 };
 
@@ -274,8 +273,7 @@ void *pkvi_pool_address(const struct pkvi_pool *pool, uint32_t page);
 void pkvi_pool_seal(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages);
 void pkvi_pool_unseal(struct pkvi_pool *pool, uint32_t page);
 
-/* ---- the host's view: generation-tagged ids ----------------------------------------------------
- */
+/* ---- the host's view: generation-tagged ids ------------------------------------------------- */
 
 /* Id of a page the caller holds. Lock-free. */
 static inline pkv_page pkvi_pool_id(const struct pkvi_pool *pool, uint32_t page)
@@ -301,8 +299,7 @@ pkv_status pkvi_pool_address_id(struct pkvi_pool *pool, pkv_page id, uint32_t la
  */
 pkv_status pkvi_magazine_create(struct pkvi_pool *pool, uint32_t capacity, pkv_magazine **magazine);
 
-/* ---- figures and checks ------------------------------------------------------------------------
- */
+/* ---- figures and checks --------------------------------------------------------------------- */
 
 struct pkvi_pool_counts {
     uint64_t total, used, cached, free, shared, cold, regions, split, allocs, frees;
@@ -385,16 +382,15 @@ uint32_t pkvi_pool_used_in_unit(const struct pkvi_pool *pool, uint32_t unit);
 /* One more than the highest page index that is valid: the size for per-page arrays. */
 uint32_t pkvi_pool_index_limit(const struct pkvi_pool *pool);
 
-/* ---- moving pages ------------------------------------------------------------------------------
- */
+/* ---- moving pages --------------------------------------------------------------------------- */
 
 /* Gives memory to cold units until n more pages are free, as far as the budget and the cold units
  * go; returns by how many pages that is. MT-safe. */
 uint32_t pkvi_pool_back(struct pkvi_pool *pool, uint32_t n);
-/* Plans at most `most` moves that empty the sparsest regions (of one region, its end): pages from[i]
- * to free ones to[i]. Moved are pages all of whose references are in holders[] (per page index) and
- * none of which is the host's, and cached ones. `scratch`: pkvi_pool_plan_bytes. Changes nothing.
- * The pool is quiescent until the moves are made. O(pages + regions log regions). */
+/* Plans at most `most` moves that empty the sparsest regions (of one region, its end): pages
+ * from[i] to free ones to[i]. Moved are pages all of whose references are in holders[] (per page
+ * index) and none of which is the host's, and cached ones. `scratch`: pkvi_pool_plan_bytes. Changes
+ * nothing. The pool is quiescent until the moves are made. O(pages + regions log regions). */
 uint32_t pkvi_pool_plan_moves(struct pkvi_pool *pool, const uint32_t *holders, void *scratch,
                               uint32_t most, uint32_t *from, uint32_t *to);
 size_t pkvi_pool_plan_bytes(struct pkvi_pool *pool);

@@ -89,7 +89,7 @@ void pkvi_pool_unref(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages)
     flush(pool, &pending);
 }
 
-/* ---- owned pages ---- */
+/* ---- owned pages ---------------------------------------------------------------------------- */
 
 uint32_t pkvi_pool_release_owned(struct pkvi_pool *pool, uint32_t n, const uint32_t *pages,
                                  uint32_t *idle)
@@ -148,7 +148,7 @@ void pkvi_pool_clear_owner(struct pkvi_pool *pool, uint32_t page)
     pkvi_mutex_unlock(&pool->lock);
 }
 
-/* ---- the host's references: ids, checked, all or nothing ---- */
+/* ---- the host's references: ids, checked, all or nothing ------------------------------------ */
 
 static const _Atomic uint64_t *word_of_id(const struct pkvi_pool *pool, pkv_page id)
 {

@@ -105,7 +105,7 @@ void pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge)
     if (charge) pkvi_budget_release_region(regions->budget, charge);
 }
 
-/* ---- giving memory back ---- */
+/* ---- giving memory back --------------------------------------------------------------------- */
 
 /* Empty regions of all pools but one, until `bytes` are given back. The regions' lock is held. */
 static uint64_t give_empty(struct pkvi_regions *regions, uint64_t bytes, enum give kind,
@@ -188,7 +188,7 @@ pkv_status pkvi_regions_set_limit(struct pkvi_regions *regions, uint64_t limit)
     return PKV_OK;
 }
 
-/* ---- figures ---- */
+/* ---- figures -------------------------------------------------------------------------------- */
 
 static uint64_t held_bytes(struct pkvi_regions *regions)
 {

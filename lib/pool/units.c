@@ -5,7 +5,7 @@
  * asked without the pool's lock) is in transit: in no stack, its pages not free, still charged. */
 #include "pool/internal.h"
 
-/* ---- what a unit is ---- */
+/* ---- what a unit is ------------------------------------------------------------------------- */
 
 /* Most pages of a unit. */
 #define MAX_UNIT 16u
@@ -47,7 +47,7 @@ uint64_t pkvi_pool_charge(const struct pkvi_pool *pool, const struct pkvi_region
     return (units_of(pool, region) - region->cold_units) * pool->unit_bytes;
 }
 
-/* ---- units of several pages: which of them are held ---- */
+/* ---- units of several pages: which of them are held ----------------------------------------- */
 
 /* Free, as far as words say it. */
 static bool is_free(const struct pkvi_pool *pool, uint32_t page)
@@ -76,7 +76,7 @@ void pkvi_pool_unit_freed(struct pkvi_pool *pool, uint32_t page)
     if (others_free(pool, page)) counter_add(&pool->held_units, UINT64_MAX);
 }
 
-/* ---- cold stacks; lock held ---- */
+/* ---- cold stacks; lock held ----------------------------------------------------------------- */
 
 static void link_cold(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region)
 {
@@ -141,7 +141,7 @@ static void push_free(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region 
     counter_add(&pool->total, n);
 }
 
-/* ---- memory comes ---- */
+/* ---- memory comes --------------------------------------------------------------------------- */
 
 /* Gives memory to at most n units of a region; returns how many pages became free. Lock held. */
 static uint32_t back_region(struct pkvi_pool *pool, uint32_t slot, uint32_t n)
@@ -212,13 +212,13 @@ bool pkvi_pool_heal(struct pkvi_pool *pool, uint64_t room, bool full)
         }
     }
     pkvi_mutex_unlock(&pool->lock);
-    if (base != NULL && regions->config.huge)
+    if (base && regions->config.huge)
         regions->os->advise_huge(regions->os->user, base, regions->config.region_bytes);
     pkvi_mutex_unlock(&regions->lock);
     return healed;
 }
 
-/* ---- memory goes ---- */
+/* ---- memory goes ---------------------------------------------------------------------------- */
 
 /* Units that lose their memory at once, as runs of neighbours. */
 struct runs {
@@ -240,8 +240,8 @@ static bool unit_is_free(const struct pkvi_pool *pool, uint32_t slot,
 }
 
 /* Takes the free units at the end of a region, `most` at most, into transit. Lock held. */
-static void collect(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region, uint64_t most,
-                    struct runs *runs)
+static void collect(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region,
+                    uint64_t most, struct runs *runs)
 {
     runs->n = runs->units = 0;
     for (uint32_t u = units_of(pool, region); u-- > 0 && runs->units < most;) {
@@ -285,7 +285,7 @@ static bool decommit(const struct pkvi_pool *pool, char *base, uint64_t end, boo
     const struct pkvi_regions *regions = pool->regions;
     const struct pkvi_os *os = regions->os;
     const uint64_t region_bytes = regions->config.region_bytes;
-    if (base == NULL) return true;
+    if (!base) return true;
     if (was_whole) {
         os->advise_small(os->user, base, region_bytes);
         if (end < region_bytes && !os->decommit(os->user, base + end, region_bytes - end)) {
@@ -366,7 +366,7 @@ static uint64_t squeeze_region(struct pkvi_pool *pool, uint32_t slot, uint64_t b
     }
     pkvi_mutex_unlock(&pool->lock);
     pkvi_budget_release_region(pool->regions->budget, given);
-    if (gone != NULL) pkvi_regions_put(pool->regions, gone, 0);
+    if (gone) pkvi_regions_put(pool->regions, gone, 0);
     return given;
 }
 

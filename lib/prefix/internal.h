@@ -129,8 +129,7 @@ struct pkvi_prefix_seq {
     int32_t tail[]; /* [page_tokens] */
 };
 
-/* ---- space.c, domain.c: with the lock held ------------------------------------------------------
- */
+/* ---- space.c, domain.c: with the lock held -------------------------------------------------- */
 
 pkv_status pkvi_spaces_init(struct pkvi_prefix *px);
 void pkvi_spaces_destroy(struct pkvi_prefix *px);
@@ -154,8 +153,7 @@ void pkvi_lane_settle(struct pkvi_prefix *px, struct pkvi_domain *domain, uint32
 /* The next victim of a group over all domains, or PKVI_NIL. */
 uint32_t pkvi_domains_victim(struct pkvi_prefix *px, uint32_t group);
 
-/* ---- members.c: with the lock held --------------------------------------------------------------
- */
+/* ---- members.c: with the lock held ---------------------------------------------------------- */
 
 static inline struct pkvi_space *pkvi_space_of(const struct pkvi_prefix *px, uint32_t id)
 {
@@ -208,21 +206,20 @@ static inline uint32_t pkvi_prefix_first(const struct pkvi_prefix *px, uint32_t 
     return (uint32_t)((length - window + 1) >> px->page_shift);
 }
 
-/* ---- quota.c: with the lock held ---- */
+/* ---- quota.c: with the lock held ------------------------------------------------------------ */
 
 /* Makes room for one more page of a namespace in a group, if it is at its limit. False: everything
  * it has there is held, pinned, or above such a page. */
 bool pkvi_quota_room(struct pkvi_prefix *px, const struct pkvi_space *space, uint32_t group);
 
-/* ---- inner.c: with the lock held ---- */
+/* ---- inner.c: with the lock held ------------------------------------------------------------ */
 
 /* Call whenever a member's page, holders, pins or resident children may have changed. O(1). */
 void pkvi_inner_settle(struct pkvi_prefix *px, uint32_t id, uint32_t group);
 /* The last resort of reclaim: an idle page above pages that are held, or PKVI_NIL. */
 uint32_t pkvi_inner_victim(const struct pkvi_prefix *px, uint32_t group);
 
-/* ---- grant.c: with the lock held ----------------------------------------------------------------
- */
+/* ---- grant.c: with the lock held ------------------------------------------------------------ */
 
 /* What a match keeps in pkv_match.opaque: nodes by generation << 32 | number (UINT64_MAX = none),
  * the namespace by generation << 32 | slot, the first page with a salt, and a mark. */
@@ -239,8 +236,7 @@ struct pkvi_found {
 pkv_status pkvi_match_resolve(struct pkvi_prefix *px, const pkv_match *match,
                               struct pkvi_found *found);
 
-/* ---- pin.c --------------------------------------------------------------------------------------
- */
+/* ---- pin.c ---------------------------------------------------------------------------------- */
 
 void pkvi_pins_init(struct pkvi_prefix *px);
 void pkvi_pins_destroy(struct pkvi_prefix *px);
@@ -249,12 +245,10 @@ void pkvi_pins_expire(struct pkvi_prefix *px);
 /* Ends the softest pin. False if all are firm. */
 bool pkvi_pins_give_way(struct pkvi_prefix *px);
 
-/* ---- digest.c -----------------------------------------------------------------------------------
- */
+/* ---- digest.c ------------------------------------------------------------------------------- */
 void pkvi_digests_destroy(struct pkvi_prefix *px);
 
-/* ---- seq.c --------------------------------------------------------------------------------------
- */
+/* ---- seq.c ---------------------------------------------------------------------------------- */
 /* If the sequence's namespace was dropped under it, it stands nowhere any more and nothing of what
  * it holds is known; an empty one goes on like a new one. With the lock held, before anything that
  * looks at the cursor. */

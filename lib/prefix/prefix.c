@@ -13,7 +13,7 @@ static const struct pkvi_policy_ops *online_policy(const char *name)
 
 bool pkvi_prefix_policy_known(const char *name)
 {
-    return online_policy(name) != NULL;
+    return online_policy(name);
 }
 
 /* The pool's hook: pages are about to lose their last table. The last page of a sequence becomes

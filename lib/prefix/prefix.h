@@ -2,9 +2,9 @@
  * (lib/index), are matched by later sequences, and are reclaimed in the order of a replacement
  * policy, per layer group and quota domain.
  *
- * The module sees pools and page tables, never a cache, a sequence or a batch: lib/cache/bind_prefix.c
- * binds it. Every function takes the index's lock (rank PREFIX) itself and is MT-safe; a
- * pkvi_prefix_seq is used by its sequence's writer only. */
+ * The module sees pools and page tables, never a cache, a sequence or a batch:
+ * lib/cache/bind_prefix.c binds it. Every function takes the index's lock (rank PREFIX) itself and
+ * is MT-safe; a pkvi_prefix_seq is used by its sequence's writer only. */
 #ifndef PKVI_PREFIX_PREFIX_H
 #define PKVI_PREFIX_PREFIX_H
 
@@ -45,8 +45,7 @@ pkv_status pkvi_prefix_create(const struct pkvi_prefix_config *config, struct pk
 /* All sequences are gone; frees every cached page, so the pools must still exist. */
 void pkvi_prefix_destroy(struct pkvi_prefix *prefix);
 
-/* ---- sequences ----------------------------------------------------------------------------------
- */
+/* ---- sequences ------------------------------------------------------------------------------ */
 
 /* State of a new sequence in the default namespace. PKV_ENOMEM. O(1). */
 pkv_status pkvi_prefix_seq_create(struct pkvi_prefix *prefix, struct pkvi_prefix_seq **seq);
@@ -62,8 +61,7 @@ pkv_status pkvi_prefix_seq_set_space(struct pkvi_prefix *prefix, struct pkvi_pre
                                      const pkv_namespace *space);
 void pkvi_prefix_seq_set_retention(struct pkvi_prefix_seq *seq, uint32_t priority, uint64_t ttl_ns);
 
-/* ---- publishing ---------------------------------------------------------------------------------
- */
+/* ---- publishing ----------------------------------------------------------------------------- */
 
 /* Asked per finished page: under which salt (0 = none) may logical page i be published? False: not,
  * nor any later one. */
@@ -80,8 +78,7 @@ void pkvi_prefix_publish(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *seq
                          const struct pkvi_table *tables, uint64_t first, const int32_t *tokens,
                          uint32_t n, pkvi_publish_fn may, void *context);
 
-/* ---- matching -----------------------------------------------------------------------------------
- */
+/* ---- matching ------------------------------------------------------------------------------- */
 
 /* See pkv_prefix_match; salt as in pkvi_evict_salt. PKV_EINVAL, PKV_ENOMEM (a new namespace). */
 pkv_status pkvi_prefix_match(struct pkvi_prefix *prefix, const pkv_namespace *space,
@@ -112,8 +109,7 @@ pkv_status pkvi_prefix_grant(struct pkvi_prefix *prefix, struct pkvi_prefix_seq 
 /* Frees the grant's memory; the references are the caller's. */
 void pkvi_prefix_grant_free(struct pkvi_prefix *prefix, struct pkvi_prefix_grant *grant);
 
-/* ---- reclaim, pins, quotas, namespaces ----------------------------------------------------------
- */
+/* ---- reclaim, pins, quotas, namespaces ------------------------------------------------------ */
 
 /* A page that has this owner (pkvi_pool_owner) lies elsewhere now. Quiescent. O(1). */
 void pkvi_prefix_moved(struct pkvi_prefix *prefix, uint32_t group, void *owner, uint32_t page);

@@ -176,7 +176,7 @@ static bool fill_node(const struct publisher *p, uint32_t id, uint32_t logical, 
     for (uint32_t g = 0; g < px->config.n_groups && room; g++) {
         uint32_t page = pkvi_table_page(&p->tables[g], logical);
         if (page == PKVI_NO_PAGE) continue;
-        const bool owned = pkvi_pool_owner(px->groups[g].pool, page) != NULL;
+        const bool owned = pkvi_pool_owner(px->groups[g].pool, page);
         if (pkvi_node_has(pkvi_node(&px->core, id), g)) {
             if (pkvi_member(&px->core, g, id)->page == page) continue;
             ++*had;

@@ -23,8 +23,7 @@ static void open_slot(struct pkvi_table *table, uint32_t at)
     const size_t n = table->end - at;
     memmove(table->logical + at + 1, table->logical + at, n * sizeof *table->logical);
     memmove(table->page + at + 1, table->page + at, n * sizeof *table->page);
-    if (table->score != NULL)
-        memmove(table->score + at + 1, table->score + at, n * sizeof *table->score);
+    if (table->score) memmove(table->score + at + 1, table->score + at, n * sizeof *table->score);
     table->end++;
 }
 
@@ -45,7 +44,7 @@ pkv_status pkvi_table_insert(struct pkvi_table *table, struct pkvi_mem *mem, uin
         table->logical[at] = logical;
     }
     table->page[at] = page;
-    if (table->score != NULL) table->score[at] = (struct pkvi_page_score){0};
+    if (table->score) table->score[at] = (struct pkvi_page_score){0};
     table->resident++;
     pkvi_table_mark_dirty(table, logical, logical + 1);
     return PKV_OK;

@@ -56,8 +56,7 @@ static void squeeze(const struct pkvi_table *from, uint32_t *logical, uint32_t *
         if (slots == 0) return;
         memmove(logical, from->logical + head, slots * sizeof *logical);
         memmove(page, from->page + head, slots * sizeof *page);
-        if (score != NULL && from->score != NULL)
-            memmove(score, from->score + head, slots * sizeof *score);
+        if (score && from->score) memmove(score, from->score + head, slots * sizeof *score);
         return;
     }
     uint32_t to = 0;
@@ -65,7 +64,7 @@ static void squeeze(const struct pkvi_table *from, uint32_t *logical, uint32_t *
         if (from->page[slot] == PKVI_NO_PAGE) continue;
         logical[to] = from->logical[slot];
         page[to] = from->page[slot];
-        if (score != NULL && from->score != NULL) score[to] = from->score[slot];
+        if (score && from->score) score[to] = from->score[slot];
         to++;
     }
 }
@@ -84,8 +83,8 @@ static pkv_status grow(struct pkvi_table *table, struct pkvi_mem *mem, uint32_t 
     uint32_t *logical = pkvi_mem_alloc(mem, n * sizeof *logical);
     uint32_t *page = pkvi_mem_alloc(mem, n * sizeof *page);
     struct pkvi_page_score *score = NULL;
-    if (table->score != NULL) score = pkvi_mem_alloc(mem, n * sizeof *score);
-    if (logical == NULL || page == NULL || (table->score != NULL && score == NULL)) {
+    if (table->score) score = pkvi_mem_alloc(mem, n * sizeof *score);
+    if (!logical || !page || (table->score && !score)) {
         pkvi_mem_free(mem, logical, n * sizeof *logical);
         pkvi_mem_free(mem, page, n * sizeof *page);
         pkvi_mem_free(mem, score, n * sizeof *score);
@@ -125,7 +124,7 @@ static void put(struct pkvi_table *table, uint32_t logical, uint32_t page)
     const uint32_t slot = table->end++;
     table->logical[slot] = logical;
     table->page[slot] = page;
-    if (table->score != NULL) table->score[slot] = (struct pkvi_page_score){0};
+    if (table->score) table->score[slot] = (struct pkvi_page_score){0};
 }
 
 void pkvi_table_append(struct pkvi_table *table, const uint32_t *pages, uint32_t n)
@@ -254,9 +253,8 @@ pkv_status pkvi_table_fork(struct pkvi_table *dst, const struct pkvi_table *src,
         const size_t n = capacity;
         table.logical = pkvi_mem_alloc(mem, n * sizeof *table.logical);
         table.page = pkvi_mem_alloc(mem, n * sizeof *table.page);
-        if (src->score != NULL) table.score = pkvi_mem_alloc(mem, n * sizeof *table.score);
-        if (table.logical == NULL || table.page == NULL ||
-            (src->score != NULL && table.score == NULL)) {
+        if (src->score) table.score = pkvi_mem_alloc(mem, n * sizeof *table.score);
+        if (!table.logical || !table.page || (src->score && !table.score)) {
             table.capacity = capacity;
             free_arrays(&table, mem);
             return PKV_ENOMEM;
@@ -272,14 +270,14 @@ pkv_status pkvi_table_fork(struct pkvi_table *dst, const struct pkvi_table *src,
 
 pkv_status pkvi_table_enable_scores(struct pkvi_table *table, struct pkvi_mem *mem)
 {
-    if (table->score != NULL) return PKV_OK;
+    if (table->score) return PKV_OK;
     if (table->capacity == 0) {
         const pkv_status status = grow(table, mem, PKVI_TABLE_FIRST);
         if (status != PKV_OK) return status;
     }
     const size_t bytes = table->capacity * sizeof *table->score;
     table->score = pkvi_mem_alloc(mem, bytes);
-    if (table->score == NULL) return PKV_ENOMEM;
+    if (!table->score) return PKV_ENOMEM;
     memset(table->score, 0, bytes);
     return PKV_OK;
 }
@@ -300,7 +298,7 @@ const char *pkvi_table_check(const struct pkvi_table *table)
 {
     if (table->head > table->end) return "table: head is past end";
     if (table->end > table->capacity) return "table: end is past capacity";
-    if (table->capacity != 0 && (table->logical == NULL || table->page == NULL))
+    if (table->capacity != 0 && (!table->logical || !table->page))
         return "table: arrays are missing";
     if (table->released > table->next) return "table: released is past next";
     uint32_t resident = 0;

@@ -12,8 +12,7 @@
 #define DIM 16
 #define LAYERS 3
 
-/* ---- the harness -------------------------------------------------------------------------------
- */
+/* ---- the harness ---------------------------------------------------------------------------- */
 
 static void fail(const struct scenario *s, int line, const char *what, const char *detail)
 {
@@ -119,8 +118,7 @@ void scenario_init(struct scenario *s)
     s->call = "";
 }
 
-/* ---- the parts ---------------------------------------------------------------------------------
- */
+/* ---- the parts ------------------------------------------------------------------------------ */
 
 static void play_create(struct scenario *s)
 {

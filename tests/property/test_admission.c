@@ -87,8 +87,7 @@ static void end_request(struct schedule *s, uint32_t i)
     s->running[i] = s->running[--s->n_running];
 }
 
-/* ---- admitting ---------------------------------------------------------------------------------
- */
+/* ---- admitting ------------------------------------------------------------------------------ */
 
 static void token_ids(const struct request *r, uint32_t first, uint32_t n, int32_t *ids)
 {
@@ -165,8 +164,7 @@ static void fork_one(struct schedule *s)
     s->running[s->n_running++] = child;
 }
 
-/* ---- stepping ----------------------------------------------------------------------------------
- */
+/* ---- stepping ------------------------------------------------------------------------------- */
 
 /* Reserves and commits `n[i]` tokens for the requests in which[]; false if the pages lack. */
 static bool step(struct schedule *s, uint32_t *which, uint32_t *n, uint32_t *count)
@@ -257,8 +255,7 @@ static bool play(struct schedule *s)
     return true;
 }
 
-/* ---- a case of its own -------------------------------------------------------------------------
- */
+/* ---- a case of its own ---------------------------------------------------------------------- */
 
 /* One sequence with a ticket, to `tokens` in one step and then to its claim in single ones. */
 static void open_one(struct schedule *s, struct request *r, uint32_t tokens, uint32_t claim)

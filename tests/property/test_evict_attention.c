@@ -87,8 +87,7 @@ static double worst_error(struct ec_case *c, pkv_seq seq, uint64_t base, uint64_
     return worst;
 }
 
-/* ---- a budget that is never reached changes nothing -------------------------------------------
- */
+/* ---- a budget that is never reached changes nothing ----------------------------------------- */
 
 static void same_as_without(const struct ec_shape *shape, const char *name)
 {
@@ -145,8 +144,7 @@ START_TEST(window_release_is_bit_identical)
 }
 END_TEST
 
-/* ---- every policy, group size and window: bounded, and exact over what is left -----------------
- */
+/* ---- every policy, group size and window: bounded, and exact over what is left -------------- */
 
 /* Past several leaves of the kernel, with gaps at their borders. */
 START_TEST(exact_over_long_sequences)
@@ -256,8 +254,7 @@ START_TEST(a_million_tokens)
 }
 END_TEST
 
-/* ---- positions --------------------------------------------------------------------------------
- */
+/* ---- positions ------------------------------------------------------------------------------ */
 
 static void check_positions(const struct ec_shape *shape, const char *name, int32_t mode,
                             uint32_t most_new)
@@ -298,8 +295,7 @@ START_TEST(positions_match_a_slow_reference)
 }
 END_TEST
 
-/* ---- signals ----------------------------------------------------------------------------------
- */
+/* ---- signals -------------------------------------------------------------------------------- */
 
 START_TEST(mass_sums_to_rows)
 {
@@ -506,8 +502,7 @@ START_TEST(keydiff_is_near_where_exact_is_dear)
 }
 END_TEST
 
-/* ---- TOPK -------------------------------------------------------------------------------------
- */
+/* ---- TOPK ----------------------------------------------------------------------------------- */
 
 /* Visible positions of a TOPK step of one KV head by the definition, from the stored keys. */
 static void choose_plainly(struct ec_case *c, uint64_t length, uint32_t n, uint32_t layer,
@@ -598,8 +593,7 @@ START_TEST(topk_reads_the_best_pages)
 }
 END_TEST
 
-/* ---- regret -----------------------------------------------------------------------------------
- */
+/* ---- regret --------------------------------------------------------------------------------- */
 
 /* q looks for the key of one early page: as long as that page is kept there is nothing to regret.
  */

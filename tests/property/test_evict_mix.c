@@ -46,8 +46,7 @@ static pkv_cache *cache;
 static struct model models[MAX_SEQS];
 static uint64_t rng;
 
-/* ---- the model --------------------------------------------------------------------------------
- */
+/* ---- the model ------------------------------------------------------------------------------ */
 
 static bool pinned(const struct model *m, uint32_t logical)
 {
@@ -212,8 +211,7 @@ static void compare(const struct model *m)
     ck_assert_uint_eq(seen, resident);
 }
 
-/* ---- operations -------------------------------------------------------------------------------
- */
+/* ---- operations ----------------------------------------------------------------------------- */
 
 static struct model *pick(bool alive)
 {

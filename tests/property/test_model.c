@@ -73,8 +73,7 @@ static uint32_t below(struct run *run, uint32_t n)
     return pkvt_below(&run->random, n);
 }
 
-/* ---- what token slots hold ---------------------------------------------------------------------
- */
+/* ---- what token slots hold ------------------------------------------------------------------ */
 
 static uint64_t *slot_of(struct run *run, int group, pkv_page page, uint32_t slot)
 {
@@ -84,8 +83,7 @@ static uint64_t *slot_of(struct run *run, int group, pkv_page page, uint32_t slo
     return (uint64_t *)(void *)bytes + slot;
 }
 
-/* ---- comparing ---------------------------------------------------------------------------------
- */
+/* ---- comparing ------------------------------------------------------------------------------ */
 
 static void compare_pages(struct run *run, struct model_seq *seq, int g)
 {
@@ -172,8 +170,7 @@ static void compare_all(struct run *run)
     }
 }
 
-/* ---- picking -----------------------------------------------------------------------------------
- */
+/* ---- picking -------------------------------------------------------------------------------- */
 
 static struct model_seq *any_seq(struct run *run)
 {
@@ -202,8 +199,7 @@ static struct model_batch *any_batch(struct run *run)
     return NULL;
 }
 
-/* ---- operations on sequences -------------------------------------------------------------------
- */
+/* ---- operations on sequences ---------------------------------------------------------------- */
 
 static void op_create(struct run *run)
 {
@@ -357,8 +353,7 @@ static void op_host_ref(struct run *run)
     run->host[i].group = g;
 }
 
-/* ---- operations on batches ---------------------------------------------------------------------
- */
+/* ---- operations on batches ------------------------------------------------------------------ */
 
 static void op_begin(struct run *run)
 {
@@ -641,8 +636,7 @@ static void op_trim(struct run *run)
     CHECK(run, pkv_cache_trim(run->cache, NULL) == PKV_OK, "trim");
 }
 
-/* ---- a run -------------------------------------------------------------------------------------
- */
+/* ---- a run ---------------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;

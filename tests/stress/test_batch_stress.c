@@ -59,7 +59,7 @@ static void expect_ok(pkv_status status, const char *what)
     if (status != PKV_OK) surprise(what, status);
 }
 
-/* ---- the content of a token ---- */
+/* ---- the content of a token ----------------------------------------------------------------- */
 
 static float key_of(int32_t token, int i)
 {
@@ -117,7 +117,7 @@ static void check_sequence(struct worker *w, const struct sequence *s)
     check(w, s, 1, s->length > WINDOW ? s->length - WINDOW + 1 : 0);
 }
 
-/* ---- steps of a worker ---- */
+/* ---- steps of a worker ---------------------------------------------------------------------- */
 
 static struct sequence *pick(struct worker *w, bool live)
 {

@@ -19,8 +19,7 @@
                       ok_text);                                                                    \
     } while (0)
 
-/* ---- numbers ----------------------------------------------------------------------------------
- */
+/* ---- numbers -------------------------------------------------------------------------------- */
 
 float ac_value(uint64_t content, char what, uint32_t layer, uint32_t head, uint32_t dim)
 {
@@ -105,8 +104,7 @@ static float load(const void *at, pkv_dtype dtype)
     return (float)(half & 0x8000 ? -v : v);
 }
 
-/* ---- cases ------------------------------------------------------------------------------------
- */
+/* ---- cases ---------------------------------------------------------------------------------- */
 
 static float *random_floats(size_t n, uint64_t seed, float scale)
 {
@@ -219,8 +217,7 @@ pkv_plan_options ac_options(const ac_case *c)
     return options;
 }
 
-/* ---- tensors ----------------------------------------------------------------------------------
- */
+/* ---- tensors -------------------------------------------------------------------------------- */
 
 typedef struct tensor {
     unsigned char *block;
@@ -282,8 +279,7 @@ static pkv_rows rows_of(const tensor *t, pkv_dtype dtype, uint32_t heads, uint32
                       .head_stride = t->head_stride};
 }
 
-/* ---- steps ------------------------------------------------------------------------------------
- */
+/* ---- steps ---------------------------------------------------------------------------------- */
 
 /* With EXTERNAL storage copy-on-write is the host's work. */
 static void execute_copies(ac_case *c, pkv_batch batch)
@@ -480,8 +476,7 @@ void ac_fill(ac_case *c, uint32_t seq, uint32_t n, uint32_t chunk, uint64_t *ran
     pkv_plan_destroy(plan);
 }
 
-/* ---- the naive model --------------------------------------------------------------------------
- */
+/* ---- the naive model ------------------------------------------------------------------------ */
 
 static bool naive_sees(const ac_case *c, const ac_entry *entry, uint32_t t, uint64_t position,
                        uint64_t *key_position)

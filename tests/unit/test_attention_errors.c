@@ -313,8 +313,7 @@ START_TEST(kernel_names)
 }
 END_TEST
 
-/* ---- what must not leak ------------------------------------------------------------------------
- */
+/* ---- what must not leak --------------------------------------------------------------------- */
 
 /* Freed pages and page tails hold NaN: no output may. */
 START_TEST(poison)
@@ -452,8 +451,7 @@ START_TEST(extreme_logits)
 }
 END_TEST
 
-/* ---- memory ------------------------------------------------------------------------------------
- */
+/* ---- memory --------------------------------------------------------------------------------- */
 
 struct refuser {
     long left; /* allocations until one fails; < 0 = none */

@@ -72,8 +72,7 @@ static uint64_t matched(const int32_t *ids, uint64_t n)
     return match.n_tokens;
 }
 
-/* ---- remove ------------------------------------------------------------------------------------
- */
+/* ---- remove --------------------------------------------------------------------------------- */
 
 /* What is left publishes its own tokens, not those of the entry that went. */
 START_TEST(removed_entries_take_their_tokens_along)
@@ -188,8 +187,7 @@ START_TEST(blocked_entries_are_left_out)
 }
 END_TEST
 
-/* ---- block tables ------------------------------------------------------------------------------
- */
+/* ---- block tables --------------------------------------------------------------------------- */
 
 static int32_t data[ROWS * STRIDE];
 static pkv_block_row state[ROWS];
@@ -317,8 +315,7 @@ START_TEST(rows_follow_truncation_and_forks)
 }
 END_TEST
 
-/* ---- events ------------------------------------------------------------------------------------
- */
+/* ---- events --------------------------------------------------------------------------------- */
 
 /* The last event of a kind so far; there is one. */
 static pkv_event last_event(const pkv_event *events, uint32_t n, int32_t kind)

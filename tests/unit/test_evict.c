@@ -92,8 +92,7 @@ static pkv_evict_info info_of(pkv_seq seq)
     return info;
 }
 
-/* ---- configurations ---------------------------------------------------------------------------
- */
+/* ---- configurations ------------------------------------------------------------------------- */
 
 START_TEST(config_defaults_and_names)
 {
@@ -246,8 +245,7 @@ START_TEST(defaults_reach_new_sequences_only)
 }
 END_TEST
 
-/* ---- heap and choice --------------------------------------------------------------------------
- */
+/* ---- heap and choice ------------------------------------------------------------------------ */
 
 START_TEST(heap_sorts)
 {
@@ -323,8 +321,7 @@ START_TEST(choice_of_pages)
 }
 END_TEST
 
-/* ---- which pages go ---------------------------------------------------------------------------
- */
+/* ---- which pages go ------------------------------------------------------------------------- */
 
 START_TEST(window_and_sink_keep_what_they_say)
 {
@@ -458,8 +455,7 @@ START_TEST(callback_scores)
 }
 END_TEST
 
-/* ---- scores against the definition ------------------------------------------------------------
- */
+/* ---- scores against the definition ---------------------------------------------------------- */
 
 /* A sequence that gets random mass, next to the sums in double. */
 static void follow_mass(const char *name, float gamma, uint32_t normalize, uint32_t most_new)
@@ -612,8 +608,7 @@ START_TEST(random_is_repeatable_and_spread)
 }
 END_TEST
 
-/* ---- mass feeding -----------------------------------------------------------------------------
- */
+/* ---- mass feeding --------------------------------------------------------------------------- */
 
 START_TEST(feeding_is_checked)
 {
@@ -667,8 +662,7 @@ START_TEST(an_aborted_step_leaves_no_mass)
 }
 END_TEST
 
-/* ---- journal, forks, salt ---------------------------------------------------------------------
- */
+/* ---- journal, forks, salt ------------------------------------------------------------------- */
 
 START_TEST(journal_undoes_evictions)
 {

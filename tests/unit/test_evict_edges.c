@@ -94,8 +94,7 @@ static const struct pkvi_seq *object(pkv_seq seq)
     return pkvi_slots_get(&cache->sequences, seq.id);
 }
 
-/* ---- truncation without memory ----------------------------------------------------------------
- */
+/* ---- truncation without memory -------------------------------------------------------------- */
 
 /* A sequence of `pages` pages, one a step, that remembers all evictions. */
 static pkv_seq remembering(const char *policy, uint32_t budget, uint32_t pages)
@@ -161,8 +160,7 @@ START_TEST(undo_brings_the_score_back)
 }
 END_TEST
 
-/* ---- KEYDIFF: pages that did not come by a commit ---------------------------------------------
- */
+/* ---- KEYDIFF: pages that did not come by a commit ------------------------------------------- */
 
 START_TEST(keydiff_drops_attached_pages)
 {
@@ -200,8 +198,7 @@ START_TEST(keydiff_drops_restored_pages_again)
 }
 END_TEST
 
-/* ---- masses in any unit -----------------------------------------------------------------------
- */
+/* ---- masses in any unit --------------------------------------------------------------------- */
 
 #define PAGES 6u
 
@@ -318,8 +315,7 @@ START_TEST(aborted_sums_are_gone)
 }
 END_TEST
 
-/* ---- forks of emptied sequences ---------------------------------------------------------------
- */
+/* ---- forks of emptied sequences ------------------------------------------------------------- */
 
 START_TEST(fork_of_an_emptied_sequence_is_sound)
 {
@@ -352,8 +348,7 @@ START_TEST(fork_of_an_emptied_sequence_is_sound)
 }
 END_TEST
 
-/* ---- pins -------------------------------------------------------------------------------------
- */
+/* ---- pins ----------------------------------------------------------------------------------- */
 
 START_TEST(pinned_pages_are_passed_once)
 {
@@ -385,8 +380,7 @@ START_TEST(pinned_pages_are_passed_once)
 }
 END_TEST
 
-/* ---- what may be published --------------------------------------------------------------------
- */
+/* ---- what may be published ------------------------------------------------------------------ */
 
 static uint64_t found(pkv_seq like, const int32_t *tokens, uint32_t n)
 {

@@ -108,8 +108,7 @@ static void end(pkv_seq seq)
     ck_assert_int_eq(pkv_seq_destroy(seq), PKV_OK);
 }
 
-/* ---- accepted as soon as it fits ---------------------------------------------------------------
- */
+/* ---- accepted as soon as it fits ------------------------------------------------------------ */
 
 /* 64 equal sequences grown in turn and ended from the last on: whatever regions their pages lie in,
  * a limit is accepted with the ending that makes room for it. */
@@ -278,8 +277,7 @@ START_TEST(shortfall_names_what_is_in_the_way)
 }
 END_TEST
 
-/* ---- what the operating system says ------------------------------------------------------------
- */
+/* ---- what the operating system says --------------------------------------------------------- */
 
 static struct pkvi_os hooks;
 static struct mapping {
@@ -486,8 +484,7 @@ START_TEST(refusals_change_nothing)
 }
 END_TEST
 
-/* ---- compaction --------------------------------------------------------------------------------
- */
+/* ---- compaction ----------------------------------------------------------------------------- */
 
 static uint8_t *bytes_of(pkv_seq seq, uint32_t g, uint32_t i)
 {

@@ -52,7 +52,7 @@ static void expect_counts(uint32_t i, uint64_t total, uint64_t used, uint64_t ca
     verify();
 }
 
-/* ---- pages ---- */
+/* ---- pages ---------------------------------------------------------------------------------- */
 
 START_TEST(fresh_pages_ascend)
 {
@@ -227,7 +227,7 @@ START_TEST(verify_finds_damage)
 }
 END_TEST
 
-/* ---- owners: what the prefix index does ---- */
+/* ---- owners: what the prefix index does ----------------------------------------------------- */
 
 struct index {
     uint32_t n, page[64];
@@ -300,7 +300,7 @@ START_TEST(many_owned_pages_go_in_bunches)
 }
 END_TEST
 
-/* ---- ids ---- */
+/* ---- ids ------------------------------------------------------------------------------------ */
 
 START_TEST(stale_ids_are_errors)
 {
@@ -411,7 +411,7 @@ START_TEST(generation_wraps_past_zero)
 }
 END_TEST
 
-/* ---- regions, limits, storages ---- */
+/* ---- regions, limits, storages -------------------------------------------------------------- */
 
 START_TEST(regions_move_between_pools)
 {

@@ -198,8 +198,7 @@ START_TEST(cuts_do_not_show)
 }
 END_TEST
 
-/* ---- who holds open pages ----------------------------------------------------------------------
- */
+/* ---- who holds open pages ------------------------------------------------------------------- */
 
 START_TEST(open_pages_are_counted)
 {
@@ -381,8 +380,7 @@ START_TEST(truncate_into_sealed)
 }
 END_TEST
 
-/* ---- prefix index ------------------------------------------------------------------------------
- */
+/* ---- prefix index --------------------------------------------------------------------------- */
 
 static void append_tokens(ac_case *c, pkv_plan *plan, pkv_seq seq, const int32_t *tokens,
                           uint32_t n)
@@ -445,8 +443,7 @@ START_TEST(prefix_hits)
 }
 END_TEST
 
-/* ---- room --------------------------------------------------------------------------------------
- */
+/* ---- room ----------------------------------------------------------------------------------- */
 
 /* Open pages count against the limit; a step that finds none leaves everything as it was. */
 START_TEST(refused_open_pages)

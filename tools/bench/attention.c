@@ -79,8 +79,7 @@ static uint32_t layers_of(const attention_row *row)
     return layers < 1 ? 1 : layers > 64 ? 64 : (uint32_t)layers;
 }
 
-/* ---- checking ---------------------------------------------------------------------------------
- */
+/* ---- checking ------------------------------------------------------------------------------- */
 
 static int check_row(const options *o, team *t, result *r, tool_error *err)
 {
@@ -101,8 +100,7 @@ static int check_row(const options *o, team *t, result *r, tool_error *err)
     return r->error < 0 ? -1 : 0;
 }
 
-/* ---- measuring --------------------------------------------------------------------------------
- */
+/* ---- measuring ------------------------------------------------------------------------------ */
 
 static void round_of(result *r, attn_work *w, team *t, limits *l, const options *o)
 {
@@ -153,8 +151,7 @@ static int run_block(const options *o, team *t, limits *l, result *results, uint
     return status;
 }
 
-/* ---- output -----------------------------------------------------------------------------------
- */
+/* ---- output --------------------------------------------------------------------------------- */
 
 static const char *order_of(const attention_row *row)
 {
@@ -277,8 +274,7 @@ static int write_csv(const result *results, uint32_t n, const options *o, tool_e
     return csv_close(out, err);
 }
 
-/* ---- command line ------------------------------------------------------------------------------
- */
+/* ---- command line --------------------------------------------------------------------------- */
 
 static bool known_case(const char *name)
 {

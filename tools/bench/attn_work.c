@@ -42,8 +42,7 @@ static bool fail(attn_work *w, tool_error *err, const char *what, pkv_status sta
     return false;
 }
 
-/* ---- numbers ----------------------------------------------------------------------------------
- */
+/* ---- numbers -------------------------------------------------------------------------------- */
 
 /* Fills with random numbers of a type, uniform in ±1. */
 static void noise(void *to, pkv_dtype dtype, size_t n, tool_random *random)
@@ -66,8 +65,7 @@ static void noise(void *to, pkv_dtype dtype, size_t n, tool_random *random)
     }
 }
 
-/* ---- making -----------------------------------------------------------------------------------
- */
+/* ---- making --------------------------------------------------------------------------------- */
 
 static bool make_cache(attn_work *w, tool_error *err)
 {
@@ -303,8 +301,7 @@ void attn_work_free(attn_work *w)
     free(w);
 }
 
-/* ---- running ----------------------------------------------------------------------------------
- */
+/* ---- running -------------------------------------------------------------------------------- */
 
 static void pass(void *context, uint32_t ith, uint32_t nth)
 {
@@ -380,8 +377,7 @@ double attn_work_flops(const attn_work *w)
     return pairs * 4.0 * w->shape.heads_q * w->shape.head_dim;
 }
 
-/* ---- checking ---------------------------------------------------------------------------------
- */
+/* ---- checking ------------------------------------------------------------------------------- */
 
 static double element(const unsigned char *at, pkv_dtype dtype, size_t i)
 {

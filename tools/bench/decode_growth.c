@@ -63,8 +63,7 @@ static double seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- the layer ---------------------------------------------------------------------------------
- */
+/* ---- the layer ------------------------------------------------------------------------------ */
 
 /* out[n][columns] = x[n][HIDDEN] * w[HIDDEN][columns] */
 static void project(const float *x, const float *w, uint32_t n, uint32_t columns, float *out)
@@ -184,8 +183,7 @@ static int paged_step(layer *l, pkv_seq seq, const float *q, const float *k, con
     return pkv_batch_commit(batch) == PKV_OK ? 0 : -1;
 }
 
-/* ---- the three ways ----------------------------------------------------------------------------
- */
+/* ---- the three ways ------------------------------------------------------------------------- */
 
 /* Everything again, tokens 0..n-1; the same attention code, on a sequence made for the purpose. */
 static int recompute(layer *l, uint32_t n, float *out)
@@ -264,8 +262,7 @@ static int paged(layer *l, uint32_t token, float *out)
     return paged_step(l, l->seq, q, k, v, 1, out);
 }
 
-/* ---- measuring ---------------------------------------------------------------------------------
- */
+/* ---- measuring ------------------------------------------------------------------------------ */
 
 static double difference(const float *a, const float *b)
 {
@@ -317,8 +314,7 @@ static int measure(layer *l, uint32_t *token, growth_result *r)
     return 0;
 }
 
-/* ---- output ------------------------------------------------------------------------------------
- */
+/* ---- output --------------------------------------------------------------------------------- */
 
 static json_t *to_json(const growth_result *results, uint32_t n)
 {
@@ -380,8 +376,7 @@ static void to_table(const growth_result *results, uint32_t n)
     table_free(t);
 }
 
-/* ---- command line ------------------------------------------------------------------------------
- */
+/* ---- command line --------------------------------------------------------------------------- */
 
 static const cli_option options_list[] = {
     {"quick", NULL, CLI_FLAG, offsetof(options, quick),

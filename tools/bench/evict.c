@@ -42,8 +42,7 @@ static int failed(pkv_cache *cache, const char *what, tool_error *err)
     return tool_fail(err, "%s failed: %s", what, text);
 }
 
-/* ---- a cache to measure on ----------------------------------------------------------------------
- */
+/* ---- a cache to measure on ------------------------------------------------------------------ */
 
 typedef struct work {
     pkv_cache *cache;
@@ -135,8 +134,7 @@ static pkv_status attend_layer(const work *w, pkv_plan *plan, uint32_t layer)
     return pkv_attend(plan, layer, &q, &out, NULL, 0, 1);
 }
 
-/* ---- commits ------------------------------------------------------------------------------------
- */
+/* ---- commits -------------------------------------------------------------------------------- */
 
 typedef struct commit_result {
     const char *policy;
@@ -229,8 +227,7 @@ static int measure_commits(const options *o, const char *policy, commit_result *
     return code;
 }
 
-/* ---- attention ----------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------ */
 
 typedef struct attention_result {
     const char *name;
@@ -298,8 +295,7 @@ static int measure_attention(const options *o, const char *policy, uint64_t cont
     return code;
 }
 
-/* ---- report -------------------------------------------------------------------------------------
- */
+/* ---- report --------------------------------------------------------------------------------- */
 
 enum { N_POLICIES = 11, N_ATTENTION = 9 };
 

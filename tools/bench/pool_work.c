@@ -50,7 +50,7 @@ static double now_ns(void)
     return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
-/* ---- making ---- */
+/* ---- making --------------------------------------------------------------------------------- */
 
 static int make_cache(pkv_cache **cache, pkv_storage storage, uint64_t limit, tool_error *err)
 {
@@ -346,7 +346,7 @@ static double run_locked(pool_work *work, team *t, uint64_t n)
     return timed(work, t, n, locked, NULL);
 }
 
-/* ---- sequences ---- */
+/* ---- sequences ------------------------------------------------------------------------------ */
 
 /* n steps of one new token for each of 256 sequences; per sequence. Sequences that reach 2,048
  * tokens are cut back (not measured). */

@@ -72,7 +72,7 @@ int bench_prompt(const bench_options *o, bench_result *r, tool_error *err)
     return status;
 }
 
-/* ---- requests with a common start ---- */
+/* ---- requests with a common start ----------------------------------------------------------- */
 
 typedef struct load {
     uint32_t n, prompt, shared, new_tokens;

@@ -168,7 +168,7 @@ int sched_set_memory(sched *s, uint64_t bytes, tool_error *err)
     }
 }
 
-/* ---- what the next step works on ---- */
+/* ---- what the next step works on ------------------------------------------------------------ */
 
 static void add_entry(sched *s, request *r, uint32_t n)
 {
@@ -320,7 +320,7 @@ static int begin(sched *s, tool_error *err)
     return 0;
 }
 
-/* ---- what came out of it ---- */
+/* ---- what came out of it -------------------------------------------------------------------- */
 
 /* Takes the tokens that an entry's logits choose, as long as they confirm its draft. */
 static void take_tokens(sched *s, uint32_t i, const float *logits)

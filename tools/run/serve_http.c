@@ -46,7 +46,7 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- answers ---- */
+/* ---- answers -------------------------------------------------------------------------------- */
 
 /* Queues a body, which it frees; a NULL body is a 500. */
 static enum MHD_Result answer(struct MHD_Connection *c, unsigned status, const char *type,
@@ -114,7 +114,7 @@ static enum MHD_Result refuse_ended(exchange *x, sched_reason reason)
     return refuse(x->connection, 500, "the request failed");
 }
 
-/* ---- streams ---- */
+/* ---- streams -------------------------------------------------------------------------------- */
 
 /* Takes what the job has beyond what was sent as the next event; false at the end of the stream. */
 static bool next_event(exchange *x)
@@ -173,7 +173,7 @@ static enum MHD_Result answer_stream(exchange *x)
     return result;
 }
 
-/* ---- requests ---- */
+/* ---- requests ------------------------------------------------------------------------------- */
 
 static const char *bearer(struct MHD_Connection *c)
 {

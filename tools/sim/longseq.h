@@ -49,8 +49,7 @@ void longseq_value(const longseq_source *s, uint32_t seq, uint64_t position, uin
 void longseq_query(const longseq_source *s, uint32_t seq, uint64_t position, const float *place,
                    uint32_t layer, uint32_t head, float *out);
 
-/* ---- options and truth (longseq_truth.c) --------------------------------------------------------
- */
+/* ---- options and truth (longseq_truth.c) ---------------------------------------------------- */
 
 typedef struct longseq_options {
     const model *geometry; /* one group, full attention */
@@ -74,8 +73,7 @@ void longseq_truth_free(longseq_truth *truth);
 /* How many steps of progress making it takes. */
 uint64_t longseq_truth_work(const longseq_options *o);
 
-/* ---- one run (longseq_run.c) --------------------------------------------------------------------
- */
+/* ---- one run (longseq_run.c) ---------------------------------------------------------------- */
 
 enum { LONGSEQ_POINTS = 40 };
 

@@ -134,8 +134,7 @@ int longseq_write_csv(const char *path, const longseq_options *o, const longseq_
     return csv_close(out, err);
 }
 
-/* ---- plot ---------------------------------------------------------------------------------------
- */
+/* ---- plot ----------------------------------------------------------------------------------- */
 
 enum { PANELS = 3, MAX_LABEL = 64 };
 

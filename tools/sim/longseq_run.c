@@ -48,8 +48,7 @@ static int library_failed(run *r, const char *what, pkv_status status)
     return tool_fail(r->err, "%s: %s (%s)", what, pkv_status_text(status), text);
 }
 
-/* ---- set up -------------------------------------------------------------------------------------
- */
+/* ---- set up --------------------------------------------------------------------------------- */
 
 static int open_cache(run *r, const char *policy, uint64_t budget)
 {
@@ -125,8 +124,7 @@ static void close_run(run *r)
     free(r->step_us);
 }
 
-/* ---- samples ------------------------------------------------------------------------------------
- */
+/* ---- samples -------------------------------------------------------------------------------- */
 
 static int descending(const void *a, const void *b)
 {
@@ -185,8 +183,7 @@ static int sample_layer(run *r, uint32_t layer, const pkv_page *held, uint64_t p
     return status == PKV_OK ? 0 : library_failed(r, "pkv_plan_mass", status);
 }
 
-/* ---- a step -------------------------------------------------------------------------------------
- */
+/* ---- a step --------------------------------------------------------------------------------- */
 
 static void fill_rows(run *r, uint64_t position, uint32_t n, uint32_t layer)
 {
@@ -336,8 +333,7 @@ static int step(run *r, uint64_t position, uint32_t n)
     return 1;
 }
 
-/* ---- figures over time --------------------------------------------------------------------------
- */
+/* ---- figures over time ---------------------------------------------------------------------- */
 
 static void add_point(run *r, uint64_t token)
 {

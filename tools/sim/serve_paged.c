@@ -48,7 +48,7 @@ static uint64_t bytes_alone(const paged *p, uint64_t n)
     return bytes;
 }
 
-/* ---- figures ------------------------------------------------------------------------------- */
+/* ---- figures -------------------------------------------------------------------------------- */
 
 /* Metadata is read once in a while only: pkv_cache_stats asks the allocator. */
 static int sample_metadata(paged *p, tool_error *err)
@@ -260,7 +260,7 @@ static int stop(serve_memory *m, serve_sequence *s, tool_error *err)
     return status == PKV_OK ? 1 : failed(self(m), "pkv_seq_destroy", status, err);
 }
 
-/* ---- limit ------------------------------------------------------------------------- */
+/* ---- limit ---------------------------------------------------------------------------------- */
 
 static int set_limit(serve_memory *m, uint64_t bytes, tool_error *err)
 {

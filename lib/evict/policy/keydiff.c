@@ -62,8 +62,7 @@ static inline const float *layer_sums(const struct pkvi_evict_call *call, const 
     return (const float *)(const void *)at;
 }
 
-/* ---- the mean key -----------------------------------------------------------------------------
- */
+/* ---- the mean key --------------------------------------------------------------------------- */
 
 /* a = A / |A| per (layer, head); adds how far it moved to the drift. */
 static void move_anchor(struct pkvi_keydiff *k)
@@ -124,8 +123,7 @@ static float page_score(const struct pkvi_evict_call *call, uint32_t page)
     return (float)(-sum / ((double)k->n_layers * k->heads * k->page_tokens));
 }
 
-/* ---- the heap of lower bounds -----------------------------------------------------------------
- */
+/* ---- the heap of lower bounds --------------------------------------------------------------- */
 
 /* A page's score as a heap key, by the anchor as it is. */
 static float fresh_key(const struct pkvi_evict_call *call, uint32_t page)
@@ -196,8 +194,7 @@ static uint32_t victim(const struct pkvi_evict_call *call)
     return found;
 }
 
-/* ---- what happens to pages --------------------------------------------------------------------
- */
+/* ---- what happens to pages ------------------------------------------------------------------ */
 
 static void sealed(const struct pkvi_evict_call *call, uint32_t first, uint32_t end)
 {
@@ -261,14 +258,13 @@ const struct pkvi_evict_ops pkvi_evict_keydiff = {
     .peek = peek,
 };
 
-/* ---- memory -----------------------------------------------------------------------------------
- */
+/* ---- memory --------------------------------------------------------------------------------- */
 
 pkv_status pkvi_keydiff_create(struct pkvi_keydiff **keydiff, struct pkvi_mem *mem,
                                const struct pkvi_evict_group *info)
 {
     struct pkvi_keydiff *k = pkvi_mem_zalloc(mem, sizeof *k);
-    if (k == NULL) return PKV_ENOMEM;
+    if (!k) return PKV_ENOMEM;
     k->kernels = info->kernels;
     k->n_layers = info->n_layers;
     k->heads = info->layout->kv_heads;
@@ -278,7 +274,7 @@ pkv_status pkvi_keydiff_create(struct pkvi_keydiff **keydiff, struct pkvi_mem *m
     k->refreshes = pkvi_max_u32(LEAST_REFRESHES, (uint32_t)(REFRESHED_FLOATS / k->elements));
     k->sum = pkvi_mem_array(mem, k->elements, sizeof *k->sum);
     k->anchor = pkvi_mem_array(mem, k->elements, sizeof *k->anchor);
-    if (k->sum == NULL || k->anchor == NULL) {
+    if (!k->sum || !k->anchor) {
         pkvi_keydiff_free(k, mem);
         return PKV_ENOMEM;
     }
@@ -294,7 +290,7 @@ pkv_status pkvi_keydiff_reserve(struct pkvi_keydiff *k, struct pkvi_mem *mem, ui
     const uint32_t capacity = pages + pages / 4 + 8;
     struct pkvi_candidate *heap = pkvi_mem_array(mem, capacity, sizeof *heap);
     struct pkvi_candidate *parked = pkvi_mem_array(mem, capacity, sizeof *parked);
-    if (heap == NULL || parked == NULL) {
+    if (!heap || !parked) {
         pkvi_mem_free_array(mem, heap, capacity, sizeof *heap);
         pkvi_mem_free_array(mem, parked, capacity, sizeof *parked);
         return PKV_ENOMEM;
@@ -314,14 +310,13 @@ pkv_status pkvi_keydiff_copy(struct pkvi_keydiff **to, const struct pkvi_keydiff
                              struct pkvi_mem *mem)
 {
     struct pkvi_keydiff *k = pkvi_mem_zalloc(mem, sizeof *k);
-    if (k == NULL) return PKV_ENOMEM;
+    if (!k) return PKV_ENOMEM;
     *k = *from;
     k->heap = k->parked = NULL;
     k->n = k->capacity = 0;
     k->sum = pkvi_mem_array(mem, k->elements, sizeof *k->sum);
     k->anchor = pkvi_mem_array(mem, k->elements, sizeof *k->anchor);
-    if (k->sum == NULL || k->anchor == NULL ||
-        pkvi_keydiff_reserve(k, mem, from->capacity) != PKV_OK) {
+    if (!k->sum || !k->anchor || pkvi_keydiff_reserve(k, mem, from->capacity) != PKV_OK) {
         pkvi_keydiff_free(k, mem);
         return PKV_ENOMEM;
     }
@@ -335,7 +330,7 @@ pkv_status pkvi_keydiff_copy(struct pkvi_keydiff **to, const struct pkvi_keydiff
 
 void pkvi_keydiff_free(struct pkvi_keydiff *k, struct pkvi_mem *mem)
 {
-    if (k == NULL) return;
+    if (!k) return;
     pkvi_mem_free_array(mem, k->sum, k->elements, sizeof *k->sum);
     pkvi_mem_free_array(mem, k->anchor, k->elements, sizeof *k->anchor);
     if (k->capacity != 0) {

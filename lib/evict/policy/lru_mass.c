@@ -34,7 +34,7 @@ static void observe(const struct pkvi_evict_call *call, const float *share, uint
 /* Minus the steps since the last use: exact in float up to 2^24 steps ago, saturating beyond. */
 static float idle(const struct pkvi_evict_call *call, uint32_t slot)
 {
-    if (call->table->score == NULL) return 0;
+    if (!call->table->score) return 0;
     const struct pkvi_page_score *s = &call->table->score[slot];
     if (!(s->flags & SEEN)) return 0;
     const uint32_t ago = (uint32_t)call->state->mass_steps - s->last_use;

@@ -53,7 +53,7 @@ static void score(const struct pkvi_evict_call *call, struct pkvi_candidate *lis
 
 static float peek(const struct pkvi_evict_call *call, uint32_t slot)
 {
-    if (call->table->score == NULL) return 0;
+    if (!call->table->score) return 0;
     return value(&call->table->score[slot], &call->policy->config);
 }
 

@@ -9,10 +9,10 @@ const struct pkvi_evict_ops pkvi_evict_topk_ops = {
 
 bool pkvi_evict_topk(const struct pkvi_evict_seq *es, uint32_t group, struct pkvi_evict_topk *rule)
 {
-    if (es == NULL) return false;
+    if (!es) return false;
     const struct pkvi_evict_state *state = &es->groups[group];
     const struct pkvi_evict_policy *policy = state->policy;
-    if (policy == NULL || policy->config.kind != PKV_EVICT_TOPK || !state->reserved) return false;
+    if (!policy || policy->config.kind != PKV_EVICT_TOPK || !state->reserved) return false;
     if (state->reserved_new > PKVI_TOPK_MAX_ROWS) return false;
     if (state->reserved_full <= policy->budget_pages) return false;
     rule->pages = policy->budget_pages;

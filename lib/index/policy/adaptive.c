@@ -105,8 +105,7 @@ static void reconsider(struct pkvi_adaptive *a, uint32_t id)
         pkvi_adaptive_add_leaf(a, id);
 }
 
-/* ---- learning --------------------------------------------------------------------------------
- */
+/* ---- learning ------------------------------------------------------------------------------- */
 
 static void forget_half(struct pkvi_adaptive *a)
 {
@@ -135,8 +134,7 @@ static void count_use(struct pkvi_adaptive *a, struct pkvi_member *m, bool ghost
     describe(m, uses_of(m) + 1, interval_step(age), continues(m));
 }
 
-/* ---- the policy ------------------------------------------------------------------------------
- */
+/* ---- the policy ----------------------------------------------------------------------------- */
 
 static bool setup(struct pkvi_policy *policy)
 {

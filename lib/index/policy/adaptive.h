@@ -123,8 +123,7 @@ static inline uint32_t pkvi_adaptive_bucket_start(uint32_t bucket)
 void pkvi_adaptive_values(const struct pkvi_adaptive_counts *counts,
                           double value[PKVI_ADAPTIVE_CLASSES][PKVI_ADAPTIVE_BUCKETS]);
 
-/* ---- segments and leaves (adaptive_lists.c); all O(1) unless noted ------------------------------
- */
+/* ---- segments and leaves (adaptive_lists.c); all O(1) unless noted -------------------------- */
 
 /* Makes room for more segments. False when memory is refused. */
 bool pkvi_adaptive_widen(struct pkvi_adaptive *a);
@@ -146,8 +145,7 @@ uint32_t pkvi_adaptive_worst(const struct pkvi_adaptive *a);
 uint32_t pkvi_adaptive_worst_outside(struct pkvi_adaptive *a);
 uint32_t pkvi_adaptive_oldest(const struct pkvi_adaptive *a);
 
-/* ---- the guard (adaptive_guard.c); all amortised O(1) -------------------------------------------
- */
+/* ---- the guard (adaptive_guard.c); all amortised O(1) --------------------------------------- */
 
 bool pkvi_adaptive_guard_setup(struct pkvi_adaptive *a);
 void pkvi_adaptive_guard_teardown(struct pkvi_adaptive *a);

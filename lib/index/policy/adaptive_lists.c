@@ -10,8 +10,7 @@
 #define GIVING PKVI_ADAPTIVE_GIVING
 #define KINDS PKVI_ADAPTIVE_KINDS
 
-/* ---- lists of segments -----------------------------------------------------------------------
- */
+/* ---- lists of segments ---------------------------------------------------------------------- */
 
 static struct pkvi_adaptive_ends *list_of(struct pkvi_adaptive *a, uint32_t s,
                                           enum pkvi_adaptive_kind kind)
@@ -113,8 +112,7 @@ void pkvi_adaptive_leave_segment(struct pkvi_adaptive *a, uint32_t id)
     a->free_segment = s;
 }
 
-/* ---- leaves: pages of a segment that may go --------------------------------------------------
- */
+/* ---- leaves: pages of a segment that may go ------------------------------------------------- */
 
 void pkvi_adaptive_add_leaf(struct pkvi_adaptive *a, uint32_t id)
 {
@@ -154,8 +152,7 @@ void pkvi_adaptive_remove_leaf(struct pkvi_adaptive *a, uint32_t id)
     segment->giving = false;
 }
 
-/* ---- order and age ---------------------------------------------------------------------------
- */
+/* ---- order and age -------------------------------------------------------------------------- */
 
 /* Sorts the lists by value (a merge sort, so that equals keep their order: older pages first). */
 static void sort_lists(struct pkvi_adaptive *a)
@@ -219,8 +216,7 @@ void pkvi_adaptive_grow_older(struct pkvi_adaptive *a)
                 age_list(a, (enum pkvi_adaptive_kind)kind, c, b);
 }
 
-/* ---- which leaf ------------------------------------------------------------------------------
- */
+/* ---- which leaf ----------------------------------------------------------------------------- */
 
 static uint32_t first_of_rank(const struct pkvi_adaptive *a, uint32_t rank)
 {

@@ -73,7 +73,7 @@ static bool widen(struct opt *opt, uint32_t r)
     if (next.n_queues <= r) return false;
     struct pkvi_mem *mem = opt->base.ix->mem;
     next.queue = pkvi_mem_array(mem, next.n_queues, sizeof *next.queue);
-    bool complete = next.queue != NULL;
+    bool complete = next.queue;
     for (int l = 0; l < LEVELS; l++) {
         next.level[l] = pkvi_mem_array(mem, words_of(next.n_queues, l), sizeof **next.level);
         complete = complete && next.level[l];

@@ -27,8 +27,7 @@ void world_look(struct world *w, struct world_seq *s)
     }
 }
 
-/* ---- one sequence -----------------------------------------------------------------------------
- */
+/* ---- one sequence --------------------------------------------------------------------------- */
 
 static void check_info(struct world *w, struct world_seq *s, uint32_t g)
 {
@@ -84,8 +83,7 @@ void world_check_seq(struct world *w, struct world_seq *s)
     }
 }
 
-/* ---- references -------------------------------------------------------------------------------
- */
+/* ---- references ----------------------------------------------------------------------------- */
 
 static uint32_t holders(const struct world *w, uint32_t g, pkv_page page, uint32_t *others)
 {
@@ -119,8 +117,7 @@ static void check_refs(struct world *w, const struct world_seq *s)
         }
 }
 
-/* ---- everything -------------------------------------------------------------------------------
- */
+/* ---- everything ----------------------------------------------------------------------------- */
 
 static void check_stats(struct world *w)
 {
@@ -213,8 +210,7 @@ void world_check_all(struct world *w)
     w->allocator.fail_from = from;
 }
 
-/* ---- what a step may drop ---------------------------------------------------------------------
- */
+/* ---- what a step may drop ------------------------------------------------------------------- */
 
 static bool is_protected(const struct world *w, const struct world_seq *s, uint32_t g, uint32_t l)
 {
@@ -272,8 +268,7 @@ void world_check_drops(struct world *w, const struct world_seq *s,
     }
 }
 
-/* ---- what must be found -----------------------------------------------------------------------
- */
+/* ---- what must be found --------------------------------------------------------------------- */
 
 void world_check_published(struct world *w, const struct world_seq *s)
 {
@@ -288,8 +283,7 @@ void world_check_published(struct world *w, const struct world_seq *s)
                 (unsigned long long)match.n_tokens, full);
 }
 
-/* ---- exports ----------------------------------------------------------------------------------
- */
+/* ---- exports -------------------------------------------------------------------------------- */
 
 static void check_csr(struct world *w, struct world_batch *b, uint32_t g)
 {

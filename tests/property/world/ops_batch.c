@@ -81,8 +81,7 @@ static void op_remove(struct world *w)
         remove_entry(w, b, (int)world_below(w, (uint32_t)b->n_entries));
 }
 
-/* ---- reserve ----------------------------------------------------------------------------------
- */
+/* ---- reserve -------------------------------------------------------------------------------- */
 
 static void set_trees(struct world *w, struct world_batch *b)
 {
@@ -261,8 +260,7 @@ static void op_reserve(struct world *w)
     if (!fill(w, b)) abort_batch(w, b);
 }
 
-/* ---- end --------------------------------------------------------------------------------------
- */
+/* ---- end ------------------------------------------------------------------------------------ */
 
 static void commit_entry(struct world *w, struct world_entry *e, uint32_t accepted)
 {
@@ -321,8 +319,7 @@ static void op_abort(struct world *w)
     if (b != NULL) abort_batch(w, b);
 }
 
-/* ---- admission --------------------------------------------------------------------------------
- */
+/* ---- admission ------------------------------------------------------------------------------ */
 
 static void op_admit(struct world *w)
 {

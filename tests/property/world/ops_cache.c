@@ -5,8 +5,7 @@
 
 #include "world.h"
 
-/* ---- limits -----------------------------------------------------------------------------------
- */
+/* ---- limits --------------------------------------------------------------------------------- */
 
 static void op_limit(struct world *w)
 {
@@ -72,8 +71,7 @@ static void op_compact(struct world *w)
     world_check_all(w);
 }
 
-/* ---- refusals ---------------------------------------------------------------------------------
- */
+/* ---- refusals ------------------------------------------------------------------------------- */
 
 static void op_arm(struct world *w)
 {
@@ -92,8 +90,7 @@ static void op_disarm(struct world *w)
     w->disturbed++;
 }
 
-/* ---- single pages -----------------------------------------------------------------------------
- */
+/* ---- single pages --------------------------------------------------------------------------- */
 
 static void fill_page(struct world *w, struct world_host_page *h)
 {
@@ -239,8 +236,7 @@ static void op_magazine(struct world *w)
     }
 }
 
-/* ---- counters and questions -------------------------------------------------------------------
- */
+/* ---- counters and questions ----------------------------------------------------------------- */
 
 static void op_events(struct world *w)
 {

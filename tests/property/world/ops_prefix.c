@@ -123,8 +123,7 @@ static void op_digests(struct world *w)
         WORLD_CHECK(w, memcmp(&kept[i], &own[i], sizeof own[i]) == 0, "digest of page %u", i);
 }
 
-/* ---- the index without a cache ----------------------------------------------------------------
- */
+/* ---- the index without a cache -------------------------------------------------------------- */
 
 static void op_index(struct world *w)
 {

@@ -78,8 +78,7 @@ static void op_fork(struct world *w)
     world_check_contents(w, child);
 }
 
-/* ---- truncation -------------------------------------------------------------------------------
- */
+/* ---- truncation ----------------------------------------------------------------------------- */
 
 /* Is something missing that a sequence of n tokens needs to go on? */
 static bool is_short(const struct world *w, const struct world_seq *s, uint32_t n)
@@ -143,8 +142,7 @@ static void op_truncate(struct world *w)
     world_check_contents(w, s);
 }
 
-/* ---- pins and policies ------------------------------------------------------------------------
- */
+/* ---- pins and policies ---------------------------------------------------------------------- */
 
 static void op_pin(struct world *w)
 {
@@ -280,8 +278,7 @@ static void op_policy(struct world *w)
     world_check_seq(w, s);
 }
 
-/* ---- prefixes ---------------------------------------------------------------------------------
- */
+/* ---- prefixes ------------------------------------------------------------------------------- */
 
 /* Which of what it may be has each attached token? */
 static void learn_contents(struct world *w, struct world_seq *s)

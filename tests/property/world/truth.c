@@ -42,8 +42,7 @@ float world_element(uint64_t content, uint32_t layer, uint32_t part, uint32_t he
     return (float)(int8_t)(bits >> (8 * (dim & 7))) / 2 + (float)(dim >> 3);
 }
 
-/* ---- slots ------------------------------------------------------------------------------------
- */
+/* ---- slots ---------------------------------------------------------------------------------- */
 
 uint64_t *world_slot(struct world *w, uint32_t group, pkv_page page, uint32_t offset)
 {
@@ -61,8 +60,7 @@ uint64_t *world_slot(struct world *w, uint32_t group, pkv_page page, uint32_t of
     return g->shadow + (size_t)index * w->page_tokens + offset;
 }
 
-/* ---- writing ----------------------------------------------------------------------------------
- */
+/* ---- writing -------------------------------------------------------------------------------- */
 
 void world_copy(struct world *w, struct world_batch *b)
 {
@@ -167,8 +165,7 @@ void world_write(struct world *w, struct world_batch *b)
     }
 }
 
-/* ---- reading ----------------------------------------------------------------------------------
- */
+/* ---- reading -------------------------------------------------------------------------------- */
 
 static bool reads_bytes(struct world *w, const struct world_seq *s, uint32_t group, uint32_t first,
                         uint32_t end, const uint64_t *content)
@@ -261,8 +258,7 @@ void world_check_contents(struct world *w, const struct world_seq *s)
     }
 }
 
-/* ---- attending --------------------------------------------------------------------------------
- */
+/* ---- attending ------------------------------------------------------------------------------ */
 
 static float query(uint64_t content, uint32_t layer, uint32_t head, uint32_t dim)
 {
@@ -357,8 +353,7 @@ void world_attend(struct world *w, struct world_batch *b)
     w->attends++;
 }
 
-/* ---- dependence -------------------------------------------------------------------------------
- */
+/* ---- dependence ----------------------------------------------------------------------------- */
 
 static bool by_length(pkv_evict_kind kind)
 {

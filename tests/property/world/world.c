@@ -9,8 +9,7 @@
 #include "cache/cache_internal.h"
 #include "random.h"
 
-/* ---- choices and complaints -------------------------------------------------------------------
- */
+/* ---- choices and complaints ----------------------------------------------------------------- */
 
 uint32_t world_below(struct world *w, uint32_t n)
 {
@@ -110,8 +109,7 @@ static uint64_t now(void *user)
     return ++((struct world *)user)->time;
 }
 
-/* ---- begin ------------------------------------------------------------------------------------
- */
+/* ---- begin ---------------------------------------------------------------------------------- */
 
 static void choose_group(struct world *w, uint32_t g, bool large)
 {
@@ -227,8 +225,7 @@ bool world_open(struct world *w)
     return world_make_plan(w);
 }
 
-/* ---- end --------------------------------------------------------------------------------------
- */
+/* ---- end ------------------------------------------------------------------------------------ */
 
 static void end_everything(struct world *w)
 {
@@ -291,8 +288,7 @@ void world_close(struct world *w)
     }
 }
 
-/* ---- in between -------------------------------------------------------------------------------
- */
+/* ---- in between ----------------------------------------------------------------------------- */
 
 static const struct world_op *const tables[] = {world_seq_ops, world_batch_ops, world_cache_ops,
                                                 world_prefix_ops};

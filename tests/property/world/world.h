@@ -143,8 +143,7 @@ struct world {
     uint64_t ok, refused, commits, hits, hit_tokens, undone, evictions, attends, worlds;
 };
 
-/* ---- choices ----------------------------------------------------------------------------------
- */
+/* ---- choices -------------------------------------------------------------------------------- */
 
 /* 0..n-1. */
 uint32_t world_below(struct world *w, uint32_t n);
@@ -152,8 +151,7 @@ uint32_t world_below(struct world *w, uint32_t n);
 bool world_once(struct world *w, uint32_t n);
 bool world_exhausted(const struct world *w);
 
-/* ---- complaints: print the seed and abort -----------------------------------------------------
- */
+/* ---- complaints: print the seed and abort --------------------------------------------------- */
 _Noreturn void world_fail(const struct world *w, const char *file, int line, const char *format,
                           ...) __attribute__((format(printf, 4, 5)));
 #define WORLD_CHECK(w, condition, ...)                                                             \
@@ -169,8 +167,7 @@ bool world_did(struct world *w, pkv_status status, const char *call, const pkv_s
 #define WORLD_OTHERS(...) ((const pkv_status[]){__VA_ARGS__, 0})
 #define WORLD_NONE ((const pkv_status[]){0})
 
-/* ---- world.c ----------------------------------------------------------------------------------
- */
+/* ---- world.c -------------------------------------------------------------------------------- */
 
 /* Opens a random world. False if the choices make no valid one. */
 bool world_open(struct world *w);
@@ -183,8 +180,7 @@ void world_step(struct world *w);
 /* `n` operations over worlds of some thousand each. */
 void world_run(struct world *w, uint64_t n);
 
-/* ---- truth.c: contents ------------------------------------------------------------------------
- */
+/* ---- truth.c: contents ---------------------------------------------------------------------- */
 
 uint64_t world_mix(uint64_t h, uint64_t value);
 uint64_t world_first_history(const struct world *w, const struct world_seq *s);
@@ -215,8 +211,7 @@ uint64_t world_next_dep(struct world *w, const struct world_seq *s, uint64_t dep
 /* Is a full page missing that a policy dropped? */
 bool world_misses(const struct world *w, const struct world_seq *s);
 
-/* ---- check.c ----------------------------------------------------------------------------------
- */
+/* ---- check.c -------------------------------------------------------------------------------- */
 
 void world_look(struct world *w, struct world_seq *s); /* notes the pages held */
 void world_check_seq(struct world *w, struct world_seq *s);
@@ -231,8 +226,7 @@ void world_check_drops(struct world *w, const struct world_seq *s,
 /* After a commit: what was published must be found. */
 void world_check_published(struct world *w, const struct world_seq *s);
 
-/* ---- operations -------------------------------------------------------------------------------
- */
+/* ---- operations ----------------------------------------------------------------------------- */
 
 struct world_op {
     const char *name;
