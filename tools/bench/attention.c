@@ -26,6 +26,7 @@
 typedef struct options {
     bool quick, check, json;
     const char *only, *isa, *csv;
+    pkv_dtype k_type, v_type; /* of the quantised twins; 0 = f16 */
     uint32_t threads, page_tokens, rounds;
     uint64_t seed;
 } options;
@@ -33,6 +34,7 @@ typedef struct options {
 /* What is known of one row. */
 typedef struct result {
     const attention_row *row;
+    pkv_dtype k_type, v_type; /* a quantised twin of the row; both 0 = as the row says */
     char isa[32];
     uint32_t layers;
     double bytes, flops; /* of a layer */
@@ -50,13 +52,16 @@ static double median(const double *values, uint32_t n)
     return stats_summarise(sorted, n).p50;
 }
 
-static attn_shape shape_of(const attention_row *row, const options *o, uint32_t layers)
+static attn_shape shape_of(const result *r, const attention_row *row, const options *o,
+                           uint32_t layers)
 {
     return (attn_shape){.heads_q = row->heads_q,
                         .heads_kv = row->heads_kv,
                         .head_dim = HEAD_DIM,
                         .page_tokens = o->page_tokens,
                         .dtype = row->dtype,
+                        .dtype_k = r->k_type,
+                        .dtype_v = r->v_type,
                         .n_seqs = row->batch,
                         .context = row->context,
                         .context_min = strcmp(row->name, "decode-ragged") == 0 ? 100 : row->context,
@@ -90,7 +95,7 @@ static int check_row(const options *o, team *t, result *r, tool_error *err)
     if (small.prefix) small.context = small.prefix + 40;
     if (small.query_tokens > 34) small.query_tokens = 34;
     if (small.batch > 4) small.batch = 4;
-    attn_shape shape = shape_of(&small, o, 1);
+    attn_shape shape = shape_of(r, &small, o, 1);
     attn_work *w = attn_work_make(&shape, o->threads, err);
     if (!w) return -1;
     r->error = attn_work_check(w, t, err);
@@ -128,7 +133,7 @@ static int run_block(const options *o, team *t, limits *l, result *results, uint
         result *r = &results[i];
         r->error = -1;
         if (o->check) status = check_row(o, t, r, err);
-        attn_shape shape = shape_of(r->row, o, r->layers);
+        attn_shape shape = shape_of(r, r->row, o, r->layers);
         if (status == 0 && !(works[i] = attn_work_make(&shape, o->threads, err))) status = -1;
         if (status) break;
         r->bytes = attn_work_bytes(works[i]);
@@ -153,6 +158,16 @@ static int run_block(const options *o, team *t, limits *l, result *results, uint
 
 /* ---- output --------------------------------------------------------------------------------- */
 
+/* "f16", or "k8+v8" written to `text`. */
+static const char *type_of(const result *r, char *text, size_t size)
+{
+    const pkv_dtype k = r->k_type ? r->k_type : r->row->dtype;
+    const pkv_dtype v = r->v_type ? r->v_type : r->row->dtype;
+    if (k == v) return pkv_dtype_name(k);
+    snprintf(text, size, "%s+%s", pkv_dtype_name(k), pkv_dtype_name(v));
+    return text;
+}
+
 static const char *order_of(const attention_row *row)
 {
     return row->sequential ? "sequential" : "random";
@@ -166,7 +181,8 @@ static json_t *json_row(const result *r, const options *o)
     json_object_set_new(j, "heads_q", json_integer(row->heads_q));
     json_object_set_new(j, "heads_kv", json_integer(row->heads_kv));
     json_object_set_new(j, "head_dim", json_integer(HEAD_DIM));
-    json_object_set_new(j, "dtype", json_string(pkv_dtype_name(row->dtype)));
+    char type[16];
+    json_object_set_new(j, "dtype", json_string(type_of(r, type, sizeof type)));
     json_object_set_new(j, "page_tokens", json_integer(o->page_tokens));
     json_object_set_new(j, "page_order", json_string(order_of(row)));
     json_object_set_new(j, "context", json_integer((json_int_t)row->context));
@@ -217,7 +233,8 @@ static void print_table(const result *results, uint32_t n, const options *o)
         block = row->block;
         table_cell(t, "%s", row->name);
         table_cell(t, "%u/%u", row->heads_q, row->heads_kv);
-        table_cell(t, "%s", pkv_dtype_name(row->dtype));
+        char type[16];
+        table_cell(t, "%s", type_of(r, type, sizeof type));
         table_cell(t, "%" PRIu64, row->context);
         table_cell(t, "%u", row->batch);
         table_cell(t, "%u", row->query_tokens);
@@ -254,7 +271,8 @@ static int write_csv(const result *results, uint32_t n, const options *o, tool_e
         csv_u64(out, r->row->heads_q);
         csv_u64(out, r->row->heads_kv);
         csv_u64(out, HEAD_DIM);
-        csv_text(out, pkv_dtype_name(r->row->dtype));
+        char type[16];
+        csv_text(out, type_of(r, type, sizeof type));
         csv_u64(out, o->page_tokens);
         csv_text(out, order_of(r->row));
         csv_u64(out, r->row->context);
@@ -291,6 +309,24 @@ static bool known_isa(const char *name)
     return false;
 }
 
+/* f16 or one of two formats with codes. */
+static int parse_format(pkv_dtype *to, const char *text, pkv_dtype a, pkv_dtype b, tool_error *err)
+{
+    *to = strcmp(text, pkv_dtype_name(a)) == 0 ? a : strcmp(text, pkv_dtype_name(b)) == 0 ? b : 0;
+    if (*to != 0 || strcmp(text, pkv_dtype_name(PKV_DTYPE_F16)) == 0) return 0;
+    return tool_fail(err, "'%s' is not f16, %s or %s", text, pkv_dtype_name(a), pkv_dtype_name(b));
+}
+
+static int parse_k_type(void *target, const char *text, tool_error *err)
+{
+    return parse_format(target, text, PKV_DTYPE_K8, PKV_DTYPE_K4, err);
+}
+
+static int parse_v_type(void *target, const char *text, tool_error *err)
+{
+    return parse_format(target, text, PKV_DTYPE_V8, PKV_DTYPE_V4, err);
+}
+
 static const cli_option options_list[] = {
     {"quick", NULL, CLI_FLAG, offsetof(options, quick),
      .help = "the rows of the README's table only (under 45 s)"},
@@ -302,6 +338,10 @@ static const cli_option options_list[] = {
      .help = "kernel row (default: the best of this CPU)"},
     {"page-tokens", "N", CLI_CALL, offsetof(options, page_tokens), .call = parse_page_tokens,
      .help = "8, 16, 32, 64 or 128 (default 16)"},
+    {"k-type", "FORMAT", CLI_CALL, offsetof(options, k_type), .call = parse_k_type,
+     .help = "measure each f16 row again with keys in k8 or k4, right beside it"},
+    {"v-type", "FORMAT", CLI_CALL, offsetof(options, v_type), .call = parse_v_type,
+     .help = "the same for values: v8 or v4"},
     {"rounds", "N", CLI_U32, offsetof(options, rounds), 1, MOST_ROUNDS,
      .help = "rounds per row (default 5 with --quick, else 9)"},
     {"seed", "N", CLI_U64, offsetof(options, seed),
@@ -368,13 +408,18 @@ static int run_rows(const options *o, result *results, uint32_t n, tool_error *e
 static int run(void *target, tool_error *err)
 {
     const options *o = target;
-    result *results = calloc(attention_row_count, sizeof *results);
+    result *results = calloc(2 * (size_t)attention_row_count, sizeof *results);
     if (!results) return tool_fail(err, "out of memory");
     uint32_t n = 0;
     for (uint32_t i = 0; i < attention_row_count; i++) {
         const attention_row *row = &attention_rows[i];
         if ((o->quick && !row->quick) || (o->only && strcmp(o->only, row->name) != 0)) continue;
         results[n++] = (result){.row = row, .layers = layers_of(row)};
+        if ((o->k_type || o->v_type) && row->dtype == PKV_DTYPE_F16) {
+            results[n] = results[n - 1]; /* as many tokens, so that times compare */
+            results[n].k_type = o->k_type;
+            results[n++].v_type = o->v_type;
+        }
     }
     int status = run_rows(o, results, n, err);
     bool ok = true;

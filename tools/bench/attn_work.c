@@ -75,7 +75,9 @@ static bool make_cache(attn_work *w, tool_error *err)
                               .q_heads = s->heads_q,
                               .head_dim_k = s->head_dim,
                               .head_dim_v = s->head_dim,
-                              .dtype = s->dtype};
+                              .dtype = s->dtype,
+                              .dtype_k = s->dtype_k,
+                              .dtype_v = s->dtype_v};
     pkv_config config;
     pkv_config_init(&config, sizeof config);
     config.page_tokens = s->page_tokens;
@@ -170,14 +172,43 @@ static pkv_status place(attn_work *w, tool_random *random)
     return status;
 }
 
+/* Noise for pages: elements, any 64 bytes of which are as good as others. */
+static pkv_status noise_block(attn_work *w, tool_random *random, unsigned char *block)
+{
+    noise(block, w->shape.dtype, NOISE_BYTES / pkv_dtype_size(w->shape.dtype), random);
+    memcpy(block + NOISE_BYTES, block, NOISE_BYTES);
+    return PKV_OK;
+}
+
+/* Quantised pages are copies of a few layers' parts that were quantised in earnest. */
+static pkv_status sealed_block(attn_work *w, tool_random *random, unsigned char *block)
+{
+    const attn_shape *s = &w->shape;
+    const size_t plain = (size_t)2 * s->heads_kv * s->head_dim * s->page_tokens;
+    unsigned char *rows = malloc(plain * pkv_dtype_size(s->dtype));
+    pkv_status status = rows ? PKV_OK : PKV_ENOMEM;
+    for (size_t at = 0; status == PKV_OK && at + w->layer_bytes <= 2 * NOISE_BYTES;
+         at += w->layer_bytes) {
+        if (at >= 16 * w->layer_bytes) {
+            memcpy(block + at, block + at - 16 * w->layer_bytes, w->layer_bytes);
+            continue;
+        }
+        noise(rows, s->dtype, plain, random);
+        status = pkv_page_pack(w->cache, 0, block + at, PKV_LAYOUT_NHD, rows,
+                               plain * pkv_dtype_size(s->dtype));
+    }
+    free(rows);
+    return status;
+}
+
 /* Writes noise into every page that a sequence holds. */
 static pkv_status fill(attn_work *w, tool_random *random)
 {
-    unsigned char *block = malloc(2 * NOISE_BYTES);
+    const bool sealed = w->shape.dtype_k || w->shape.dtype_v;
+    const uint64_t unit = sealed ? w->layer_bytes : 64;
+    unsigned char *block = aligned_alloc(64, 2 * NOISE_BYTES);
     if (!block) return PKV_ENOMEM;
-    noise(block, w->shape.dtype, NOISE_BYTES / pkv_dtype_size(w->shape.dtype), random);
-    memcpy(block + NOISE_BYTES, block, NOISE_BYTES);
-    pkv_status status = PKV_OK;
+    pkv_status status = sealed ? sealed_block(w, random, block) : noise_block(w, random, block);
     for (uint32_t i = 0; status == PKV_OK && i < w->n_seqs; i++) {
         uint64_t pages = (w->context[i] - w->shape.query_tokens) / w->shape.page_tokens + 1;
         uint64_t first = i && w->shape.prefix ? w->shape.prefix / w->shape.page_tokens : 0;
@@ -187,9 +218,10 @@ static pkv_status fill(attn_work *w, tool_random *random)
             if (pkv_seq_pages(w->seqs[i], 0, (uint32_t)p, 1, &page) != PKV_OK) break;
             status = pkv_page_address(w->cache, 0, page, 0, &at);
             for (uint64_t done = 0; status == PKV_OK && done < w->page_bytes;) {
-                size_t offset = (size_t)(random_u64(random) % NOISE_BYTES) & ~(size_t)63;
+                size_t offset = (size_t)(random_u64(random) % (NOISE_BYTES / unit) * unit);
                 uint64_t now = w->page_bytes - done;
-                if (now > NOISE_BYTES) now = NOISE_BYTES;
+                const uint64_t most = NOISE_BYTES / unit * unit;
+                if (now > most) now = most;
                 memcpy((char *)at + done, block + offset, now);
                 done += now;
             }
@@ -358,7 +390,7 @@ bool attn_work_step(attn_work *w, team *t, double spent[STEP_PARTS], tool_error 
 
 static double kv_token_bytes(const attn_work *w)
 {
-    return 2.0 * w->shape.heads_kv * w->shape.head_dim * (double)pkv_dtype_size(w->shape.dtype);
+    return (double)w->layer_bytes / w->shape.page_tokens;
 }
 
 double attn_work_bytes(const attn_work *w)

@@ -14,6 +14,7 @@
 typedef struct attn_shape {
     uint32_t heads_q, heads_kv, head_dim, page_tokens;
     pkv_dtype dtype; /* of the pages; queries and outputs are f32, for bf16 pages bf16 */
+    pkv_dtype dtype_k, dtype_v; /* of full pages: quantised formats, or 0 = dtype */
     uint32_t n_seqs;
     uint64_t context; /* tokens seen by the last new token of each sequence, itself included;
                        * n_seqs > 1 and !prefix: uniform in context_min..context */
