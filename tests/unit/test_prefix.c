@@ -556,6 +556,49 @@ START_TEST(truncate_and_go_on)
 }
 END_TEST
 
+/* Two branches of one trunk, in one of two namespaces: the list has every page once, parents first,
+ * with its tokens, and nothing of the other namespace. */
+START_TEST(the_list_is_a_tree)
+{
+    pkv_cache *cache = open_cache(NULL, 0, false);
+    const pkv_namespace one = {"one", 3}, two = {"two", 3};
+    int32_t tokens[2][48];
+    for (int32_t i = 0; i < 48; i++) {
+        tokens[0][i] = i;
+        tokens[1][i] = i < 32 ? i : -i;
+    }
+    run(cache, &one, tokens[0], 48, false);
+    run(cache, &one, tokens[1], 48, false);
+    run(cache, &two, tokens[1], 48, false);
+    pkv_prefix_node nodes[8];
+    int32_t ids[8 * PAGE];
+    uint32_t n = 0;
+    ck_assert_int_eq(pkv_prefix_list(cache, &one, nodes, ids, 3, &n), PKV_ERANGE);
+    ck_assert_uint_eq(n, 4); /* two of the trunk, one of each branch */
+    ck_assert_int_eq(pkv_prefix_list(cache, &one, nodes, ids, 8, &n), PKV_OK);
+    ck_assert_uint_eq(n, 4);
+    uint32_t seen[2] = {0};
+    for (uint32_t i = 0; i < n; i++) {
+        ck_assert_uint_eq(nodes[i].groups, 1);
+        if (nodes[i].depth == 0) {
+            ck_assert_uint_eq(nodes[i].parent, UINT32_MAX);
+        } else {
+            ck_assert_uint_lt(nodes[i].parent, i);
+            ck_assert_uint_eq(nodes[nodes[i].parent].depth, nodes[i].depth - 1);
+        }
+        for (int branch = 0; branch < 2; branch++)
+            seen[branch] += memcmp(ids + i * PAGE, tokens[branch] + nodes[i].depth * PAGE,
+                                   PAGE * sizeof *ids) == 0;
+    }
+    ck_assert_uint_eq(seen[0], 3);
+    ck_assert_uint_eq(seen[1], 3);
+    const pkv_namespace unknown = {"?", 1};
+    ck_assert_int_eq(pkv_prefix_list(cache, &unknown, nodes, ids, 8, &n), PKV_OK);
+    ck_assert_uint_eq(n, 0);
+    close_cache(cache);
+}
+END_TEST
+
 START_TEST(no_index_no_functions)
 {
     pkv_config config;
@@ -692,6 +735,7 @@ Suite *pkvt_suite(void)
     tcase_add_test(all, digests_are_stable);
     tcase_add_test(all, truncate_and_go_on);
     tcase_add_test(all, no_index_no_functions);
+    tcase_add_test(all, the_list_is_a_tree);
     tcase_add_test(all, index_alone);
     tcase_add_loop_test(all, dense_ids_change_nothing, 0, (int)n_policies);
     suite_add_tcase(suite, all);
