@@ -15,7 +15,6 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 OPEN = [
     {"pool/census.c", "pool/debug.c", "pool/grow.c", "pool/magazine.c", "pool/move.c", "pool/pool.c",
      "pool/refs.c", "pool/regions.c", "pool/units.c"},
-    {"prefix/grant.c", "prefix/pin.c", "prefix/quota.c", "prefix/seq.c"},
 ]
 
 

@@ -172,8 +172,7 @@ uint32_t pkvi_pool_slot_pages(const struct pkvi_pool *pool, uint32_t slot);
 /* Gives back metadata of slots behind the last region. Takes grow_lock. */
 void pkvi_pool_trim_metadata(struct pkvi_pool *pool);
 
-/* ---- pool.c: the free lists; lock held
- * ----------------------------------------------------------- */
+/* ---- pool.c: the free lists; lock held ------------------------------------------------------ */
 
 /* For whom pages are taken. */
 enum holder {

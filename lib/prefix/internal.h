@@ -232,7 +232,7 @@ struct pkvi_found {
     uint32_t last;    /* node of the last full page, PKVI_NIL if there is none */
     uint32_t partial; /* node of the partly used page, or PKVI_NIL */
 };
-/* PKV_EINVAL (not filled by a match), PKV_EFOREIGN, PKV_ESTALE. */
+/* resolve.c: PKV_EINVAL (not filled by a match), PKV_EFOREIGN, PKV_ESTALE. */
 pkv_status pkvi_match_resolve(struct pkvi_prefix *px, const pkv_match *match,
                               struct pkvi_found *found);
 

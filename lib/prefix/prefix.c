@@ -126,8 +126,7 @@ void pkvi_prefix_destroy(struct pkvi_prefix *px)
     pkvi_mem_free(px->mem, px, sizeof *px);
 }
 
-/* ---- verify
- * -------------------------------------------------------------------------------------- */
+/* ---- verify --------------------------------------------------------------------------------- */
 
 static const char *check_members(const struct pkvi_prefix *px, uint32_t id)
 {

@@ -142,8 +142,7 @@ void pkvi_prefix_seq_truncate(struct pkvi_prefix *px, struct pkvi_prefix_seq *se
     pkvi_prefix_unlock(px);
 }
 
-/* ---- publishing
- * ---------------------------------------------------------------------------------- */
+/* ---- publishing ----------------------------------------------------------------------------- */
 
 struct publisher {
     struct pkvi_prefix *px;

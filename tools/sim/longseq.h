@@ -100,8 +100,7 @@ int longseq_run(const longseq_options *o, const longseq_source *s, const longseq
                 const char *policy, uint64_t budget, progress *bar, longseq_result *result,
                 tool_error *err);
 
-/* ---- reports (longseq_report.c)
- * ------------------------------------------------------------------ */
+/* ---- reports (longseq_report.c) ------------------------------------------------------------- */
 
 void longseq_print_table(const longseq_options *o, const longseq_result *results, size_t n);
 int longseq_print_json(const longseq_options *o, const longseq_result *results, size_t n,

@@ -141,8 +141,7 @@ int prefix_execute(prefix_run *runs, size_t n, unsigned jobs, tool_error *err)
     return p.failed ? -1 : 0;
 }
 
-/* ---- next uses: one pass from the end, remembering where each block was seen last
- * ---------------- */
+/* ---- next uses: one pass from the end, remembering where each block was seen last ----------- */
 
 typedef struct seen {
     uint32_t request; /* 1 + the one that used it last, seen from the end; 0 = none yet */

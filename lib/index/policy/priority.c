@@ -44,8 +44,7 @@ static void teardown(struct pkvi_policy *policy)
     if (p->heap) pkvi_mem_free_array(policy->ix->mem, p->heap, p->capacity, sizeof *p->heap);
 }
 
-/* ---- heap
- * ---------------------------------------------------------------------------------------- */
+/* ---- heap ----------------------------------------------------------------------------------- */
 
 static void set(struct priority *p, uint32_t place, struct entry entry)
 {
@@ -97,8 +96,7 @@ static void heap_remove(struct priority *p, uint32_t id)
     sift(p, at);
 }
 
-/* ---- queues
- * -------------------------------------------------------------------------------------- */
+/* ---- queues --------------------------------------------------------------------------------- */
 
 static void place_newest(struct priority *p, uint32_t id, uint32_t level)
 {
