@@ -146,7 +146,9 @@ START_TEST(hosts_beside_each_other)
                       .q_heads = Q_HEADS,
                       .dim_k = DIM,
                       .dim_v = DIM,
-                      .dtype = PKV_DTYPE_F16};
+                      .dtype = PKV_DTYPE_F16,
+                      .dtype_k = _i ? PKV_DTYPE_K8 : 0,
+                      .dtype_v = _i ? PKV_DTYPE_V4 : 0};
     ac_case *c = ac_open(&shape);
     uint64_t random = 5;
     struct host *all = calloc(HOSTS, sizeof *all);
@@ -191,7 +193,7 @@ Suite *pkvt_suite(void)
     Suite *suite = suite_create("attention_threads");
     TCase *tc = tcase_create("attention_threads");
     tcase_set_timeout(tc, 300);
-    tcase_add_test(tc, hosts_beside_each_other);
+    tcase_add_loop_test(tc, hosts_beside_each_other, 0, 2);
     suite_add_tcase(suite, tc);
     return suite;
 }
