@@ -107,7 +107,7 @@ test_clang() { suite clang --suite kernel --suite unit; }
 
 build_asan() {
     CC=clang CXX=clang++ compile asan '' --buildtype=debugoptimized $all -Ddebug_checks=true \
-        -Dfuzzers=true -Db_sanitize=address,undefined -Db_lundef=false
+        -Dfuzzers=true -Davx512=false -Db_sanitize=address,undefined -Db_lundef=false
 }
 fuzz() { # new inputs for a moment; longer runs: docs/testing.md
     scratch=$(mktemp -d)
@@ -135,7 +135,7 @@ test_asan() {
 
 build_tsan() {
     CC=clang CXX=clang++ compile tsan stress --buildtype=debugoptimized $all -Ddebug_checks=true \
-        -Db_sanitize=thread -Db_lundef=false
+        -Davx512=false -Db_sanitize=thread -Db_lundef=false
 }
 test_tsan() {
     export CK_TIMEOUT_MULTIPLIER=10 TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1

@@ -9,7 +9,9 @@ static const pkvi_kernels *const table[] = {
 #ifdef PKVI_HAVE_AVX512BF16
     &pkvi_row_avx512bf16,
 #endif
+#ifdef PKVI_HAVE_AVX512
     &pkvi_row_avx512,
+#endif
     &pkvi_row_avx2,
 #elif defined(__aarch64__)
 #ifdef PKVI_HAVE_NEON_BF16
