@@ -66,8 +66,8 @@ class Group:
 
     ``layers`` are the model's layer numbers (None: the next ``n_layers``); ``window`` 0 is full
     attention; ``dtype`` is the pages' element type; ``external`` the buffer of "external" storage.
-    ``dtype_k`` ("k8", "k4") and ``dtype_v`` ("v8", "v4") quantise full pages; pages that are not full
-    stay in ``dtype``.
+    ``dtype_k`` ("k8", "k4") and ``dtype_v`` ("v8", "v4") quantise full pages; pages that are not
+    full stay in ``dtype``.
     """
 
     n_layers: int
