@@ -141,12 +141,14 @@ static void move(const pkvi_move_job *job, bool to_tile)
     const pkvi_layout *l = job->layout;
     char *part = job->part;
     for (uint32_t h = job->head0; h < job->head1; h++) {
-        char *keys = (char *)job->k.data + (ptrdiff_t)h * job->k.head_stride;
-        if (job->k.data && pkvi_layout_k_coded(l))
-            decode_keys(job, h, keys);
-        else if (job->k.data)
-            move_tile(job, part + (size_t)h * l->k_head_bytes, l->dtype_k, k_steps(l), l->dim_k,
-                      &job->k, keys, to_tile);
+        if (job->k.data) {
+            char *keys = (char *)job->k.data + (ptrdiff_t)h * job->k.head_stride;
+            if (pkvi_layout_k_coded(l))
+                decode_keys(job, h, keys);
+            else
+                move_tile(job, part + (size_t)h * l->k_head_bytes, l->dtype_k, k_steps(l),
+                          l->dim_k, &job->k, keys, to_tile);
+        }
         if (!job->v.data) continue;
         char *tile = part + l->v_offset + (size_t)h * l->v_head_bytes;
         char *plain = (char *)job->v.data + (ptrdiff_t)h * job->v.head_stride;

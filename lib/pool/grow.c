@@ -137,7 +137,8 @@ void *pkvi_pool_detach(struct pkvi_pool *pool, uint32_t slot, uint64_t *charge)
         pool->n_split--;
     else
         pool->n_whole--;
-    *region = (struct pkvi_region){0};
+    const struct pkvi_region none = {.base = NULL};
+    *region = none;
     push_slot(pool, slot);
     if (pkvi_events_on(pool->stats))
         pkvi_event(pool->stats, PKV_EVENT_REGION_UNMAP, pool->config.group, PKV_PAGE_NONE, 0, slot);

@@ -3,6 +3,8 @@ goes wrong with one request is that request's matter."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from checks import assert_greedy
@@ -10,6 +12,7 @@ from tiny import tiny_model
 
 import pagedkv
 from pagedkv_runtime import engine as engine_module
+from pagedkv_runtime import paged
 from pagedkv_runtime.engine import Engine, Request, State
 from pagedkv_runtime.matching import common_tokens
 from pagedkv_runtime.paged import PagedStore
@@ -182,16 +185,18 @@ def test_following_under_a_policy(llama):
             assert [r.cached_tokens > 0 for r in requests] == [False, True, True]
 
 
-def test_preemption_with_followers(llama):
-    """Little memory: leaders are preempted, followers lead, everybody finishes with its tokens."""
+def test_preemption_with_followers(llama, monkeypatch):
+    """Few pages: leaders are preempted, followers lead, everybody finishes with its tokens."""
     system = ids(200)
     prompts = [system + ids(60 + 10 * i, 50 + i) for i in range(6)]
     room = len(prompts[-1]) // 16 + 20
-    with PagedStore(llama.config, memory=64 << 20, region_bytes=2 << 20) as store:
-        # one region, of which all but `room` pages are taken
-        taken = store.cache.page_alloc(0, store.cache.group_info(0).pages_per_region)
-        store.cache.set_limit(store.cache.stats().region_bytes + (1 << 20))
-        store.cache.page_unref(0, taken[:room])
+    groups_of = paged.groups_of
+
+    def bounded(config, dtype):
+        return [dataclasses.replace(group, max_pages=room) for group in groups_of(config, dtype)]
+
+    monkeypatch.setattr(paged, "groups_of", bounded)
+    with PagedStore(llama.config, memory=64 << 20) as store:
         engine = Engine(llama, store, chunk=64)
         requests = submit(engine, prompts, 30)
         engine.run()
