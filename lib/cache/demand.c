@@ -295,13 +295,6 @@ static uint64_t take_from_stock(struct pkvi_bank *bank, uint64_t bytes)
     return bytes - taken;
 }
 
-/* Does an admitted sequence hold the open page that it may need? */
-static bool has_open(const struct pkvi_seq *seq, uint32_t g)
-{
-    const uint32_t page = pkvi_open_tail(seq, g);
-    return page != PKVI_NO_PAGE && pkvi_pool_refs(&seq->cache->groups[g].open_pool, page) == 1;
-}
-
 /* Sets open pages aside. False if the step's are not there. */
 static bool set_open_aside(struct pkvi_demand *demand)
 {
@@ -314,12 +307,12 @@ static bool set_open_aside(struct pkvi_demand *demand)
         uint64_t stay = demand->n_to_come, step = 0;
         for (uint32_t i = 0; i < admission->n; i++) {
             const struct pkvi_seq *seq = admission->seqs[i];
-            stay += seq->length < seq->claim && !has_open(seq, g);
+            stay += seq->length < seq->claim && !pkvi_open_is_own(seq, g);
         }
         for (uint32_t i = 0; i < demand->n_entries; i++) {
             const struct pkvi_entry *entry = &demand->batch->entries[i];
             const uint32_t needed = pkvi_open_needed(entry, g);
-            const bool counted = entry->seq->claim != 0 && !has_open(entry->seq, g);
+            const bool counted = entry->seq->claim != 0 && !pkvi_open_is_own(entry->seq, g);
             const bool stays = needed != 0 && (counted || entry->seq->claim == 0);
             stay += stays && !counted;
             step += needed - stays;

@@ -5,11 +5,6 @@
 
 #include "cache/attention.h"
 
-/* Of a sequence: one page per group. */
-struct seq_open {
-    uint32_t page[1]; /* [n_groups] */
-};
-
 /* Of a reserved batch: pages[entry * n_groups + group] is an array of open pages. */
 struct batch_open {
     size_t bytes;
@@ -24,7 +19,8 @@ static size_t seq_bytes(const struct pkv_cache *cache)
     return cache->n_groups * sizeof(uint32_t);
 }
 
-static struct seq_open *state_of(const struct pkvi_seq *seq)
+/* Of a sequence: one page per group. */
+static uint32_t *pages_of(const struct pkvi_seq *seq)
 {
     return seq->state[PKVI_HOOK_OPEN];
 }
@@ -41,12 +37,12 @@ static bool has_tail(const struct pkvi_seq *seq, uint64_t length)
 
 uint32_t pkvi_open_tail(const struct pkvi_seq *seq, uint32_t group)
 {
-    return state_of(seq) ? state_of(seq)->page[group] : PKVI_NO_PAGE;
+    return pages_of(seq) ? pages_of(seq)[group] : PKVI_NO_PAGE;
 }
 
 static void let_go(struct pkvi_seq *seq, uint32_t g)
 {
-    uint32_t *page = &state_of(seq)->page[g];
+    uint32_t *page = &pages_of(seq)[g];
     if (*page == PKVI_NO_PAGE) return;
     pkvi_pool_unref(&seq->cache->groups[g].open_pool, 1, page);
     *page = PKVI_NO_PAGE;
@@ -58,11 +54,11 @@ static pkv_status on_create(void *context, struct pkvi_seq *seq)
 {
     (void)context;
     struct pkv_cache *cache = seq->cache;
-    struct seq_open *open = pkvi_mem_alloc(&cache->mem, seq_bytes(cache));
-    if (!open) return PKV_ENOMEM;
+    uint32_t *pages = pkvi_mem_alloc(&cache->mem, seq_bytes(cache));
+    if (!pages) return PKV_ENOMEM;
     for (uint32_t g = 0; g < cache->n_groups; g++)
-        open->page[g] = PKVI_NO_PAGE;
-    seq->state[PKVI_HOOK_OPEN] = open;
+        pages[g] = PKVI_NO_PAGE;
+    seq->state[PKVI_HOOK_OPEN] = pages;
     return PKV_OK;
 }
 
@@ -74,7 +70,7 @@ static pkv_status on_fork(void *context, const struct pkvi_seq *parent, struct p
         const uint32_t page = pkvi_open_tail(parent, g);
         if (page == PKVI_NO_PAGE) continue;
         pkvi_pool_ref(&child->cache->groups[g].open_pool, 1, &page);
-        state_of(child)->page[g] = page;
+        pages_of(child)[g] = page;
     }
     return PKV_OK;
 }
@@ -82,10 +78,10 @@ static pkv_status on_fork(void *context, const struct pkvi_seq *parent, struct p
 static void on_destroy(void *context, struct pkvi_seq *seq)
 {
     (void)context;
-    if (!state_of(seq)) return;
+    if (!pages_of(seq)) return;
     for (uint32_t g = 0; g < seq->cache->n_groups; g++)
         let_go(seq, g);
-    pkvi_mem_free(&seq->cache->mem, state_of(seq), seq_bytes(seq->cache));
+    pkvi_mem_free(&seq->cache->mem, pages_of(seq), seq_bytes(seq->cache));
     seq->state[PKVI_HOOK_OPEN] = NULL;
 }
 
@@ -108,17 +104,16 @@ static uint32_t pages_touched(const struct pkvi_entry *entry)
                       (entry->seq->length >> cache->page_shift));
 }
 
-/* May the sequence write on in its open page? Nobody else sees the slots behind its tokens. */
-static bool writes_in_place(const struct pkvi_seq *seq, uint32_t g)
+bool pkvi_open_is_own(const struct pkvi_seq *seq, uint32_t group)
 {
-    const uint32_t page = pkvi_open_tail(seq, g);
-    return page != PKVI_NO_PAGE && pkvi_pool_refs(&seq->cache->groups[g].open_pool, page) == 1;
+    const uint32_t page = pkvi_open_tail(seq, group);
+    return page != PKVI_NO_PAGE && pkvi_pool_refs(&seq->cache->groups[group].open_pool, page) == 1;
 }
 
 uint32_t pkvi_open_needed(const struct pkvi_entry *entry, uint32_t group)
 {
     if (!is_quantised(entry->seq->cache, group)) return 0;
-    return pages_touched(entry) - writes_in_place(entry->seq, group);
+    return pages_touched(entry) - pkvi_open_is_own(entry->seq, group);
 }
 
 /* One allocation for everything the batch notes; NULL without memory. */
@@ -175,7 +170,7 @@ static pkv_status take_pages(struct pkvi_batch *batch, struct batch_open *open, 
     const struct pkvi_entry *at = &batch->entries[entry];
     const size_t place = (size_t)entry * cache->n_groups + g;
     uint32_t *pages = (uint32_t *)(uintptr_t)open->pages[place];
-    const bool in_place = writes_in_place(at->seq, g);
+    const bool in_place = pkvi_open_is_own(at->seq, g);
     const uint32_t n = open->n[entry] - in_place;
     pkv_status status = PKV_ENOPAGES;
     for (int attempt = 0; attempt < PKVI_ALLOC_ATTEMPTS && status == PKV_ENOPAGES; attempt++) {
@@ -281,7 +276,7 @@ static void settle(struct pkvi_batch *batch, const struct batch_open *open, uint
         return;
     }
     let_go(seq, g);
-    if (kept != UINT32_MAX) state_of(seq)->page[g] = open->pages[place][kept];
+    if (kept != UINT32_MAX) pages_of(seq)[g] = open->pages[place][kept];
     drop_pages(batch, open, entry, g, kept);
 }
 
@@ -352,10 +347,8 @@ pkv_status pkv_batch_open_pages(pkv_batch handle, uint32_t entry, uint32_t group
 
 /* ---- verify --------------------------------------------------------------------------------- */
 
-/* References of sequences and reserved batches on every open page of a group; false with a text if
- * a sequence has a page where it should not. */
-static pkv_status count_holders(const struct pkv_cache *cache, uint32_t g, uint32_t *holders,
-                                uint32_t n, char *text, size_t capacity)
+pkv_status pkvi_open_holders(const struct pkv_cache *cache, uint32_t g, uint32_t *holders,
+                             uint32_t n, char *text, size_t capacity)
 {
     for (uint32_t slot = 0; slot < cache->sequences.used; slot++) {
         const struct pkvi_seq *seq = pkvi_slots_at(&cache->sequences, slot);
@@ -382,27 +375,6 @@ static pkv_status count_holders(const struct pkv_cache *cache, uint32_t g, uint3
     return PKV_OK;
 }
 
-/* Reference counts of the open pages, and that only partial tails have one. */
-static pkv_status on_verify(void *context, char *text, size_t capacity)
-{
-    struct pkv_cache *cache = context;
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        if (!is_quantised(cache, g)) continue;
-        struct pkvi_pool *pool = &cache->groups[g].open_pool;
-        const uint32_t limit = pkvi_pool_index_limit(pool);
-        uint32_t *holders = pkvi_mem_array(&cache->mem, (size_t)limit + 1, sizeof *holders);
-        if (!holders) {
-            pkvi_text(text, capacity, "verify: no memory to count references");
-            return PKV_ENOMEM;
-        }
-        pkv_status status = count_holders(cache, g, holders, limit, text, capacity);
-        if (status == PKV_OK) status = pkvi_pool_verify(pool, holders, limit, text, capacity);
-        pkvi_mem_free_array(&cache->mem, holders, (size_t)limit + 1, sizeof *holders);
-        if (status != PKV_OK) return status;
-    }
-    return PKV_OK;
-}
-
 /* ---- bind ----------------------------------------------------------------------------------- */
 
 static const struct pkvi_hooks hooks = {
@@ -413,7 +385,6 @@ static const struct pkvi_hooks hooks = {
     .reserve = on_reserve,
     .rollback = on_rollback,
     .commit = on_commit,
-    .verify = on_verify,
 };
 
 void pkvi_open_bind(struct pkv_cache *cache)

@@ -23,6 +23,15 @@ void pkvi_open_bind(struct pkv_cache *cache);
  * none. O(1). */
 uint32_t pkvi_open_tail(const struct pkvi_seq *seq, uint32_t group);
 
+/* Has the sequence an open page that nobody else sees? Then it writes on in it. O(1). */
+bool pkvi_open_is_own(const struct pkvi_seq *seq, uint32_t group);
+
+/* pkv_cache_verify: adds the references of sequences and reserved batches on every open page of a
+ * quantised group to holders[n]. PKV_ECORRUPT with a text if a sequence has a page that does not
+ * exist, or without a partial tail. */
+pkv_status pkvi_open_holders(const struct pkv_cache *cache, uint32_t group, uint32_t *holders,
+                             uint32_t n, char *text, size_t capacity);
+
 /* Open pages of a reserved batch's entry: [n_groups], each from the page of the first new token on;
  * NULL in groups that are not quantised, or if no group is. O(1). */
 const uint32_t *const *pkvi_open_of_entry(const struct pkvi_batch *batch, uint32_t entry);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "cache/cache_internal.h"
+#include "cache/open_pages.h"
 
 struct verify {
     struct pkv_cache *cache;
@@ -130,9 +131,17 @@ static pkv_status check_batches(struct verify *v)
     return PKV_OK;
 }
 
-/* References that tables and batches hold on every page of one group. */
-static void count_holders(const struct pkv_cache *cache, uint32_t g, uint32_t *holders)
+/* Counts the references that the library holds on every page of one of a group's pools; may find
+ * something broken. */
+typedef pkv_status (*count_fn)(const struct pkv_cache *cache, uint32_t g, uint32_t *holders,
+                               uint32_t n, char *text, size_t capacity);
+
+/* Those of tables and batches. */
+static pkv_status table_holders(const struct pkv_cache *cache, uint32_t g, uint32_t *holders,
+                                uint32_t n, char *text, size_t capacity)
 {
+    (void)text;
+    (void)capacity;
     for (uint32_t slot = 0; slot < cache->sequences.used; slot++) {
         const struct pkvi_seq *seq = live_seq(cache, slot);
         if (!seq) continue;
@@ -149,26 +158,32 @@ static void count_holders(const struct pkv_cache *cache, uint32_t g, uint32_t *h
     }
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
-        if (hooks && hooks->holders)
-            hooks->holders(cache->hook_context[slot], g, holders,
-                           pkvi_pool_index_limit(&cache->groups[g].pool));
+        if (hooks && hooks->holders) hooks->holders(cache->hook_context[slot], g, holders, n);
     }
+    return PKV_OK;
 }
 
-static pkv_status check_group(struct verify *v, uint32_t g)
+static pkv_status check_pool(struct verify *v, uint32_t g, struct pkvi_pool *pool, count_fn count)
 {
     struct pkv_cache *cache = v->cache;
-    struct pkvi_pool *pool = &cache->groups[g].pool;
-    const size_t n = (size_t)pkvi_pool_index_limit(pool) + 1;
-    uint32_t *holders = pkvi_mem_scratch(&cache->mem, n, sizeof *holders);
+    const uint32_t n = pkvi_pool_index_limit(pool);
+    uint32_t *holders = pkvi_mem_scratch(&cache->mem, (size_t)n + 1, sizeof *holders);
     if (!holders) {
         pkvi_text(v->text, v->capacity, "verify: no memory to count references");
         return PKV_ENOMEM;
     }
-    count_holders(cache, g, holders);
-    const pkv_status status =
-        pkvi_pool_verify(pool, holders, pkvi_pool_index_limit(pool), v->text, v->capacity);
-    pkvi_mem_free_scratch(&cache->mem, holders, n, sizeof *holders);
+    pkv_status status = count(cache, g, holders, n, v->text, v->capacity);
+    if (status == PKV_OK) status = pkvi_pool_verify(pool, holders, n, v->text, v->capacity);
+    pkvi_mem_free_scratch(&cache->mem, holders, (size_t)n + 1, sizeof *holders);
+    return status;
+}
+
+static pkv_status check_group(struct verify *v, uint32_t g)
+{
+    struct pkvi_group *group = &v->cache->groups[g];
+    pkv_status status = check_pool(v, g, &group->pool, table_holders);
+    if (status == PKV_OK && group->quantised)
+        status = check_pool(v, g, &group->open_pool, pkvi_open_holders);
     return status;
 }
 

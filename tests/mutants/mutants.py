@@ -171,7 +171,7 @@ MUTANTS = [
     ("pages of the step are walked to their end", "lib/attn/leaf.c",
      "    if (!run->walk.own)\n        *seen = own;\n", "    if (!run->walk.own)\n        ;\n"),
     ("a shared open page is written in place", "lib/cache/open_pages.c",
-     "pkvi_pool_refs(&seq->cache->groups[g].open_pool, page) == 1;", "true;"),
+     "pkvi_pool_refs(&seq->cache->groups[group].open_pool, page) == 1;", "true;"),
     ("an open page outlives its tail", "lib/cache/open_pages.c",
      "    if (has_tail(seq, n_tokens) && n_tokens >> shift == seq->length >> shift) return;\n",
      "    if (has_tail(seq, n_tokens)) return;\n"),
