@@ -73,8 +73,7 @@ static void add_own_mass(struct plan_run_item *run, const float *m, const float 
             const size_t at = (size_t)h * run->rows + r;
             if (scale[at] == 0 || sums[at] == 0) continue;
             const uint32_t logical = (uint32_t)((length + r / run->ag->group_size) >> shift);
-            const size_t page = stride - 1 - (all->logical[stride - 1] - logical);
-            mass[h * stride + page] += sums[at] * factor[at] * scale[at];
+            mass[h * stride + plan_place_of_new(all, logical)] += sums[at] * factor[at] * scale[at];
         }
 }
 

@@ -69,9 +69,8 @@ void pkvi_plan_add_own(struct plan_run_item *run, float *state)
         part.n_tokens = (uint32_t)pkvi_min_u64(end - t, page_end - (length + t));
         run->rows = part.n_tokens * size;
         run->head_rows = (size_t)run->rows * part.n_heads;
-        /* New tokens' pages are the table's last ones, without holes between them. */
         run->pages = (struct plan_pages){
-            .logical = &all->logical[all->n - 1 - (all->logical[all->n - 1] - logical)],
+            .logical = &all->logical[plan_place_of_new(all, logical)],
             .page = &run->lane->open[logical - (uint32_t)(length >> shift)],
             .n = 1,
             .dense = true,

@@ -220,6 +220,12 @@ static inline uint32_t plan_ahead_pages(const struct pkvi_attn_model *model)
     return model->page_tokens < 64 ? 64 >> model->page_shift : 1;
 }
 
+/* Place of a new token's page in an entry's list: these are its last ones, without holes. */
+static inline uint32_t plan_place_of_new(const struct plan_pages *pages, uint32_t logical)
+{
+    return pages->n - 1 - (pages->logical[pages->n - 1] - logical);
+}
+
 /* The leaf that page i belongs to. */
 static inline uint32_t plan_leaf_of_page(const struct pkvi_attn_model *model,
                                          const struct plan_pages *pages, uint32_t i)

@@ -46,8 +46,7 @@ static void write_page(struct pkvi_plan *plan, uint32_t group, uint32_t layer, u
     uint64_t last = entry->length + entry->n_tokens;
     uint64_t first = begin > entry->length ? begin : entry->length;
     if (last > end) last = end;
-    /* New tokens' pages are the table's last ones, without holes between them. */
-    uint32_t at = pages->n - 1 - (uint32_t)(pages->logical[pages->n - 1] - logical);
+    uint32_t at = plan_place_of_new(pages, (uint32_t)logical);
     unsigned char *part = (unsigned char *)pkvi_pool_address(ag->pool, pages->page[at]) +
                           (size_t)layer * ag->layer_bytes;
     unsigned char *open =
