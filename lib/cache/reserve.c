@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "cache/cache_internal.h"
+#include "cache/open_pages.h"
 
 /* Above this many pages of a group the pool is asked before scratch memory is allocated, so that an
  * absurd batch fails for want of pages and not of memory. */
@@ -257,7 +258,9 @@ static void execute_copy(struct pkvi_batch *batch, const struct pkvi_copy *copy)
 {
     struct pkv_cache *cache = batch->cache;
     const struct pkvi_group *group = &cache->groups[copy->group];
-    if (cache->storage == PKV_STORAGE_HOST)
+    /* Of a quantised group's tail that is open the page holds nothing yet. */
+    const bool empty = pkvi_open_tail(batch->entries[copy->entry].seq, copy->group) != PKVI_NO_PAGE;
+    if (cache->storage == PKV_STORAGE_HOST && !empty)
         memcpy(pkvi_pool_address(&group->pool, copy->dst),
                pkvi_pool_address(&group->pool, copy->src), group->page_bytes);
     if (pkvi_events_on(&cache->stats))
