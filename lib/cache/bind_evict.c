@@ -1,4 +1,5 @@
 /* Binds lib/evict to the cache: the hooks. */
+#include "cache/attention.h"
 #include "cache/evict.h"
 
 #include <string.h>
@@ -270,7 +271,7 @@ pkv_status pkvi_evict_bind(struct pkv_cache *cache, const pkv_config *config)
         groups[g] = (struct pkvi_evict_group){
             .pool = &group->pool,
             .layout = &group->layout,
-            .kernels = pkvi_kernel_find(config->isa),
+            .kernels = cache->attention->model.kernels,
             .layer_bytes = group->layer_bytes,
             .page_bytes = group->page_bytes,
             .n_layers = group->n_layers,

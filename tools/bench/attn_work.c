@@ -173,11 +173,10 @@ static pkv_status place(attn_work *w, tool_random *random)
 }
 
 /* Noise for pages: elements, any 64 bytes of which are as good as others. */
-static pkv_status noise_block(attn_work *w, tool_random *random, unsigned char *block)
+static void noise_block(attn_work *w, tool_random *random, unsigned char *block)
 {
     noise(block, w->shape.dtype, NOISE_BYTES / pkv_dtype_size(w->shape.dtype), random);
     memcpy(block + NOISE_BYTES, block, NOISE_BYTES);
-    return PKV_OK;
 }
 
 /* Quantised pages are copies of a few layers' parts that were quantised in earnest. */
@@ -208,7 +207,11 @@ static pkv_status fill(attn_work *w, tool_random *random)
     const uint64_t unit = sealed ? w->layer_bytes : 64;
     unsigned char *block = aligned_alloc(64, 2 * NOISE_BYTES);
     if (!block) return PKV_ENOMEM;
-    pkv_status status = sealed ? sealed_block(w, random, block) : noise_block(w, random, block);
+    pkv_status status = PKV_OK;
+    if (sealed)
+        status = sealed_block(w, random, block);
+    else
+        noise_block(w, random, block);
     for (uint32_t i = 0; status == PKV_OK && i < w->n_seqs; i++) {
         uint64_t pages = (w->context[i] - w->shape.query_tokens) / w->shape.page_tokens + 1;
         uint64_t first = i && w->shape.prefix ? w->shape.prefix / w->shape.page_tokens : 0;
