@@ -54,14 +54,15 @@ uint64_t pkvi_demand_most_held(const struct pkv_cache *cache, const struct pkvi_
     return (((uint64_t)window + cache->page_tokens - 2) >> cache->page_shift) + 1;
 }
 
-/* Must the next write into the sequence's partial tail copy it? */
-static bool tail_is_shared(const struct pkvi_seq *seq, uint32_t g)
+/* Must a step of n tokens copy the sequence's partial tail? */
+static bool copies_tail(const struct pkvi_seq *seq, uint32_t g, uint32_t n_tokens)
 {
     const struct pkv_cache *cache = seq->cache;
     if ((seq->length & (cache->page_tokens - 1u)) == 0) return false;
     const uint32_t page =
         pkvi_table_page(&seq->tables[g], (uint32_t)(seq->length >> cache->page_shift));
-    return page != PKVI_NO_PAGE && pkvi_pool_is_shared(&cache->groups[g].pool, page);
+    if (page == PKVI_NO_PAGE) return false;
+    return pkvi_pool_is_shared(&cache->groups[g].pool, page) || pkvi_open_reseals(seq, g, n_tokens);
 }
 
 /* ---- pages that come back ----------------------------------------------------------------------
@@ -195,7 +196,7 @@ static void read_need(const struct pkvi_seq *seq, const struct pkvi_step *step, 
         const uint64_t most = pkvi_demand_most_held(cache, seq, g);
         const uint64_t held = own ? own[g] + step->adds : 0;
         more = pkvi_min_u64(more, most > held ? most - held : 0);
-        if (!step->is_stepped && seq->length < seq->claim && tail_is_shared(seq, g)) more++;
+        if (step->n_tokens == 0 && seq->length < seq->claim && copies_tail(seq, g, 1)) more++;
         need[g] = more;
     }
 }
@@ -203,7 +204,7 @@ static void read_need(const struct pkvi_seq *seq, const struct pkvi_step *step, 
 /* Pages that the step takes in one group: new ones, and the copy of a shared tail. */
 static uint64_t pages_taken(const struct pkvi_seq *seq, const struct pkvi_step *step, uint32_t g)
 {
-    return step->adds + (step->is_stepped && tail_is_shared(seq, g) ? 1u : 0u);
+    return step->adds + (step->n_tokens != 0 && copies_tail(seq, g, step->n_tokens) ? 1u : 0u);
 }
 
 static void refresh(void *context, struct pkvi_holder *holder)
@@ -265,7 +266,7 @@ static void read_batch(struct pkvi_demand *demand, uint64_t *taken)
     memset(admission->steps, 0, ((size_t)admission->n + 1) * sizeof *admission->steps);
     for (uint32_t i = 0; i < demand->n_entries; i++) {
         const struct pkvi_entry *entry = &demand->batch->entries[i];
-        const struct pkvi_step step = {pages_added(entry), true};
+        const struct pkvi_step step = {pages_added(entry), entry->n_tokens};
         for (uint32_t g = 0; g < cache->n_groups; g++) {
             const uint64_t pages = pages_taken(entry->seq, &step, g);
             taken[g] += pages;

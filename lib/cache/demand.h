@@ -7,8 +7,8 @@
 
 /* What the batch under check does to an admitted sequence. */
 struct pkvi_step {
-    uint32_t adds;   /* logical pages that it adds */
-    bool is_stepped; /* it is in the batch, so a shared partial tail is copied */
+    uint32_t adds;     /* logical pages that it adds */
+    uint32_t n_tokens; /* 0: it is not in the batch */
 };
 
 /* Sequences with a ticket, and the scratch that a check of all of them plus one needs: it grows

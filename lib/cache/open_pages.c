@@ -110,6 +110,14 @@ bool pkvi_open_is_own(const struct pkvi_seq *seq, uint32_t group)
     return page != PKVI_NO_PAGE && pkvi_pool_refs(&seq->cache->groups[group].open_pool, page) == 1;
 }
 
+bool pkvi_open_reseals(const struct pkvi_seq *seq, uint32_t group, uint64_t n_tokens)
+{
+    const uint32_t page_tokens = seq->cache->page_tokens;
+    return is_quantised(seq->cache, group) && has_tail(seq, seq->length) &&
+           pkvi_open_tail(seq, group) == PKVI_NO_PAGE &&
+           (seq->length & (page_tokens - 1u)) + n_tokens >= page_tokens;
+}
+
 uint32_t pkvi_open_needed(const struct pkvi_entry *entry, uint32_t group)
 {
     if (!is_quantised(entry->seq->cache, group)) return 0;

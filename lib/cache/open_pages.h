@@ -8,7 +8,8 @@
  * last slot is filled.
  *
  * A tail without an open page (its page was sealed before: a truncate into it, or a prefix match
- * that ends inside it) is dequantised when the next step is reserved: counted as pages_unsealed.
+ * that ends inside it) is dequantised when the next step is reserved: counted as pages_unsealed. If
+ * the step fills it, it is sealed into a copy.
  *
  * Bound to the cache through hooks (hooks.h) like a module, in the last slot. */
 #ifndef PKVI_CACHE_OPEN_PAGES_H
@@ -25,6 +26,11 @@ uint32_t pkvi_open_tail(const struct pkvi_seq *seq, uint32_t group);
 
 /* Has the sequence an open page that nobody else sees? Then it writes on in it. O(1). */
 bool pkvi_open_is_own(const struct pkvi_seq *seq, uint32_t group);
+
+/* Would a step of n tokens quantise anew a page whose tokens so far exist in quantised form only?
+ * Then it needs a copy of the page: quantising changes them, and an abort must bring them back.
+ * O(1). */
+bool pkvi_open_reseals(const struct pkvi_seq *seq, uint32_t group, uint64_t n_tokens);
 
 /* pkv_cache_verify: adds the references of sequences and reserved batches on every open page of a
  * quantised group to holders[n]. PKV_ECORRUPT with a text if a sequence has a page that does not

@@ -123,7 +123,9 @@ static pkv_status plan(struct pkvi_batch *batch, uint64_t *total_new)
         for (uint32_t g = 0; g < n_groups; g++) {
             const struct pkvi_table *table = &seq->tables[g];
             const uint32_t page = table->page[table->end - 1];
-            if (PKVI_LIKELY(!must_copy(batch, g, page, (uint32_t)seq->length & mask))) continue;
+            if (PKVI_LIKELY(!must_copy(batch, g, page, (uint32_t)seq->length & mask) &&
+                            !pkvi_open_reseals(seq, g, entry->n_tokens)))
+                continue;
             const pkv_status status = note_copy(batch, i, g, page);
             if (status != PKV_OK) return status;
         }

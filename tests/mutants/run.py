@@ -28,13 +28,15 @@ FAST = [
     ("unit/test_evict_edges", 30, {}), ("unit/test_evict", 30, {}), ("unit/test_pool", 30, {}),
     ("unit/test_magazine", 30, {}), ("unit/test_prefix", 30, {}), ("unit/test_prefix_tree", 30, {}),
     ("unit/test_pressure", 30, {}), ("unit/test_attach", 30, {}), ("unit/test_bad_input", 30, {}),
-    ("unit/test_batch", 30, {}), ("unit/test_export", 30, {}), ("unit/test_publish", 30, {}), ("unit/test_stats", 30, {}),
+    ("unit/test_batch", 30, {}), ("unit/test_publish", 30, {}), ("unit/test_stats", 30, {}),
+    ("unit/test_late_tokens", 30, {}), ("unit/test_quantised", 60, {}),
     ("unit/test_mem", 30, {}), ("unit/test_base", 30, {}), ("unit/test_os", 30, {}),
     ("unit/test_nodes", 30, {}), ("unit/test_attention_errors", 30, {}),
     ("property/test_pool_model", 60, {}), ("property/test_model", 60, {}),
 ]
 SLOW = [
     ("property/test_world", 60, {}), ("unit/test_table", 60, {}), ("unit/test_attention", 120, {}),
+    ("unit/test_limit", 300, {}),
     ("property/test_evict_sharing", 60, {}), ("property/test_admission", 120, {}),
     ("property/test_evict_mix", 120, {}), ("property/test_attention_random", 300, {}),
     ("property/test_evict_attention", 300, {}), ("property/test_prefix_model", 300, {}),
@@ -68,7 +70,8 @@ def prepare(work):
     for tree in TREES:
         source = ROOT / tree
         if source.is_dir():
-            shutil.copytree(source, work / tree, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, work / tree, symlinks=True,
+                            ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copy(source, work / tree)
     setup = ["meson", "setup", "build", "-Doptimization=1"]

@@ -380,6 +380,42 @@ START_TEST(truncate_into_sealed)
 }
 END_TEST
 
+/* A step that fills a page whose tail was sealed before (a truncate into it), and is then taken back
+ * as a whole, by an abort or with nothing accepted: what was read before is read after, bit by bit.
+ */
+START_TEST(undone_steps_leave_a_sealed_tail)
+{
+    const ac_shape shape = base_shape((size_t)_i);
+    for (int partial = 0; partial < 2; partial++) {
+        uint64_t random = 18;
+        ac_case *c = ac_open(&shape);
+        pkv_plan *plan = make_plan(c);
+        ac_create(c, 0);
+        ac_fill(c, 0, 70, 70, &random);
+        ck_assert_int_eq(pkv_seq_truncate(c->seqs[0].handle, 55), PKV_OK);
+        c->seqs[0].length = 55;
+        uint64_t *content = contents(30, &random);
+        float *before[2], *after[2];
+        for (int kind = 0; kind < 2; kind++)
+            before[kind] = read_rows(c, 0, kind ? 'v' : 'k', 1, 0, 55);
+        uint32_t none = 0;
+        const ac_entry entry = {.seq = 0, .n = 30, .content = content};
+        const ac_run run = {.commit = partial, .accepted = partial ? &none : NULL};
+        ac_result result = ac_step(c, plan, &entry, 1, &run);
+        ac_result_free(&result);
+        for (int kind = 0; kind < 2; kind++) {
+            after[kind] = read_rows(c, 0, kind ? 'v' : 'k', 1, 0, 55);
+            ck_assert_mem_eq(before[kind], after[kind], 55 * shape.kv_heads * 64 * sizeof **after);
+            free(before[kind]);
+            free(after[kind]);
+        }
+        free(content);
+        pkv_plan_destroy(plan);
+        ac_close(c);
+    }
+}
+END_TEST
+
 /* ---- prefix index --------------------------------------------------------------------------- */
 
 static void append_tokens(ac_case *c, pkv_plan *plan, pkv_seq seq, const int32_t *tokens,
@@ -640,6 +676,7 @@ Suite *pkvt_suite(void)
     tcase_add_loop_test(tc, partial_commits, 0, n);
     tcase_add_loop_test(tc, read_back, 0, n);
     tcase_add_loop_test(tc, truncate_into_sealed, 0, 3);
+    tcase_add_loop_test(tc, undone_steps_leave_a_sealed_tail, 0, 3);
     tcase_add_loop_test(tc, prefix_hits, 0, n);
     tcase_add_test(tc, refused_open_pages);
     tcase_add_test(tc, configs);
