@@ -119,6 +119,26 @@ static void check_refs(struct world *w, const struct world_seq *s)
 
 /* ---- everything ----------------------------------------------------------------------------- */
 
+/* Open pages in use: those of partial tails, each once however many forks share it, and between
+ * reserve and commit those of batches. */
+static void check_open(const struct world *w, uint64_t pages_open)
+{
+    uint64_t n = 0, more = 0;
+    for (uint32_t g = 0; g < w->n_groups; g++)
+        for (int i = 0; i < WORLD_SEQS; i++) {
+            const struct world_seq *s = &w->seq[i];
+            bool counts = s->live && s->open[g] != PKV_PAGE_NONE;
+            for (int j = 0; j < i; j++)
+                counts = counts && !(w->seq[j].live && w->seq[j].open[g] == s->open[g]);
+            n += counts;
+        }
+    for (int i = 0; i < WORLD_BATCHES; i++)
+        for (int e = 0; w->batch[i].reserved && e < w->batch[i].n_entries; e++)
+            more += w->n_groups * (WORLD_STEP / 8 + 2);
+    WORLD_CHECK(w, pages_open >= n && pages_open <= n + more, "%llu open pages, not %llu",
+                (unsigned long long)pages_open, (unsigned long long)n);
+}
+
 static void check_stats(struct world *w)
 {
     pkv_stats stats = {.struct_size = sizeof stats};
@@ -150,6 +170,7 @@ static void check_stats(struct world *w)
         used += group.pages_used;
         cached += group.pages_cached;
     }
+    check_open(w, stats.pages_open);
     WORLD_CHECK(
         w, stats.sequences == sequences && stats.tokens == tokens && stats.batches == batches,
         "counts: %llu sequences, %llu tokens, %llu batches", (unsigned long long)stats.sequences,

@@ -175,7 +175,7 @@ static bool fill(struct world *w, struct world_batch *b)
         }
     }
     world_write(w, b);
-    if (w->plan != NULL && world_once(w, 6)) {
+    if (w->plan != NULL && world_once(w, 12)) {
         world_attend(w, b);
         float mass[WORLD_PAGES];
         const pkv_status status = pkv_plan_mass(w->plan, 0, 0, 0, mass, 1);
@@ -226,7 +226,8 @@ static bool ask(struct world *w, struct world_batch *b, bool *asked)
 /* Where admission's rule is a proof, says architecture.md. */
 static bool is_proof(const struct world *w)
 {
-    bool taken = w->armed || (w->n_groups > 1 && w->config.prefix);
+    const bool units = w->config.storage == PKV_STORAGE_HOST; /* several pages to a unit */
+    bool taken = w->armed || (units && w->n_groups > 1 && w->config.prefix);
     for (int i = 0; i < WORLD_PREFIX_PINS; i++)
         taken = taken || w->prefix_pin[i] != 0;
     for (int i = 0; i < WORLD_MAGAZINES; i++)
@@ -278,6 +279,12 @@ static void commit_entry(struct world *w, struct world_entry *e, uint32_t accept
             (void)pkv_seq_pages(s->handle, g, l, 1, &page);
             if (page == e->tail[g]) before.page[g][l] = page;
         }
+    for (uint32_t g = 0; g < w->n_groups && accepted > 0; g++) {
+        const uint32_t page = (s->length + accepted) / w->page_tokens;
+        s->open[g] = w->group[g].quantised && (s->length + accepted) % w->page_tokens != 0
+                         ? e->open[g][page - s->length / w->page_tokens].open
+                         : PKV_PAGE_NONE;
+    }
     s->length += accepted;
     s->n_pages = world_pages_for(w, s->length);
     s->batch = -1;

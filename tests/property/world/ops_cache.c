@@ -100,6 +100,7 @@ static void fill_page(struct world *w, struct world_host_page *h)
             *world_slot(w, h->group, h->page, t) = h->content;
         return;
     }
+    if (w->group[h->group].quantised) return; /* these bytes are no codes */
     const pkv_group_info *info = &w->group[h->group].info;
     const size_t bytes = info->token_bytes / info->n_layers * w->page_tokens;
     unsigned char *plain = malloc(bytes);
@@ -132,6 +133,7 @@ static void check_page(struct world *w, const struct world_host_page *h)
                         "a page of the host");
         return;
     }
+    if (w->group[h->group].quantised) return;
     const pkv_group_info *info = &w->group[h->group].info;
     const size_t bytes = info->token_bytes / info->n_layers * w->page_tokens;
     unsigned char *plain = malloc(bytes);

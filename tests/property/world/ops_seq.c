@@ -118,6 +118,9 @@ static void op_truncate(struct world *w)
                 "truncation to %u succeeds without its pages", n);
     if (!world_did(w, status, "pkv_seq_truncate", WORLD_OTHERS(PKV_EDROPPED))) return;
     const struct world_seq before = *s;
+    for (uint32_t g = 0; g < w->n_groups; g++)
+        if (n % w->page_tokens == 0 || n / w->page_tokens != s->length / w->page_tokens)
+            s->open[g] = PKV_PAGE_NONE;
     s->length = n;
     s->n_pages = world_pages_for(w, n);
     world_look(w, s);

@@ -122,6 +122,13 @@ static void choose_group(struct world *w, uint32_t g, bool large)
     c->head_dim_k = 8 + 8 * world_below(w, 2);
     c->head_dim_v = 8 + 8 * world_below(w, 2);
     c->dtype = dtypes[world_below(w, 3)];
+    if (w->config.storage != PKV_STORAGE_EXTERNAL && world_once(w, 3)) {
+        static const pkv_dtype keys[] = {PKV_DTYPE_K8, PKV_DTYPE_K4, 0};
+        static const pkv_dtype values[] = {PKV_DTYPE_V8, PKV_DTYPE_V4, 0};
+        c->dtype_k = keys[world_below(w, 3)];
+        c->dtype_v = values[world_below(w, c->dtype_k != 0 ? 3 : 2)];
+        w->group[g].quantised = true;
+    }
     if (large && !bytes) { /* so that the limit means a few dozen pages */
         c->n_layers = 16;
         c->kv_heads = c->q_heads = 16;
@@ -284,7 +291,8 @@ void world_close(struct world *w)
     }
     for (uint32_t g = 0; g < WORLD_GROUPS; g++) {
         free(w->group[g].buffer);
-        free(w->group[g].shadow);
+        free(w->group[g].shadow.slot);
+        free(w->group[g].open_shadow.slot);
     }
 }
 

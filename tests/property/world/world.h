@@ -61,6 +61,7 @@ struct world_seq {
     uint32_t space;
     uint32_t n_pages; /* logical pages, those reserved included */
     pkv_page page[WORLD_GROUPS][WORLD_PAGES];
+    pkv_page open[WORLD_GROUPS]; /* quantised groups: where the partial tail lies; or NONE: sealed */
     struct world_policy policy[WORLD_GROUPS];
     uint32_t n_pins;
     struct {
@@ -81,6 +82,7 @@ struct world_entry {
     uint64_t history[WORLD_STEP], content[WORLD_STEP];
     uint64_t dep;                /* after this step */
     pkv_page tail[WORLD_GROUPS]; /* the partial page before the step, or NONE */
+    pkv_open_page open[WORLD_GROUPS][WORLD_STEP / 8 + 2]; /* quantised groups: pages touched */
 };
 
 struct world_batch {
@@ -99,11 +101,17 @@ struct world_host_page {
     bool refused;     /* of a magazine, which gives it back */
 };
 
+/* NONE: contents of all slots by page index. */
+struct world_shadow {
+    uint64_t *slot;
+    uint32_t pages;
+};
+
 struct world_group {
     pkv_group_info info;
-    void *buffer;     /* EXTERNAL */
-    uint64_t *shadow; /* NONE: contents of all slots by page index */
-    uint32_t shadow_pages;
+    bool quantised;
+    void *buffer; /* EXTERNAL */
+    struct world_shadow shadow, open_shadow;
 };
 
 struct world {
@@ -187,11 +195,11 @@ uint64_t world_first_history(const struct world *w, const struct world_seq *s);
 uint64_t world_content(uint64_t history, uint64_t dep);
 uint32_t world_pages_for(const struct world *w, uint32_t tokens);
 pkv_namespace world_space(uint32_t space, char *bytes);
-/* Element of a key (part 0) or value (1); exact in every page format. */
-float world_element(uint64_t content, uint32_t layer, uint32_t part, uint32_t head, uint32_t dim);
+/* Vectors that stand for a content; their elements are exact in every page format. */
+enum world_part { WORLD_KEY, WORLD_VALUE, WORLD_QUERY = 3 };
 /* NONE: where a slot's content is noted. */
 uint64_t *world_slot(struct world *w, uint32_t group, pkv_page page, uint32_t offset);
-/* The host's part of copy-on-write in a reserved batch. */
+/* The host's part of copy-on-write in a reserved batch, open pages included. */
 void world_copy(struct world *w, struct world_batch *b);
 /* Writes the new tokens of a reserved batch. */
 void world_write(struct world *w, struct world_batch *b);
