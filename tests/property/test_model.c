@@ -636,6 +636,65 @@ static void op_trim(struct run *run)
     CHECK(run, pkv_cache_trim(run->cache, NULL) == PKV_OK, "trim");
 }
 
+/* A smaller limit for a moment: taken or refused, as the shortfall says, and nothing is lost. */
+static void op_limit(struct run *run)
+{
+    const uint64_t most = UINT64_C(1) << 32, limit = below(run, 1u << 31);
+    pkv_limit_shortfall shortfall = {.struct_size = sizeof shortfall};
+    CHECK(run, pkv_cache_limit_shortfall(run->cache, limit, &shortfall) == PKV_OK, "shortfall");
+    const pkv_status status = pkv_cache_set_limit(run->cache, limit);
+    CHECK(run, status == PKV_OK || status == PKV_EBUSY || status == PKV_EINVAL, "%s",
+          pkv_status_name(status));
+    CHECK(run, (status == PKV_OK) == (shortfall.bytes == 0), "%s, short of %" PRIu64 " bytes",
+          pkv_status_name(status), shortfall.bytes);
+    CHECK(run, pkv_cache_set_limit(run->cache, most) == PKV_OK, "back to the old limit");
+    compare_all(run);
+}
+
+static pkv_status move_pages(void *user, uint32_t group, uint32_t n, const uint32_t *from,
+                             const uint32_t *to)
+{
+    uint64_t *shadow = ((struct run *)user)->shadow[group];
+    for (uint32_t i = 0; i < n; i++)
+        memcpy(shadow + (size_t)to[i] * MODEL_PAGE_TOKENS,
+               shadow + (size_t)from[i] * MODEL_PAGE_TOKENS, MODEL_PAGE_TOKENS * sizeof *shadow);
+    return PKV_OK;
+}
+
+/* Pages may have new ids afterwards, the same for all that hold one, but not those of open batches and
+ * of the host. */
+static void note_moves(struct run *run, struct model_seq *seq, int g, bool *moved)
+{
+    pkv_page pages[MODEL_MAX_PAGES];
+    CHECK(run, pkv_seq_pages(seq->handle, (uint32_t)g, 0, seq->n_pages, pages) == PKV_OK, "pages");
+    for (uint32_t l = 0; l < seq->n_pages; l++) {
+        struct model_page *page = seq->page[g][l];
+        if (page == NULL || page->id == PKV_PAGE_NONE || page->id == pages[l]) continue;
+        CHECK(run, seq->batch < 0 && !moved[page - run->model.pool[g]], "page %u has moved", l);
+        for (int i = 0; i < HOST_REFS; i++)
+            CHECK(run, run->host[i].page != page, "a page of the host has moved");
+        moved[page - run->model.pool[g]] = true;
+        page->id = pages[l];
+    }
+}
+
+static void op_compact(struct run *run)
+{
+    uint64_t bytes = 0;
+    const uint64_t most = below(run, 2) ? UINT64_MAX : below(run, 1u << 24);
+    const pkv_status status =
+        run->storage == PKV_STORAGE_HOST
+            ? pkv_cache_compact(run->cache, most, &bytes)
+            : pkv_cache_compact_with(run->cache, most, move_pages, run, &bytes);
+    CHECK(run, status == PKV_OK && bytes <= most, "%s", pkv_status_name(status));
+    for (int g = 0; g < MODEL_GROUPS; g++) {
+        bool moved[MODEL_POOL] = {false};
+        for (int s = 0; s < MODEL_SEQS; s++)
+            if (run->model.seq[s].live) note_moves(run, &run->model.seq[s], g, moved);
+    }
+    compare_all(run);
+}
+
 /* ---- a run ---------------------------------------------------------------------------------- */
 
 static const struct {
@@ -647,9 +706,11 @@ static const struct {
     {"truncate", op_truncate, 8}, {"pin", op_pin, 3},           {"unpin", op_unpin, 3},
     {"drop", op_drop, 8},         {"host ref", op_host_ref, 4}, {"begin", op_begin, 14},
     {"add", op_add, 50},          {"reserve", op_reserve, 16},  {"commit", op_commit, 16},
-    {"abort", op_abort, 2},       {"stale", op_stale, 2},       {"trim", op_trim, 1},
-    {"remove", op_remove, 6},
+    {"abort", op_abort, 2},       {"stale", op_stale, 2},       {"remove", op_remove, 6},
 };
+/* One in so many operations is one of these: they look at everything. */
+#define RARE 500
+static void (*const rare_operations[])(struct run *run) = {op_trim, op_limit, op_compact};
 
 static void open_run(struct run *run, pkv_storage storage, uint64_t seed)
 {
@@ -707,6 +768,10 @@ static void play(struct run *run, uint64_t n)
             at -= operations[i++].weight;
         run->op = operations[i].name;
         operations[i].run(run);
+        if (below(run, RARE) == 0) {
+            run->op = "trim, limit or compact";
+            rare_operations[below(run, 3)](run);
+        }
         if (run->step % 4096 == 0) compare_all(run);
         if (n >= 10000000 && (run->step + 1) % (n / 20) == 0)
             fprintf(stderr, "test_model: %" PRIu64 " of %" PRIu64 " operations\n", run->step + 1,
