@@ -335,6 +335,55 @@ def test_limits_stats_events(cache):
     assert "tokens=0" in repr(cache.stats())
 
 
+def test_limit_shortfall_says_what_stands_in_the_way(cache):
+    plan, seq = cache.plan(), cache.sequence()
+    feed(cache, plan, seq, range(100))
+    page = cache.page_alloc(0, 1)
+    assert cache.limit_shortfall(64 << 20).bytes == 0
+    found = cache.limit_shortfall(100 << 10)
+    page_bytes = cache.group_info(0).page_bytes
+    assert (found.sequences, found.host) == (7 * page_bytes, page_bytes)
+    assert found.bytes > 0 and found.magazines == 0 and found.metadata > 0
+    assert found.needed > 100 << 10
+    with pytest.raises(pagedkv.Busy):
+        cache.set_limit(100 << 10)
+    cache.set_limit(found.needed)
+    assert cache.limit_shortfall(found.needed).bytes == 0
+    cache.page_unref(0, page)
+    seq.close()
+    assert cache.limit_shortfall(found.needed).host == 0
+
+
+def test_compact_moves_pages_and_keeps_what_they_hold(cache):
+    info = cache.group_info(0)
+    per_region = info.pages_per_region
+    seqs = [cache.sequence() for _ in range(2 * per_region)]
+    for i, seq in enumerate(seqs):  # a page each, over more than two regions' worth
+        with cache.batch() as batch:
+            batch.add(seq, [i])
+            batch.reserve()
+            batch.commit()
+        cache.page_memory(0, int(seq.pages(0, 0, 1)[0]), 0)[:4] = list(i.to_bytes(4, "little"))
+    kept = {i: seq for i, seq in enumerate(seqs) if i % 2}
+    for seq in seqs[::2]:
+        seq.close()
+    before = {i: int(seq.pages(0, 0, 1)[0]) for i, seq in kept.items()}
+    held = cache.stats().region_bytes
+    assert cache.compact(info.page_bytes) == info.page_bytes
+    moved = cache.compact()
+    assert 0 < moved <= len(kept) * info.page_bytes and moved % info.page_bytes == 0
+    assert cache.stats().region_bytes < held
+    after = {i: int(seq.pages(0, 0, 1)[0]) for i, seq in kept.items()}
+    changed = sum(before[i] != after[i] for i in kept)
+    assert changed == moved // info.page_bytes + 1
+    for i, page in after.items():
+        memory = cache.page_memory(0, page, 0)
+        assert int.from_bytes(bytes(memory[:4]), "little") == i
+    assert cache.compact() == 0
+    with pagedkv.Cache([group()], storage="none") as ids, pytest.raises(pagedkv.NotSupported):
+        ids.compact()
+
+
 def test_single_pages(cache):
     pages = cache.page_alloc(0, 3)
     assert len(set(pages.tolist())) == 3
