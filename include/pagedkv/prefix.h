@@ -87,7 +87,8 @@ PKV_API pkv_status pkv_seq_set_tokens(pkv_seq seq, uint64_t first, const int32_t
 
 /* How long pages that this sequence publishes from now on are worth keeping, for the policy
  * "priority" (lowest first, least recently used among equals; the other policies ignore it):
- * priority 0..PKV_PRIORITY_MAX for ttl_ns nanoseconds after each use (0 = for ever), then 0. */
+ * priority 0..PKV_PRIORITY_MAX for ttl_ns nanoseconds after each use (0 = for ever), then 0, behind
+ * those that have 0 already. */
 #define PKV_PRIORITY_DEFAULT 50
 #define PKV_PRIORITY_MAX 100
 PKV_API pkv_status pkv_seq_set_retention(pkv_seq seq, uint32_t priority, uint64_t ttl_ns);

@@ -392,6 +392,31 @@ START_TEST(soft_pins_give_way_by_priority)
 }
 END_TEST
 
+/* Of pins with the same priority the one that would end first gives way first, one without an end
+ * last, in whatever order they were made. */
+START_TEST(of_equal_pins_the_shortest_gives_way)
+{
+    enum { PINS = 6 };
+    static const uint64_t ttl[PINS] = {500, 0, 300, 700, 200, 600};
+    static const int order[PINS] = {4, 2, 0, 5, 3, 1};
+    pkv_cache *cache = open_cache(NULL, 0, false);
+    const int32_t *t[PINS];
+    for (int32_t i = 0; i < PINS; i++) {
+        t[i] = count_from(i + 1, 32);
+        run(cache, NULL, t[i], 32, false);
+        const pkv_match m = match(cache, NULL, t[i], 32);
+        pkv_pin pin;
+        ck_assert_int_eq(pkv_prefix_pin(cache, &m, 20, ttl[i], &pin), PKV_OK);
+    }
+    for (int i = 0; i < PINS; i++) {
+        ck_assert_int_eq(pkv_prefix_reclaim(cache, 0, 2, NULL), PKV_OK);
+        for (int j = 0; j < PINS; j++)
+            ck_assert_uint_eq(match(cache, NULL, t[order[j]], 32).n_tokens, j <= i ? 0 : 32);
+    }
+    close_cache(cache);
+}
+END_TEST
+
 /* Pins that a drop ended and nobody released take no memory for ever. */
 START_TEST(pins_of_dropped_namespaces_go)
 {
@@ -498,6 +523,55 @@ START_TEST(priority_policy_keeps_what_matters)
     ck_assert_int_eq(pkv_prefix_reclaim(cache, 0, 2, NULL), PKV_OK);
     ck_assert_uint_eq(match(cache, NULL, t[2], 32).n_tokens, 0);
     ck_assert_uint_eq(match(cache, NULL, t[0], 32).n_tokens, 32);
+    close_cache(cache);
+}
+END_TEST
+
+/* A sequence that publishes 32 tokens with a retention, or attaches them, and ends. */
+static void use(pkv_cache *cache, const int32_t *tokens, uint32_t priority, uint64_t ttl_ns)
+{
+    const pkv_match m = match(cache, NULL, tokens, 32);
+    pkv_seq seq;
+    ck_assert_int_eq(pkv_seq_create(cache, &seq), PKV_OK);
+    ck_assert_int_eq(pkv_seq_set_retention(seq, priority, ttl_ns), PKV_OK);
+    if (m.n_tokens == 32)
+        ck_assert_int_eq(pkv_seq_attach(seq, &m), PKV_OK);
+    else
+        ck_assert_int_eq(append(cache, seq, tokens, 32), PKV_OK);
+    ck_assert_int_eq(pkv_seq_destroy(seq), PKV_OK);
+}
+
+/* The time to live counts from the last use, not from the first; and a page whose time ran out has
+ * both, priority and time, again once it is used. */
+START_TEST(a_use_renews_retention)
+{
+    pkv_cache *cache = open_cache("priority", 0, false);
+    const int32_t *lasting = count_from(1, 32), *other = count_from(2, 32);
+    const int32_t *filler = count_from(3, 32);
+    use(cache, lasting, 90, 100);
+    use(cache, other, 10, 0);
+    clock_now += 60;
+    use(cache, lasting, 0, 0); /* as its publisher said, whatever the user says */
+    clock_now += 60;           /* 120 since it came, 60 since it was used */
+    ck_assert_int_eq(pkv_prefix_reclaim(cache, 0, 2, NULL), PKV_OK);
+    ck_assert_uint_eq(match(cache, NULL, lasting, 32).n_tokens, 32);
+    ck_assert_uint_eq(match(cache, NULL, other, 32).n_tokens, 0);
+
+    use(cache, filler, 0, 0);
+    clock_now += 100; /* its time runs out, which is noted when a victim is looked for */
+    ck_assert_int_eq(pkv_prefix_reclaim(cache, 0, 1, NULL), PKV_OK);
+    ck_assert_uint_eq(match(cache, NULL, filler, 32).n_pages, 1);
+    use(cache, other, 10, 0);
+    use(cache, lasting, 0, 0);
+    clock_now += 99;
+    ck_assert_int_eq(pkv_prefix_reclaim(cache, 0, 3, NULL), PKV_OK);
+    ck_assert_uint_eq(match(cache, NULL, other, 32).n_tokens, 0);
+    ck_assert_uint_eq(match(cache, NULL, lasting, 32).n_tokens, 32);
+    use(cache, other, 10, 0);
+    clock_now += 1; /* and runs out again */
+    ck_assert_int_eq(pkv_prefix_reclaim(cache, 0, 2, NULL), PKV_OK);
+    ck_assert_uint_eq(match(cache, NULL, lasting, 32).n_tokens, 0);
+    ck_assert_uint_eq(match(cache, NULL, other, 32).n_tokens, 32);
     close_cache(cache);
 }
 END_TEST
@@ -728,10 +802,12 @@ Suite *pkvt_suite(void)
     tcase_add_test(all, every_idle_page_can_be_reclaimed);
     tcase_add_test(all, pins_hold_until_their_time_runs_out);
     tcase_add_test(all, soft_pins_give_way_by_priority);
+    tcase_add_test(all, of_equal_pins_the_shortest_gives_way);
     tcase_add_test(all, drop_forgets_a_namespace);
     tcase_add_test(all, pins_of_dropped_namespaces_go);
     tcase_add_test(all, quotas_limit_and_protect);
     tcase_add_test(all, priority_policy_keeps_what_matters);
+    tcase_add_test(all, a_use_renews_retention);
     tcase_add_test(all, digests_are_stable);
     tcase_add_test(all, truncate_and_go_on);
     tcase_add_test(all, no_index_no_functions);

@@ -119,6 +119,45 @@ START_TEST(salts_keep_equal_tokens_apart)
 }
 END_TEST
 
+/* Children of one page by the dozen, for no policy and two others: a part of a child's page is found
+ * for its own policy, whatever the others' hold, also if every hash is the same. */
+START_TEST(a_policy_finds_its_own_among_many_siblings)
+{
+    enum { KINDS = 3, CHILDREN = 40 };
+    open_cache(_i == 1);
+    pkv_evict_config policies[KINDS];
+    for (int kind = 1; kind < KINDS; kind++)
+        ck_assert_int_eq(pkv_evict_config_named(&policies[kind], sizeof *policies,
+                                                kind == 1 ? "window" : "sink", 2 * P),
+                         PKV_OK);
+    int32_t child[KINDS][CHILDREN][4 * P];
+    step(new_seq(NULL), tokens, 3 * P);
+    for (uint32_t c = 0; c < CHILDREN; c++)
+        for (int kind = 0; kind < KINDS; kind++) {
+            int32_t *ids = child[kind][c];
+            memcpy(ids, tokens, 4 * P * sizeof *ids);
+            for (uint32_t i = 0; i < P; i++) /* digits of a number that no other child has */
+                ids[3 * P + i] = (int32_t)((c * KINDS + (uint32_t)kind) * 77 % 121 >> i % 7 & 1);
+            const pkv_seq seq = new_seq(kind == 0 ? NULL : &policies[kind]);
+            for (uint32_t l = 0; l < 4; l++)
+                step(seq, ids + l * P, P);
+            ck_assert_int_eq(pkv_seq_destroy(seq), PKV_OK);
+        }
+    for (int kind = 0; kind < KINDS; kind++) {
+        const pkv_seq like = new_seq(kind == 0 ? NULL : &policies[kind]);
+        for (uint32_t c = 0; c < CHILDREN; c++)
+            for (uint32_t shared = 1; shared <= P; shared++) {
+                int32_t asked[4 * P];
+                memcpy(asked, child[kind][c], sizeof asked);
+                for (uint32_t i = shared; i < P; i++)
+                    asked[3 * P + i] = -1;
+                ck_assert_uint_eq(matched(like, asked, 4 * P).n_tokens, 3 * P + shared);
+            }
+    }
+    close_cache();
+}
+END_TEST
+
 /* A match of no tokens sets the namespace only: not one that took the place of its own. */
 START_TEST(a_match_of_a_forgotten_namespace_is_stale)
 {
@@ -137,6 +176,66 @@ START_TEST(a_match_of_a_forgotten_namespace_is_stale)
     const pkv_seq seq = new_seq(NULL);
     const pkv_status status = pkv_seq_attach(seq, &match);
     ck_assert_int_eq(status, PKV_ESTALE);
+    close_cache();
+}
+END_TEST
+
+/* Two groups: what was computed under policies that differ in the last group only is not found. */
+START_TEST(policies_of_all_groups_count)
+{
+    pkv_config config;
+    ck_assert_int_eq(pkv_config_init(&config, sizeof config), PKV_OK);
+    const pkv_group_config groups[2] = {{.n_layers = 1, .kv_heads = 1, .head_dim_k = 8},
+                                        {.n_layers = 1, .kv_heads = 1, .head_dim_k = 8}};
+    config.groups = groups;
+    config.n_groups = 2;
+    config.page_tokens = P;
+    config.storage = PKV_STORAGE_NONE;
+    config.memory_limit = 64u << 20;
+    ck_assert_int_eq(pkv_cache_create(&config, &cache), PKV_OK);
+    for (int32_t i = 0; i < 20 * (int32_t)P; i++)
+        tokens[i] = i;
+    pkv_evict_config narrow, wide;
+    ck_assert_int_eq(pkv_evict_config_named(&narrow, sizeof narrow, "window", 2 * P), PKV_OK);
+    ck_assert_int_eq(pkv_evict_config_named(&wide, sizeof wide, "window", 3 * P), PKV_OK);
+    pkv_seq seqs[4]; /* (narrow, narrow) twice, then another in one of the groups */
+    for (int i = 0; i < 4; i++) {
+        seqs[i] = new_seq(i == 3 ? &wide : &narrow);
+        ck_assert_int_eq(pkv_seq_set_evict(seqs[i], 1, i == 2 ? &wide : &narrow), PKV_OK);
+    }
+    for (uint32_t l = 0; l < 8; l++)
+        step(seqs[0], tokens + l * P, P);
+    ck_assert_uint_eq(matched(seqs[1], tokens, 8 * P).n_tokens, 8 * P);
+    ck_assert_uint_eq(matched(seqs[2], tokens, 8 * P).n_tokens, 3 * P);
+    ck_assert_uint_eq(matched(seqs[3], tokens, 8 * P).n_tokens, 3 * P);
+    const pkv_match match = matched(seqs[1], tokens, 8 * P);
+    ck_assert_int_eq(pkv_seq_attach(seqs[2], &match), PKV_ESTATE);
+    ck_assert_int_eq(pkv_seq_attach(seqs[1], &match), PKV_OK);
+    close_cache();
+}
+END_TEST
+
+/* H2O keeps what had most mass, so what is computed after it dropped a page is nobody else's. */
+START_TEST(nothing_after_a_choice_by_data_is_published)
+{
+    open_cache(_i == 1);
+    pkv_evict_config policy;
+    ck_assert_int_eq(pkv_evict_config_named(&policy, sizeof policy, "h2o", 3 * P), PKV_OK);
+    const pkv_seq seq = new_seq(&policy);
+    uint32_t plain = 0;
+    for (uint32_t l = 0; l < 8; l++) {
+        pkv_evict_info info = {.struct_size = sizeof info};
+        ck_assert_int_eq(pkv_seq_evict_info(seq, 0, &info), PKV_OK);
+        if (info.resident_pages == l) plain = l + 1; /* the page to come sees all before it */
+        step(seq, tokens + l * P, P);
+    }
+    uint32_t tainted = 0;
+    ck_assert_int_eq(pkv_seq_tainted(seq, &tainted), PKV_OK);
+    ck_assert_uint_eq(tainted, 1);
+    ck_assert_uint_ge(plain, 3);
+    ck_assert_uint_lt(plain, 8);
+    ck_assert_uint_eq(matched(new_seq(NULL), tokens, 8 * P).n_tokens, plain * P);
+    ck_assert_uint_eq(matched(new_seq(&policy), tokens, 8 * P).n_tokens, plain * P);
     close_cache();
 }
 END_TEST
@@ -184,6 +283,9 @@ Suite *pkvt_suite(void)
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, tokens_withheld_end_it);
     tcase_add_loop_test(tc, salts_keep_equal_tokens_apart, 0, 2);
+    tcase_add_loop_test(tc, a_policy_finds_its_own_among_many_siblings, 0, 2);
+    tcase_add_test(tc, policies_of_all_groups_count);
+    tcase_add_test(tc, nothing_after_a_choice_by_data_is_published);
     tcase_add_test(tc, a_match_of_a_forgotten_namespace_is_stale);
     tcase_add_test(tc, an_undo_is_seen_by_the_next_export);
     suite_add_tcase(suite, tc);
