@@ -86,6 +86,8 @@ suite() { # suite PHASE TEST_ARGS...: judges the phase's build and runs its test
 
 # Nothing is left out for want of a library.
 all="-Dtools=enabled -Dtests=enabled"
+# Reports need lines; whole debug information makes instrumented kernel rows half as slow again to compile.
+lines=-gline-tables-only
 
 # A phase is build_PHASE, which runs beside the tests of the phases before it, and test_PHASE.
 # Emulation and sanitizers are slow, so Check's own time limits are stretched there like meson's.
@@ -107,7 +109,8 @@ test_clang() { suite clang --suite kernel --suite unit; }
 
 build_asan() {
     CC=clang CXX=clang++ compile asan '' --buildtype=debugoptimized $all -Ddebug_checks=true \
-        -Dfuzzers=true -Davx512=false -Db_sanitize=address,undefined -Db_lundef=false
+        -Dfuzzers=true -Davx512=false -Db_sanitize=address,undefined -Db_lundef=false \
+        -Dc_args=$lines
 }
 fuzz() { # new inputs for a moment; longer runs: docs/testing.md
     scratch=$(mktemp -d)
@@ -135,7 +138,7 @@ test_asan() {
 
 build_tsan() {
     CC=clang CXX=clang++ compile tsan stress --buildtype=debugoptimized $all -Ddebug_checks=true \
-        -Davx512=false -Db_sanitize=thread -Db_lundef=false
+        -Davx512=false -Db_sanitize=thread -Db_lundef=false -Dc_args=$lines
 }
 test_tsan() {
     export CK_TIMEOUT_MULTIPLIER=10 TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
@@ -161,6 +164,9 @@ test_install() { expect "consumer-of-installed-library" tests/consumer/run.sh; }
 build_python() { :; }
 test_python() {
     log=$(mktemp)
+    # the library that the first phase has built, if it was asked for
+    library=$PWD/build-check-gcc/lib/libpagedkv.so
+    [ ! -f "$library" ] || export PAGEDKV_LIBRARY="$library"
     sh tools/ci/python.sh >"$log" 2>&1
     status=$?
     tail -n 25 "$log"
