@@ -58,6 +58,8 @@ class Lockstep:
         variants: list[Variant],
         *,
         dtype: str = "f32",
+        kv_type: str | None = None,
+        plain_ends: int = 0,
         page_tokens: int = 16,
         memory: int = 8 << 30,
         fork: bool = True,
@@ -68,9 +70,11 @@ class Lockstep:
         self.store = PagedStore(
             model.config,
             dtype=dtype,
+            kv_type=kv_type,
+            plain_ends=plain_ends,
             page_tokens=page_tokens,
             memory=memory,
-            signals=_SIGNALS,
+            signals=_SIGNALS if kv_type is None else 0,
             prefix=0,
         )
         self.fork = fork

@@ -14,6 +14,8 @@ import csv
 import json
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -195,49 +197,68 @@ _NEEDLE = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
 _QUESTION = "\n\nThe pass key is"
 
 
-def passkey(args: argparse.Namespace) -> None:
-    """Retrieval of five digits hidden at ten depths; the question is fed token by token."""
-    model, tokenizer = load_model(args.model)
-    filler = tokenizer.encode(novels.body("emma")[: args.passkey_tokens * 12], add_bos=False)
+@dataclass(frozen=True)
+class Passkey:
+    """A text with a key hidden ``at`` a token, the question, and the answer's tokens."""
+
+    depth: float
+    trial: int
+    at: int
+    ids: list[int]
+    question: list[int]
+    answer: list[int]
+
+
+def make_passkeys(tokenizer: Any, tokens: int, trials: int, seed: int) -> Iterator[Passkey]:
+    """Five digits hidden in a novel's text at ten depths."""
+    filler = tokenizer.encode(novels.body("emma")[: tokens * 12], add_bos=False)
     question = tokenizer.encode(_QUESTION, add_bos=False)
-    variants = [FULL] + [Variant(p, b) for b in args.passkey_budgets for p in args.policies]
-    rng = np.random.default_rng(args.seed)
-    rows = []
+    rng = np.random.default_rng(seed)
     for depth in range(10):
-        for trial in range(args.passkey_trials):
+        for trial in range(trials):
             key = "".join(str(d) for d in rng.integers(0, 10, 5))
             needle = tokenizer.encode(_NEEDLE.format(key=key), add_bos=False)
-            room = args.passkey_tokens - len(needle)
+            room = tokens - len(needle)
             at = int(room * (depth + 0.5) / 10)
             offset = int(rng.integers(0, len(filler) - room))
             hay = filler[offset : offset + room]
             ids = tokenizer.bos + hay[:at] + needle + hay[at:]
             answer = tokenizer.encode(" " + key, add_bos=False)
-            with Lockstep(model, variants, dtype=args.cache_dtype) as lockstep:
-                for start in range(0, len(ids), 16):
-                    lockstep.feed(ids[start : start + 16], last_only=True)
-                logits = {}
-                for token in question:
-                    logits = lockstep.feed([token])
-                right = {v: True for v in logits}
-                for token in answer:  # teacher-forced: equals free greedy running while right
-                    for v, row in logits.items():
-                        right[v] &= int(row[-1].argmax()) == token
-                    logits = lockstep.feed([token])
-                distance = lockstep.length - len(answer) - at
-            rows += [
-                {
-                    "policy": v.policy,
-                    "budget": v.budget,
-                    "depth": (depth + 0.5) / 10,
-                    "trial": trial,
-                    "length": len(ids),
-                    "distance": distance,
-                    "found": int(ok),
-                }
-                for v, ok in right.items()
-            ]
-        print(f"depth {depth}: done", flush=True)
+            yield Passkey((depth + 0.5) / 10, trial, at, ids, question, answer)
+
+
+def passkey(args: argparse.Namespace) -> None:
+    """Retrieval of five digits hidden at ten depths; the question is fed token by token."""
+    model, tokenizer = load_model(args.model)
+    variants = [FULL] + [Variant(p, b) for b in args.passkey_budgets for p in args.policies]
+    rows = []
+    for case in make_passkeys(tokenizer, args.passkey_tokens, args.passkey_trials, args.seed):
+        with Lockstep(model, variants, dtype=args.cache_dtype) as lockstep:
+            for start in range(0, len(case.ids), 16):
+                lockstep.feed(case.ids[start : start + 16], last_only=True)
+            logits = {}
+            for token in case.question:
+                logits = lockstep.feed([token])
+            right = {v: True for v in logits}
+            for token in case.answer:  # teacher-forced: equals free greedy running while right
+                for v, row in logits.items():
+                    right[v] &= int(row[-1].argmax()) == token
+                logits = lockstep.feed([token])
+            distance = lockstep.length - len(case.answer) - case.at
+        rows += [
+            {
+                "policy": v.policy,
+                "budget": v.budget,
+                "depth": case.depth,
+                "trial": case.trial,
+                "length": len(case.ids),
+                "distance": distance,
+                "found": int(ok),
+            }
+            for v, ok in right.items()
+        ]
+        if case.trial == args.passkey_trials - 1:
+            print(f"depth {case.depth}: done", flush=True)
     write_rows(args.output / "passkey.csv", rows)
 
 
@@ -450,12 +471,12 @@ def _passkey_table(rows: list[Row]) -> None:
                 int(r["found"]) for r in rows if r["policy"] == policy and int(r["budget"]) == b
             ]
             p, n = float(np.mean(found)), len(found)
-            low, high = _wilson(p, n)
+            low, high = wilson(p, n)
             cells.append(f"{p:.0%} ({low:.0%}–{high:.0%})")
         print(f"| {policy} | " + " | ".join(cells) + " |")
 
 
-def _wilson(p: float, n: int) -> tuple[float, float]:
+def wilson(p: float, n: int) -> tuple[float, float]:
     """95 % interval of a proportion."""
     z = 1.96
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)

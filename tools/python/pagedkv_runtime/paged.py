@@ -24,21 +24,41 @@ _PARALLEL_BYTES = 1 << 18
 _ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
-def groups_of(config: ModelConfig, dtype: str) -> list[pagedkv.Group]:
-    """One cache group per attention span: full layers, and Gemma's window layers apart."""
-    return [
-        pagedkv.Group(
-            n_layers=len(layers),
-            kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            q_heads=config.n_heads,
-            window=span.window,
-            dtype=dtype,
-            layers=layers,
-            rope=pagedkv.RopeInfo(config.rotary_dims, span.theta, config.rope_interleaved),
-        )
-        for span, layers in config.groups
-    ]
+#: Names of ``kv_type``: formats of full pages of keys and of values, None = as ``dtype``.
+KV_TYPES: dict[str, tuple[str | None, str | None]] = {
+    f"{k or ''}{v or ''}": (k, v) for k in (None, "k8", "k4") for v in (None, "v8", "v4") if k or v
+}
+
+
+def groups_of(
+    config: ModelConfig, dtype: str, kv_type: str | None = None, plain_ends: int = 0
+) -> list[pagedkv.Group]:
+    """One cache group per attention span: full layers, and Gemma's window layers apart. With
+    ``kv_type`` the first and last ``plain_ends`` layers of the model stay in ``dtype``."""
+    formats = (None, None) if kv_type is None else KV_TYPES[kv_type]
+    ends = {*range(plain_ends), *range(config.n_layers - plain_ends, config.n_layers)}
+    groups = []
+    for span, layers in config.groups:
+        inner = [layer for layer in layers if layer not in ends]
+        outer = [layer for layer in layers if layer in ends]
+        for part, (dtype_k, dtype_v) in ((inner, formats), (outer, (None, None))):
+            if not part:
+                continue
+            groups.append(
+                pagedkv.Group(
+                    n_layers=len(part),
+                    kv_heads=config.n_kv_heads,
+                    head_dim=config.head_dim,
+                    q_heads=config.n_heads,
+                    window=span.window,
+                    dtype=dtype,
+                    dtype_k=dtype_k,
+                    dtype_v=dtype_v,
+                    layers=part,
+                    rope=pagedkv.RopeInfo(config.rotary_dims, span.theta, config.rope_interleaved),
+                )
+            )
+    return groups
 
 
 class Blocked(Exception):
@@ -56,6 +76,8 @@ class PagedStore:
     """A pagedkv cache for one model, its plan and the threads that attend.
 
     dtype         element type of the pages: "f32", "f16", "bf16"
+    kv_type       formats of full pages, one of KV_TYPES ("k8v8", …), or None: as dtype
+    plain_ends    so many first and last layers stay in dtype (for models that 4 bits break)
     memory        the cache's memory limit in bytes
     policy        eviction policy of every sequence's full-attention layers, or None
     options       further pkv_config fields (prefix, event_capacity, isa, …)
@@ -66,6 +88,8 @@ class PagedStore:
         config: ModelConfig,
         *,
         dtype: str = "f32",
+        kv_type: str | None = None,
+        plain_ends: int = 0,
         page_tokens: int = 16,
         memory: int = 1 << 30,
         policy: pagedkv.EvictPolicy | None = None,
@@ -78,7 +102,7 @@ class PagedStore:
         if policy is not None:
             signals |= policy.signals
         self.cache = pagedkv.Cache(
-            groups_of(config, dtype),
+            groups_of(config, dtype, kv_type, plain_ends),
             page_tokens=page_tokens,
             memory_limit=memory,
             signals=signals,
