@@ -16,6 +16,7 @@ enum {
     GROUP = 64, /* slots handled together: one step of the page loop */
     GROUP_VECS = GROUP / VL,
     GROUP_PAGES = GROUP / 8, /* most pages of a group */
+    V4_GROUP = 32,           /* dims with a scale and minimum of their own */
     LEAST_CODE_PAGE = 16,    /* shorter pages with keys in codes pass through a panel */
     LEAF_GROUPS = PKVI_LEAF / GROUP,
     BRIDGE_BYTES = 2048, /* what memory delivers to a core in some 50 ns; see bridge() */

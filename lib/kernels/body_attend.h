@@ -157,28 +157,78 @@ static __attribute__((noinline)) void leaf_maxima(const struct tile *t)
         }
 }
 
-/* Scales and minima of the values of a group, by column: V8 one for each, V4 one per group of dims.
- */
-struct value_scales {
-    float scale[GROUP * (PKV_MAX_HEAD_DIM / V4_GROUP)], min[GROUP * (PKV_MAX_HEAD_DIM / V4_GROUP)];
-};
+/* V tile in codes of a head: where column `at` of a group lies in it, and its slot there. */
+VI const char *coded_values(const struct tile *t, const struct group *g, uint32_t h, uint32_t at,
+                            uint32_t *slot)
+{
+    const pkvi_layout *l = t->job->layout;
+    const int64_t place = g->slot0 + at;
+    *slot = (uint32_t)(place & (l->page_tokens - 1));
+    return part_of(t->job, place >> t->page_shift) + l->v_offset +
+           (size_t)(t->head0 + h) * l->v_head_bytes;
+}
 
-static void load_value_scales(const struct tile *t, const struct group *g, uint32_t h,
-                              struct value_scales *s)
+/* V8: the scales of a group's tokens by column. */
+static void load_value_scales(const struct tile *t, const struct group *g, uint32_t h, float *scale)
 {
     const pkvi_layout *l = t->job->layout;
     const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
-    const uint32_t per = t->v_kind == KIND_V4 ? l->v_groups : 1;
     for (uint32_t at = g->first / run * run; at < g->last; at += run) {
-        const int64_t slot = g->slot0 + at;
-        const char *tile = part_of(t->job, slot >> t->page_shift) + l->v_offset +
-                           (size_t)(t->head0 + h) * l->v_head_bytes;
-        const size_t skip = 2 * (size_t)(slot & (l->page_tokens - 1)) * per;
-        convert(s->scale + at * per, PKV_DTYPE_F32, tile + l->v_scale + skip, PKV_DTYPE_F16,
-                run * per);
-        if (t->v_kind == KIND_V4)
-            convert(s->min + at * per, PKV_DTYPE_F32, tile + l->v_min + skip, PKV_DTYPE_F16,
-                    run * per);
+        uint32_t slot;
+        const char *tile = coded_values(t, g, h, at, &slot);
+        convert(scale + at, PKV_DTYPE_F32, tile + l->v_scale + 2 * (size_t)slot, PKV_DTYPE_F16,
+                run);
+    }
+}
+
+/* V4: probabilities s of `rows` rows times a group of dims' scales, to p, and summed with its
+ * minima, to base. What a row does not see adds nothing: a scale that is not a number stays away.
+ */
+VI void weigh_values(int rows, const struct tile *t, const struct group *g, uint32_t h, uint32_t j,
+                     uint32_t r0, const float *s, float *p, float *base)
+{
+    const pkvi_layout *l = t->job->layout;
+    const uint32_t run = l->page_tokens < GROUP ? l->page_tokens : GROUP;
+    const bool half = VL > run;
+    vf sum[4];
+    UNROLL for (int r = 0; r < rows; r++) sum[r] = v_zero();
+    for (uint32_t at = g->first / run * run; at < g->last; at += run) {
+        uint32_t slot;
+        const char *tile = coded_values(t, g, h, at, &slot);
+        const size_t skip = 2 * ((size_t)j * l->page_tokens + slot);
+        const char *scale = tile + l->v_scale + skip, *min = tile + l->v_min + skip;
+        for (uint32_t c = 0; c < run; c += VL) {
+            const vf by = half ? v_load_f16_half(scale + 2 * c) : v_load_f16(scale + 2 * c);
+            const vf low = half ? v_load_f16_half(min + 2 * c) : v_load_f16(min + 2 * c);
+            UNROLL for (int r = 0; r < rows; r++)
+            {
+                const vf x = load_out(s + r * S_STRIDE + at + c, half);
+                vf y = v_mul(x, by), z = v_mul(x, low);
+                if (!g->full) {
+                    const uint32_t bits = (uint32_t)(g->vis[r0 + (uint32_t)r] >> (at + c));
+                    y = v_keep_bits(y, bits, v_zero());
+                    z = v_keep_bits(z, bits, v_zero());
+                }
+                store_out(p + r * GROUP + at + c, y, half);
+                sum[r] = v_add(sum[r], z);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) base[r] = v_hsum(sum[r]);
+}
+
+static void weigh_values_block(const struct tile *t, const struct group *g, uint32_t h, uint32_t r0,
+                               uint32_t rows, const float *s)
+{
+    const uint32_t groups = t->job->layout->v_groups;
+    for (uint32_t j = 0; j < groups; j++) {
+        float *p = t->v_weights + (size_t)j * BLOCK_ROWS * GROUP;
+        float *base = t->v_base + (size_t)j * BLOCK_ROWS;
+        uint32_t r = 0;
+        for (; r + 4 <= rows; r += 4)
+            weigh_values(4, t, g, h, j, r0 + r, s + r * S_STRIDE, p + r * GROUP, base + r);
+        for (; r < rows; r++)
+            weigh_values(1, t, g, h, j, r0 + r, s + r * S_STRIDE, p + r * GROUP, base + r);
     }
 }
 
@@ -211,9 +261,6 @@ static void span_clip(struct pv_span *out, const struct pv_span *s, uint32_t fro
 {
     out->n_pages = 0;
     out->row_bytes = s->row_bytes;
-    out->scale = s->scale;
-    out->min = s->min;
-    out->groups = s->groups;
     for (uint32_t i = 0; i < s->n_pages; i++) {
         const uint32_t column = s->column[i];
         const uint32_t t0 = column + s->t0[i] > from ? s->t0[i] : from - column;
@@ -233,11 +280,6 @@ VI vf span_value(int kind, const struct pv_span *s, uint32_t page, uint32_t toke
                  bool half)
 {
     const bool pairs = kind == KIND_BF16 || kind == KIND_BFDOT;
-    if (kind == KIND_V4) {
-        const size_t at = (size_t)(s->column[page] + token) * s->groups + vec * VL / V4_GROUP;
-        return value4(s->v[page] + (size_t)(token / 2) * s->row_bytes + vec * VL, token % 2,
-                      s->scale + at, s->min + at);
-    }
     const char *row = s->v[page] + (size_t)(pairs ? token / 2 : token) * s->row_bytes +
                       (size_t)vec * value_bytes(kind);
     return load_value(kind, row, half, pairs && token % 2);
@@ -301,19 +343,19 @@ static __attribute__((noinline)) void group_values(const struct tile *t, uint32_
     const size_t head = t->head0 - job->head0 + h;
     float *o = job->o + head * job->o_head_stride + t->row0 * job->o_stride;
     const int kind = t->v_kind;
-    struct value_scales scales;
-    struct pv_span span = {
-        .scale = scales.scale, .min = scales.min, .groups = job->layout->v_groups};
-    if (pkvi_layout_v_coded(job->layout)) load_value_scales(t, g, h, &scales);
+    float scale[GROUP];
+    struct pv_span span;
+    if (kind == KIND_V8) load_value_scales(t, g, h, scale);
     value_span(t, gi, h, &span);
     for (uint32_t r = 0; r < t->rows; r++) {
         const size_t at = h * t->rows + r, row = head * job->n_rows + t->row0 + r;
         const float m = job->m[row];
         row_probs(t, g, r, t->s + at * S_STRIDE + gi * GROUP, m == NEG_INF ? 0.0f : m,
                   t->vsum + at * VL, job->page_sum ? job->page_sum + row * job->n_pages : NULL,
-                  kind == KIND_V8 ? scales.scale : NULL);
+                  kind == KIND_V8 ? scale : NULL);
     }
-    if (g->mixed && !span_finite(kind, &span, dims)) {
+    const bool coded = pkvi_layout_v_coded(job->layout); /* finite, and weighted by what rows see */
+    if (g->mixed && !coded && !span_finite(kind, &span, dims)) {
         careful_values(t, gi, h, kind, &span, o);
         return;
     }
@@ -325,6 +367,11 @@ static __attribute__((noinline)) void group_values(const struct tile *t, uint32_
         span_clip(&block_span, &span, from, to);
         b.p = t->s + (size_t)(h * t->rows + r) * S_STRIDE + gi * GROUP;
         b.o = o + r * job->o_stride;
+        if (kind == KIND_V4) {
+            weigh_values_block(t, g, h, r, n, b.p);
+            b.p = t->v_weights;
+            b.base = t->v_base;
+        }
         pv_run(kind, n, &b, dims);
         memcpy(span.next, span.v, sizeof span.next); /* prefetched once */
     }
@@ -416,9 +463,11 @@ static void tile_scratch(struct tile *t)
     t->k_panel = at;
     at += t->panel ? (size_t)GROUP * l->dim_k : 0;
     t->weights = at;
-    at += t->codes ? (size_t)(l->page_tokens < GROUP ? GROUP / l->page_tokens : 1) * BLOCK_ROWS *
-                         W_STRIDE
-                   : 0;
+    at += t->codes ? (size_t)(l->page_tokens < GROUP ? GROUP / l->page_tokens : 1) * W_PAGE : 0;
+    t->v_weights = at;
+    at += (size_t)l->v_groups * BLOCK_ROWS * GROUP;
+    t->v_base = at;
+    at += (size_t)l->v_groups * 16;
     t->q = at;
     t->q_low = NULL;
 #ifdef PKVI_BFDOT

@@ -2,7 +2,7 @@
  * fma(code, scale, minimum) (V8: code * scale) in f32, everywhere. Reads of a whole vector may pass
  * the end of a row but stay in its tile, since the scales come last. */
 
-enum { MAX_PAGE = 256, V4_GROUP = 32, PAD = 16 };
+enum { MAX_PAGE = 256, PAD = 16 };
 
 /* VL codes of a channel from a slot on; `at` is its place in the channel's row (K4: in the row of
  * the pair of channels). */
@@ -114,7 +114,7 @@ VI void token_of(int kind, const pkvi_layout *l, const char *tile, uint32_t t, f
     } else if (kind == KIND_V4) {
         row = tile + (size_t)(t / 2) * dims;
         for (uint32_t g = 0; g < l->v_groups; g++) {
-            const size_t at = 2 * ((size_t)t * l->v_groups + g);
+            const size_t at = 2 * ((size_t)g * l->page_tokens + t);
             const uint32_t d0 = g * V4_GROUP, d1 = d0 + V4_GROUP < dims ? d0 + V4_GROUP : dims;
             float scale[1], min[1];
             convert(scale, PKV_DTYPE_F32, tile + l->v_scale + at, PKV_DTYPE_F16, 1);

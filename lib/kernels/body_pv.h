@@ -11,17 +11,22 @@ struct pv_span {
     uint32_t t1[GROUP_PAGES];
     uint32_t column[GROUP_PAGES]; /* column of the page's first slot in the group's scores */
     size_t row_bytes;             /* bytes from one token (bf16, V4: pair) to the next */
-    /* V4: scale and minimum of the group's columns, `groups` for each. */
-    const float *scale, *min;
-    uint32_t groups;
 };
 
 struct pv_block {
     const struct pv_span *span;
-    const float *p; /* probabilities (BFDOT: u32 bf16 pairs), rows S_STRIDE apart */
-    float *o;       /* rows o_stride apart */
+    const float *p;    /* probabilities (BFDOT: u32 bf16 pairs), rows pv_p_stride() apart; V4: times
+                        * the scales of dims' groups, [group of dims][BLOCK_ROWS][GROUP] */
+    const float *base; /* V4: sums of probabilities times minima, [group of dims][BLOCK_ROWS] */
+    float *o;          /* rows o_stride apart */
     size_t o_stride;
 };
+
+/* Floats from one row's probabilities to the next's. */
+VI uint32_t pv_p_stride(int kind)
+{
+    return kind == KIND_V4 ? (uint32_t)GROUP : (uint32_t)S_STRIDE;
+}
 
 VI vf load_out(const float *o, bool half)
 {
@@ -52,15 +57,20 @@ VI uint32_t value_bytes(int kind)
     return kind == KIND_F16 ? VL * 2 : VL * 4;
 }
 
-/* V4: one vector of dims of one token; scale and min are those of the vector's group. */
-VI vf value4(const char *row, bool odd, const float *scale, const float *min)
-{
-    return v_fma(v_nibble(v_load_bytes(row), odd), v_set1(*scale), v_set1(*min));
-}
-
+/* What there is less of, rows or vectors, is held in registers. */
 VI void pv_token(int kind, int rows, int nv, bool half, bool odd, vf acc[BLOCK_ROWS][8],
                  const char *row, const float *p)
 {
+    if (rows < nv) {
+        vf w[BLOCK_ROWS];
+        UNROLL for (int r = 0; r < rows; r++) w[r] = v_set1(p[r * S_STRIDE]);
+        UNROLL for (int v = 0; v < nv; v++)
+        {
+            vf x = load_value(kind, row + (uint32_t)v * value_bytes(kind), half, odd);
+            UNROLL for (int r = 0; r < rows; r++) acc[r][v] = v_acc(acc[r][v], w[r], x);
+        }
+        return;
+    }
     vf x[8];
     UNROLL for (int v = 0; v < nv; v++) x[v] =
         load_value(kind, row + (uint32_t)v * value_bytes(kind), half, odd);
@@ -71,27 +81,28 @@ VI void pv_token(int kind, int rows, int nv, bool half, bool odd, vf acc[BLOCK_R
     }
 }
 
-/* The same for V4. `scale` and `min`: of the token's group that holds the first vector, which
- * starts a group or fits in what is left of one. */
-VI void pv_token4(int rows, int nv, bool odd, vf acc[BLOCK_ROWS][8], const char *row,
-                  const float *p, const float *scale, const float *min)
+/* The same for the tokens of a pair in V4; p are those of the even one. The first vector starts a
+ * group of dims, or all of them are in one. */
+VI void pv_pair4(int rows, int nv, bool even, bool odd, vf acc[BLOCK_ROWS][8], const char *row,
+                 const float *p)
 {
-    vf x[8];
-#ifdef PKVI_NIBBLE_TABLE /* the values of a group's 16 codes */
-    vf table = v_zero();
-    UNROLL for (int v = 0; v < nv; v++)
+    UNROLL for (int second = 0; second < 2; second++)
     {
-        if (v * VL % 32 == 0) table = v_nibble_table(scale[v * VL / 32], min[v * VL / 32]);
-        x[v] = v_table_nibble(table, v_load_bytes(row + v * VL), odd);
-    }
-#else
-    UNROLL for (int v = 0; v < nv; v++) x[v] =
-        value4(row + v * VL, odd, scale + v * VL / 32, min + v * VL / 32);
-#endif
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        vf w = v_set1(p[r * S_STRIDE]);
-        UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_acc(acc[r][v], w, x[v]);
+        if (!(second ? odd : even)) continue;
+        vf x[8];
+        if (rows >= nv) {
+            UNROLL for (int v = 0; v < nv; v++) x[v] = v_nibble(v_load_bytes(row + v * VL), second);
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            UNROLL for (int v = 0; v < nv; v++)
+            {
+                if (rows < nv && r == 0) x[v] = v_nibble(v_load_bytes(row + v * VL), second);
+                const int at = v * VL / V4_GROUP * BLOCK_ROWS * GROUP + r * GROUP + second;
+                acc[r][v] = v_acc(acc[r][v], v_set1(p[at]), x[v]);
+            }
+        }
+        FORGET(row);
     }
 }
 
@@ -100,33 +111,27 @@ VI void pv_page4(int rows, int nv, vf acc[BLOCK_ROWS][8], const struct pv_block 
                  uint32_t vec)
 {
     const struct pv_span *s = b->span;
-    const size_t bytes = s->row_bytes, groups = s->groups;
-    uint32_t t = s->t0[page];
+    const size_t bytes = s->row_bytes;
     const uint32_t end = s->t1[page];
+    uint32_t t = s->t0[page] & ~1u;
     const size_t at = t / 2 * bytes + vec * VL;
-    const size_t first = (s->column[page] + t) * groups + vec * VL / 32;
     const char *row = s->v[page] + at, *next = s->next[page] + at;
-    const float *p = b->p + s->column[page] + t, *scale = s->scale + first, *min = s->min + first;
-    if (t % 2) {
-        pv_token4(rows, nv, true, acc, row, p, scale, min);
-        t++;
-        p++;
-        row += bytes;
-        next += bytes;
-        scale += groups;
-        min += groups;
-    }
-    for (; t + 2 <= end; t += 2) {
-        UNROLL for (int line = 0; line < nv * VL; line += 64) v_prefetch(next + line);
-        pv_token4(rows, nv, false, acc, row, p, scale, min);
-        pv_token4(rows, nv, true, acc, row, p + 1, scale + groups, min + groups);
+    const float *p = b->p + s->column[page] + t;
+    if (t < s->t0[page]) {
+        pv_pair4(rows, nv, false, true, acc, row, p);
+        t += 2;
         p += 2;
         row += bytes;
         next += bytes;
-        scale += 2 * groups;
-        min += 2 * groups;
     }
-    if (t < end) pv_token4(rows, nv, false, acc, row, p, scale, min);
+    for (; t + 2 <= end; t += 2) {
+        UNROLL for (int line = 0; line < nv * VL; line += 64) v_prefetch(next + line);
+        pv_pair4(rows, nv, true, true, acc, row, p);
+        p += 2;
+        row += bytes;
+        next += bytes;
+    }
+    if (t < end) pv_pair4(rows, nv, true, false, acc, row, p);
 }
 
 VI void pv_prefetch(int kind, int nv, const char *next)
@@ -204,14 +209,24 @@ VI void pv_core(int kind, int rows, int nv, bool half, const struct pv_block *b,
 {
     vf acc[BLOCK_ROWS][8];
     float *o = b->o + vec * VL;
+    struct pv_block in_group = *b;
+    if (kind == KIND_V4) { /* from the first vector's group of dims on */
+        in_group.p += (size_t)(vec * VL / V4_GROUP) * BLOCK_ROWS * GROUP;
+        in_group.base += vec * VL / V4_GROUP * BLOCK_ROWS;
+    }
     UNROLL for (int r = 0; r < rows; r++)
     {
-        UNROLL for (int v = 0; v < nv; v++) acc[r][v] =
-            load_out(o + (size_t)r * b->o_stride + v * VL, half);
+        UNROLL for (int v = 0; v < nv; v++)
+        {
+            acc[r][v] = load_out(o + (size_t)r * b->o_stride + v * VL, half);
+            if (kind == KIND_V4)
+                acc[r][v] =
+                    v_add(acc[r][v], v_set1(in_group.base[v * VL / V4_GROUP * BLOCK_ROWS + r]));
+        }
     }
     for (uint32_t page = 0; page < b->span->n_pages; page++)
         if (kind == KIND_V4)
-            pv_page4(rows, nv, acc, b, page, vec);
+            pv_page4(rows, nv, acc, &in_group, page, vec);
         else
             pv_page(kind, rows, nv, half, acc, b, page, (size_t)vec * value_bytes(kind));
     UNROLL for (int r = 0; r < rows; r++)
@@ -221,73 +236,91 @@ VI void pv_core(int kind, int rows, int nv, bool half, const struct pv_block *b,
     }
 }
 
-typedef void pv_fn(const struct pv_block *b, uint32_t vec);
-
 /* Vectors of dims per pass for each block height. */
 #if VREGS == 32
 #define PV_NV(rows) ((rows) <= 2 ? 8 : (rows) <= 6 ? 4 : 2)
 #else
-#define PV_NV(rows) ((rows) <= 1 ? 8 : (rows) <= 2 ? 4 : (rows) <= 3 ? 3 : 2)
+#define PV_NV(rows) ((rows) <= 1 ? 8 : (rows) <= 3 ? 4 : 2)
 #endif
 
-/* V4: not 3, so that a pass does not straddle groups of dims. */
-#define PV_WIDE(kind, rows) ((kind) == KIND_V4 && PV_NV(rows) == 3 ? 2 : PV_NV(rows))
+/* Passes as wide as they can be, then pairs of vectors; the vectors that are done. */
+VI uint32_t pv_rows(int kind, int rows, int wide, const struct pv_block *b, uint32_t dims)
+{
+    const uint32_t n = dims / VL;
+    uint32_t vec = 0;
+    for (; vec + (uint32_t)wide <= n; vec += (uint32_t)wide)
+        pv_core(kind, rows, wide, false, b, vec);
+    if (wide > 2)
+        for (; vec + 2 <= n; vec += 2)
+            pv_core(kind, rows, 2, false, b, vec);
+    return vec;
+}
 
-/* The instantiations for one block height: the widest pass, single vectors, the half vector. */
+/* What dims leave that are no multiple of a pair of vectors: a vector, a half, or both. */
+VI void pv_rest(int kind, int rows, struct pv_block *b, uint32_t dims, uint32_t vec)
+{
+    if (vec < dims / VL) pv_core(kind, rows, 1, false, b, vec++);
+    if (VL == 16 && dims % VL != 0) pv_core(kind, rows, 1, true, b, vec);
+    b->p += (uint32_t)rows * pv_p_stride(kind);
+    b->base += rows;
+    b->o += (size_t)rows * b->o_stride;
+}
+
+/* The instantiations for one block height, and those for the rest of the dims, of any height. */
+typedef uint32_t pv_fn(const struct pv_block *b, uint32_t dims);
+typedef void pv_rest_fn(uint32_t rows, struct pv_block b, uint32_t dims, uint32_t vec);
+
 #define PV_HEIGHT(name, kind, rows)                                                                \
-    static void pv_##name##_##rows##_w(const struct pv_block *b, uint32_t vec)                     \
+    static uint32_t pv_##name##_##rows(const struct pv_block *b, uint32_t dims)                    \
     {                                                                                              \
-        pv_core(kind, rows, PV_WIDE(kind, rows), false, b, vec);                                   \
-    }                                                                                              \
-    static void pv_##name##_##rows##_2(const struct pv_block *b, uint32_t vec)                     \
-    {                                                                                              \
-        pv_core(kind, rows, 2, false, b, vec);                                                     \
-    }                                                                                              \
-    static void pv_##name##_##rows##_1(const struct pv_block *b, uint32_t vec)                     \
-    {                                                                                              \
-        pv_core(kind, rows, 1, false, b, vec);                                                     \
-    }                                                                                              \
-    static void pv_##name##_##rows##_h(const struct pv_block *b, uint32_t vec)                     \
-    {                                                                                              \
-        pv_core(kind, rows, 1, VL == 16, b, vec);                                                  \
+        return pv_rows(kind, rows, PV_NV(rows), b, dims);                                          \
     }
-#define PV_ENTRY(name, unused, rows)                                                               \
-    {pv_##name##_##rows##_w, pv_##name##_##rows##_2, pv_##name##_##rows##_1,                       \
-     pv_##name##_##rows##_h},
+#define PV_REST(name, kind)                                                                        \
+    static void pv_##name##_rest(uint32_t rows, struct pv_block b, uint32_t dims, uint32_t vec)    \
+    {                                                                                              \
+        uint32_t r = 0;                                                                            \
+        for (; r + 4 <= rows; r += 4)                                                              \
+            pv_rest(kind, 4, &b, dims, vec);                                                       \
+        for (; r < rows; r++)                                                                      \
+            pv_rest(kind, 1, &b, dims, vec);                                                       \
+    }
+#define PV_ENTRY(name, unused, rows) pv_##name##_##rows,
 
 #ifdef PKVI_BFDOT
 EACH_HEIGHT(PV_HEIGHT, dot, KIND_BFDOT)
-static pv_fn *const pv_dot_table[BLOCK_ROWS][4] = {EACH_HEIGHT(PV_ENTRY, dot, )};
+PV_REST(dot, KIND_BFDOT)
 #else
 EACH_HEIGHT(PV_HEIGHT, f32, KIND_F32)
 EACH_HEIGHT(PV_HEIGHT, f16, KIND_F16)
 EACH_HEIGHT(PV_HEIGHT, bf16, KIND_BF16)
 EACH_HEIGHT(PV_HEIGHT, v8, KIND_V8)
 EACH_HEIGHT(PV_HEIGHT, v4, KIND_V4)
-static pv_fn *const pv_code_table[2][BLOCK_ROWS][4] = {{EACH_HEIGHT(PV_ENTRY, v8, )},
-                                                       {EACH_HEIGHT(PV_ENTRY, v4, )}};
-static pv_fn *const pv_table[3][BLOCK_ROWS][4] = {{EACH_HEIGHT(PV_ENTRY, f32, )},
-                                                  {EACH_HEIGHT(PV_ENTRY, f16, )},
-                                                  {EACH_HEIGHT(PV_ENTRY, bf16, )}};
+PV_REST(f32, KIND_F32)
+PV_REST(f16, KIND_F16)
+PV_REST(bf16, KIND_BF16)
+PV_REST(v8, KIND_V8)
+PV_REST(v4, KIND_V4)
 #endif
+
+/* By kind. */
+static const struct {
+    pv_fn *rows[BLOCK_ROWS];
+    pv_rest_fn *rest;
+} pv_table[] = {
+#ifdef PKVI_BFDOT
+    [KIND_BFDOT] = {{EACH_HEIGHT(PV_ENTRY, dot, )}, pv_dot_rest},
+#else
+    [KIND_F32] = {{EACH_HEIGHT(PV_ENTRY, f32, )}, pv_f32_rest},
+    [KIND_F16] = {{EACH_HEIGHT(PV_ENTRY, f16, )}, pv_f16_rest},
+    [KIND_BF16] = {{EACH_HEIGHT(PV_ENTRY, bf16, )}, pv_bf16_rest},
+    [KIND_V8] = {{EACH_HEIGHT(PV_ENTRY, v8, )}, pv_v8_rest},
+    [KIND_V4] = {{EACH_HEIGHT(PV_ENTRY, v4, )}, pv_v4_rest},
+#endif
+};
 
 /* o += p * v for one block of rows, all dims. */
 static void pv_run(int kind, uint32_t rows, const struct pv_block *b, uint32_t dims)
 {
-#ifdef PKVI_BFDOT
-    pv_fn *const *fn = pv_dot_table[rows - 1];
-#else
-    pv_fn *const *fn = kind == KIND_V8 ? pv_code_table[0][rows - 1]
-                       : kind == KIND_V4 ? pv_code_table[1][rows - 1]
-                                         : pv_table[kind][rows - 1];
-#endif
-    const uint32_t wide = PV_WIDE(kind, rows), n = dims / VL;
-    uint32_t vec = 0;
-    for (; vec + wide <= n; vec += wide)
-        fn[0](b, vec);
-    for (; vec + 2 <= n; vec += 2)
-        fn[1](b, vec);
-    for (; vec < n; vec++)
-        fn[2](b, vec);
-    if (dims % VL != 0) fn[3](b, vec);
+    const uint32_t vec = pv_table[kind].rows[rows - 1](b, dims);
+    if (vec * VL < dims) pv_table[kind].rest(rows, *b, dims, vec);
 }

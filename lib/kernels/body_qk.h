@@ -2,20 +2,15 @@
  * Every score is one chain of fused multiply-adds over the dims in order, whatever the block: that
  * makes a score independent of how rows and tokens are grouped. */
 
-struct key_ahead;
-
 struct qk_block {
     const char *k[GROUP_VECS]; /* dim 0 of each token vector */
     size_t k_stride;           /* bytes from one dim (bf16: pair of dims) to the next */
     uint32_t dims;
-    const float *q;             /* [dim][rows], or u32 bf16 pairs [dim/2][rows] */
-    const float *q_low;         /* BFDOT: what rounding q to bf16 lost, as q; NULL if nothing */
-    float *s;                   /* scores, row r at s + r * S_STRIDE, token vector v at + v * VL */
-    const float *w[GROUP_VECS]; /* codes: weights of each vector's page … */
-    const float *start[GROUP_VECS]; /* … and what a score starts from, per row */
-    struct key_ahead *ahead;        /* codes: what to prefetch, or NULL */
-    const char *pf[8];              /* next tiles: line j of the group's lines of a dim pair */
-    size_t pf_stride;               /* bytes from one dim pair's lines to the next pair's */
+    const float *q;     /* [dim][rows], or u32 bf16 pairs [dim/2][rows] */
+    const float *q_low; /* BFDOT: what rounding q to bf16 lost, as q; NULL if nothing */
+    float *s;           /* scores, row r at s + r * S_STRIDE, token vector v at + v * VL */
+    const char *pf[8];  /* next tiles: line j of the group's lines of a dim pair */
+    size_t pf_stride;   /* bytes from one dim pair's lines to the next pair's */
 };
 
 /* Bytes that one token vector takes per pair of dims. */
@@ -132,76 +127,101 @@ VI void qk_dot_core(int rows, int nv, bool low, const struct qk_block *b, uint32
 struct key_ahead {
     const char *at[GROUP_PAGES]; /* the group's share of each page's tile … */
     uint32_t n_pages, page;
-    uint32_t lines, left; /* … in so many lines, `step` bytes apart */
+    uint32_t lines; /* … in so many lines, `step` bytes apart */
+    uint32_t left;
     size_t step;
     const char *next;
 };
 
-VI void key_ahead_step(struct key_ahead *a)
+/* The last line of a page's share was sent for: on to the next page; after the last one that line
+ * again and again. */
+static __attribute__((noinline)) void key_ahead_turn(struct key_ahead *a, const char *last)
 {
-    v_prefetch(a->next);
-    a->next += a->step;
-    if (--a->left != 0) return;
-    if (++a->page < a->n_pages) {
-        a->next = a->at[a->page];
-        a->left = a->lines;
-    } else { /* nothing left: the last line again */
-        a->next -= a->step;
-        a->step = 0;
-        a->left = UINT32_MAX;
-    }
+    if (a->page < a->n_pages) a->page++;
+    const bool more = a->page < a->n_pages;
+    if (!more) a->step = 0;
+    a->next = more ? a->at[a->page] : last;
+    a->left = more ? a->lines : UINT32_MAX;
 }
 
-/* Floats between rows of weights. */
-enum { W_STRIDE = PKV_MAX_HEAD_DIM + 16 };
+/* Floats between rows and between pages of weights. */
+enum { W_STRIDE = PKV_MAX_HEAD_DIM + 16, W_PAGE = BLOCK_ROWS * W_STRIDE };
 
-/* Scores of keys in codes: q . k = q . min + sum (q * scale) code, with the weights q * scale and
- * the start q . min of each (page, row). `same`: the pass lies in one page. */
-VI void qk_code_core(bool four, int rows, int nv, bool same, const struct qk_block *b, uint32_t v0)
+/* A group's keys in codes for a block of rows. */
+struct code_block {
+    const char *k[GROUP / LEAST_CODE_PAGE]; /* each page's first slot of the group, dim 0 */
+    uint32_t vecs;                          /* token vectors of a page in the group */
+    size_t k_stride;                        /* bytes from one pair of dims to the next */
+    uint32_t dims;
+    const float *w;     /* weights q * scale: [page][BLOCK_ROWS][W_STRIDE] */
+    const float *start; /* q . min, what scores start from: [page][BLOCK_ROWS] */
+    float *s;           /* as in qk_block */
+    struct key_ahead *ahead;
+};
+
+/* One vector of codes of the even or odd dim of a pair. */
+VI vf code_dim(bool four, const char *k, size_t at, size_t stride, int odd)
+{
+    if (four) return v_nibble(v_load_bytes(k + at), odd);
+    return v_load_u8(k + at + (odd ? stride / 2 : 0));
+}
+
+/* Scores of nv token vectors with keys in codes: q . k = q . min + sum (q * scale) code. `per`
+ * vectors of the pass lie in one page. */
+VI void qk_code_core(bool four, int rows, int nv, int per, const struct code_block *b, uint32_t v0)
 {
     vf acc[BLOCK_ROWS][8];
-    const float *w[8];
     const char *k[8];
+    const uint32_t page = v0 / b->vecs;
+    UNROLL for (int p = 0; p * per < nv; p++) k[p] =
+        b->k[page + (uint32_t)p] + (v0 & (b->vecs - 1)) * VL;
     UNROLL for (int v = 0; v < nv; v++)
     {
-        w[v] = b->w[v0 + (uint32_t)v];
-        k[v] = b->k[v0 + (uint32_t)v];
-        UNROLL for (int r = 0; r < rows; r++) acc[r][v] = v_set1(b->start[v0 + (uint32_t)v][r]);
+        UNROLL for (int r = 0; r < rows; r++) acc[r][v] =
+            v_set1(b->start[(page + (uint32_t)(v / per)) * BLOCK_ROWS + (uint32_t)r]);
     }
-    const size_t stride = b->k_stride, dims = b->dims;
+    const float *w = b->w + (size_t)page * W_PAGE, *const end = w + b->dims;
+    const size_t stride = b->k_stride;
     const int lines = (nv * VL * (four ? 1 : 2) + 63) / 64;
     struct key_ahead *ahead = b->ahead;
-    size_t at = 0;
-    for (size_t d = 0; d < dims; d += 2, at += stride) {
-        vf x[2][8];
-        if (ahead) {
-            UNROLL for (int j = 0; j < lines; j++) key_ahead_step(ahead);
-        }
-        UNROLL for (int v = 0; v < nv; v++)
+    const char *next = ahead->next;
+    size_t step = ahead->step;
+    uint32_t left = ahead->left;
+    for (size_t at = 0; w < end; w += 2, at += stride) {
+        UNROLL for (int j = 0; j < lines; j++)
         {
-            if (four) {
-                const vpair bytes = v_load_bytes(k[v] + at);
-                x[0][v] = v_nibble(bytes, false);
-                x[1][v] = v_nibble(bytes, true);
+            v_prefetch(next);
+            if (--left == 0) {
+                key_ahead_turn(ahead, next);
+                next = ahead->next;
+                step = ahead->step;
+                left = ahead->left;
             } else {
-                x[0][v] = v_load_u8(k[v] + at);
-                x[1][v] = v_load_u8(k[v] + at + stride / 2);
+                next += step;
             }
         }
         UNROLL for (int odd = 0; odd < 2; odd++)
         {
+            vf x[8];
+            if (rows >= nv) {
+                UNROLL for (int v = 0; v < nv; v++) x[v] =
+                    code_dim(four, k[v / per] + v % per * VL, at, stride, odd);
+            }
             UNROLL for (int r = 0; r < rows; r++)
             {
-                const size_t place = (size_t)(r * W_STRIDE + odd);
-                vf y = v_set1((w[0] + d)[place]);
                 UNROLL for (int v = 0; v < nv; v++)
                 {
-                    if (!same && v > 0) y = v_set1((w[v] + d)[place]);
-                    acc[r][v] = v_acc(acc[r][v], y, x[odd][v]);
+                    if (rows < nv && r == 0)
+                        x[v] = code_dim(four, k[v / per] + v % per * VL, at, stride, odd);
+                    acc[r][v] =
+                        v_acc(acc[r][v], v_set1(w[v / per * W_PAGE + r * W_STRIDE + odd]), x[v]);
                 }
             }
+            FORGET(at);
         }
     }
+    ahead->next = next;
+    ahead->left = left;
     UNROLL for (int r = 0; r < rows; r++)
     {
         UNROLL for (int v = 0; v < nv; v++)
@@ -209,109 +229,84 @@ VI void qk_code_core(bool four, int rows, int nv, bool same, const struct qk_blo
     }
 }
 
-typedef void qk_fn(const struct qk_block *b, uint32_t v0);
+/* Vectors [first, last), a multiple of nv. */
+VI void qk_code_rows(bool four, int rows, int nv, const struct code_block *b, uint32_t first,
+                     uint32_t last)
+{
+    const bool one = LEAST_CODE_PAGE == VL; /* pages of one vector */
+    for (uint32_t v = first; v < last; v += (uint32_t)nv)
+        if (b->vecs >= (uint32_t)nv)
+            qk_code_core(four, rows, nv, nv, b, v);
+        else if (!one || (nv > 2 && b->vecs == 2))
+            qk_code_core(four, rows, nv, 2, b, v);
+        else
+            qk_code_core(four, rows, nv, 1, b, v);
+}
 
-/* Token vectors per pass for each block height: as many as leave registers for K and q. */
+/* Token vectors per pass for each block height, divisors of a group's: as many as leave registers
+ * for K and q. */
 #if VREGS == 32 && VL == 16
 #define QK_NV(rows) ((rows) <= 6 ? 4 : 2)
+#define QK_CODE_NV(rows) ((rows) <= 3 ? 4 : 2)
 #elif VREGS == 32
 #define QK_NV(rows) ((rows) <= 2 ? 8 : (rows) <= 6 ? 4 : 2)
+#define QK_CODE_NV(rows) ((rows) <= 6 ? 4 : 2)
 #else
-#define QK_NV(rows) ((rows) <= 2 ? 4 : (rows) <= 3 ? 3 : 2)
+#define QK_NV(rows) ((rows) <= 3 ? 4 : 2)
+#define QK_CODE_NV(rows) ((rows) <= 3 ? 4 : 2)
 #endif
 
-/* The instantiations for one block height: the widest pass and single vectors. */
+/* The instantiations for one block height, and tables of them. */
+typedef void qk_fn(const struct qk_block *b, uint32_t first, uint32_t last);
+typedef void qk_code_fn(const struct code_block *b, uint32_t first, uint32_t last);
+
 #define QK_HEIGHT(name, kind, rows)                                                                \
-    static void qk_##name##_##rows##_w(const struct qk_block *b, uint32_t v0)                      \
+    static void qk_##name##_##rows(const struct qk_block *b, uint32_t first, uint32_t last)        \
     {                                                                                              \
-        qk_core(kind, rows, QK_NV(rows), b, v0);                                                   \
-    }                                                                                              \
-    static void qk_##name##_##rows##_1(const struct qk_block *b, uint32_t v0)                      \
-    {                                                                                              \
-        qk_core(kind, rows, 1, b, v0);                                                             \
+        for (uint32_t v = first; v < last; v += QK_NV(rows))                                       \
+            qk_core(kind, rows, QK_NV(rows), b, v);                                                \
     }
 #define QK_DOT_HEIGHT(name, low, rows)                                                             \
-    static void qk_##name##_##rows##_w(const struct qk_block *b, uint32_t v0)                      \
+    static void qk_##name##_##rows(const struct qk_block *b, uint32_t first, uint32_t last)        \
     {                                                                                              \
-        qk_dot_core(rows, QK_NV(rows), low, b, v0);                                                \
-    }                                                                                              \
-    static void qk_##name##_##rows##_1(const struct qk_block *b, uint32_t v0)                      \
-    {                                                                                              \
-        qk_dot_core(rows, 1, low, b, v0);                                                          \
+        for (uint32_t v = first; v < last; v += QK_NV(rows))                                       \
+            qk_dot_core(rows, QK_NV(rows), low, b, v);                                             \
     }
-#define QK_ENTRY(name, unused, rows) {qk_##name##_##rows##_w, qk_##name##_##rows##_1},
+#define QK_CODE_HEIGHT(name, four, rows)                                                           \
+    static void qk_##name##_##rows(const struct code_block *b, uint32_t first, uint32_t last)      \
+    {                                                                                              \
+        qk_code_rows(four, rows, QK_CODE_NV(rows), b, first, last);                                \
+    }
+#define QK_ENTRY(name, unused, rows) qk_##name##_##rows,
 
 #ifdef PKVI_BFDOT
 EACH_HEIGHT(QK_DOT_HEIGHT, dot, false)
 EACH_HEIGHT(QK_DOT_HEIGHT, dot2, true)
-static qk_fn *const qk_dot_table[2][BLOCK_ROWS][2] = {{EACH_HEIGHT(QK_ENTRY, dot, )},
-                                                      {EACH_HEIGHT(QK_ENTRY, dot2, )}};
+static qk_fn *const qk_dot_table[2][BLOCK_ROWS] = {{EACH_HEIGHT(QK_ENTRY, dot, )},
+                                                   {EACH_HEIGHT(QK_ENTRY, dot2, )}};
 #else
 EACH_HEIGHT(QK_HEIGHT, f32, KIND_F32)
 EACH_HEIGHT(QK_HEIGHT, f16, KIND_F16)
 EACH_HEIGHT(QK_HEIGHT, bf16, KIND_BF16)
-
-/* Codes: the widest pass in one page, the widest over pages, single vectors. */
-#if VREGS == 32 && VL == 16
-#define QK_CODE_NV(rows) ((rows) <= 3 ? 4 : 2)
-#elif VREGS == 32
-#define QK_CODE_NV(rows) ((rows) <= 6 ? 4 : 2)
-#else
-#define QK_CODE_NV(rows) ((rows) <= 2 ? 4 : 2)
-#endif
-#define QK_CODE_HEIGHT(name, four, rows)                                                           \
-    static void qk_##name##_##rows##_s(const struct qk_block *b, uint32_t v0)                      \
-    {                                                                                              \
-        qk_code_core(four, rows, QK_CODE_NV(rows), true, b, v0);                                   \
-    }                                                                                              \
-    static void qk_##name##_##rows##_w(const struct qk_block *b, uint32_t v0)                      \
-    {                                                                                              \
-        qk_code_core(four, rows, QK_CODE_NV(rows), false, b, v0);                                  \
-    }                                                                                              \
-    static void qk_##name##_##rows##_1(const struct qk_block *b, uint32_t v0)                      \
-    {                                                                                              \
-        qk_code_core(four, rows, 1, true, b, v0);                                                  \
-    }
-#define QK_CODE_ENTRY(name, unused, rows)                                                          \
-    {qk_##name##_##rows##_s, qk_##name##_##rows##_w, qk_##name##_##rows##_1},
 EACH_HEIGHT(QK_CODE_HEIGHT, k8, false)
 EACH_HEIGHT(QK_CODE_HEIGHT, k4, true)
-static qk_fn *const qk_code_table[2][BLOCK_ROWS][3] = {{EACH_HEIGHT(QK_CODE_ENTRY, k8, )},
-                                                       {EACH_HEIGHT(QK_CODE_ENTRY, k4, )}};
-
-static void qk_code_run(bool four, uint32_t page_vecs, uint32_t rows, const struct qk_block *b,
-                        uint32_t first, uint32_t last)
-{
-    qk_fn *const *fn = qk_code_table[four][rows - 1];
-    const uint32_t wide = QK_CODE_NV(rows);
-    const bool same = page_vecs >= wide;
-    while (first < last && first % wide != 0)
-        fn[2](b, first++);
-    for (; first + wide <= last; first += wide)
-        fn[same ? 0 : 1](b, first);
-    while (first < last)
-        fn[2](b, first++);
-}
-
-static qk_fn *const qk_table[3][BLOCK_ROWS][2] = {{EACH_HEIGHT(QK_ENTRY, f32, )},
-                                                  {EACH_HEIGHT(QK_ENTRY, f16, )},
-                                                  {EACH_HEIGHT(QK_ENTRY, bf16, )}};
+static qk_fn *const qk_table[3][BLOCK_ROWS] = {{EACH_HEIGHT(QK_ENTRY, f32, )},
+                                               {EACH_HEIGHT(QK_ENTRY, f16, )},
+                                               {EACH_HEIGHT(QK_ENTRY, bf16, )}};
+static qk_code_fn *const qk_code_table[2][BLOCK_ROWS] = {{EACH_HEIGHT(QK_ENTRY, k8, )},
+                                                         {EACH_HEIGHT(QK_ENTRY, k4, )}};
 #endif
 
-/* Scores of token vectors [first, last) for one block of rows. */
+/* Scores of token vectors [first, last) for one block of rows, and of what else of the group is in
+ * the same passes: there they are anything, and nobody's. */
 static void qk_run(int kind, uint32_t rows, const struct qk_block *b, uint32_t first, uint32_t last)
 {
+    const uint32_t wide = QK_NV(rows);
 #ifdef PKVI_BFDOT
     (void)kind;
-    qk_fn *const *fn = qk_dot_table[b->q_low != NULL][rows - 1];
+    qk_fn *const fn = qk_dot_table[b->q_low != NULL][rows - 1];
 #else
-    qk_fn *const *fn = qk_table[kind][rows - 1];
+    qk_fn *const fn = qk_table[kind][rows - 1];
 #endif
-    const uint32_t wide = QK_NV(rows);
-    while (first < last && first % wide != 0)
-        fn[1](b, first++);
-    for (; first + wide <= last; first += wide)
-        fn[0](b, first);
-    while (first < last)
-        fn[1](b, first++);
+    fn(b, first / wide * wide, (last + wide - 1) / wide * wide);
 }

@@ -233,11 +233,12 @@ VI void dims_of(int kind, const pkvi_layout *l, const char *tile, uint32_t t, ui
         v_store(x + i, load_value(kind, row + (size_t)(d + i) * bytes, i + VL > n, t % 2));
 }
 
-/* V4: groups [e0, e0 + FIT) of the page, counted over tokens, or as many as there are. */
+/* V4: ranges [e0, e0 + FIT) of the page, tokens of one group of dims after the other, or as many as
+ * there are. */
 VI uint32_t seal_groups(int kind, const pkvi_layout *open, const char *from, const pkvi_layout *to,
                         char *tile, uint32_t e0, bool careful)
 {
-    const uint32_t groups = to->v_groups, dims = to->dim_v, all = to->page_tokens * groups;
+    const uint32_t P = to->page_tokens, dims = to->dim_v, all = P * to->v_groups;
     const uint32_t n = all - e0 < FIT ? all - e0 : FIT;
     float x[FIT][V4_GROUP + PAD], lo[FIT] = {0}, hi[FIT] = {0};
     uint8_t codes[V4_GROUP + PAD];
@@ -245,7 +246,7 @@ VI uint32_t seal_groups(int kind, const pkvi_layout *open, const char *from, con
     bool lost[FIT] = {false};
     uint32_t count[FIT], flagged = 0;
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t t = (e0 + i) / groups, d0 = (e0 + i) % groups * V4_GROUP;
+        const uint32_t t = (e0 + i) % P, d0 = (e0 + i) / P * V4_GROUP;
         count[i] = dims - d0 < V4_GROUP ? dims - d0 : V4_GROUP;
         dims_of(kind, open, from, t, d0, count[i], x[i]);
         for (uint32_t d = 0; careful && d < count[i]; d++)
@@ -255,7 +256,7 @@ VI uint32_t seal_groups(int kind, const pkvi_layout *open, const char *from, con
     }
     fit_ranges(lo, hi, 15.0f, scale, min);
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t t = (e0 + i) / groups, d0 = (e0 + i) % groups * V4_GROUP;
+        const uint32_t t = (e0 + i) % P, d0 = (e0 + i) / P * V4_GROUP;
         if (lost[i]) {
             scale[i] = min[i] = HALF_NAN;
             memset(codes, 0, sizeof codes);

@@ -9,13 +9,15 @@ struct tile {
     bool panel;            /* pages are narrower than vectors: keys pass through k_panel */
     bool codes;            /* keys are codes and do not: queries are not packed but weighted */
     uint32_t page_shift;
-    float *q;       /* packed queries, per head in blocks of rows: [dim][block] */
-    float *q_low;   /* BFDOT: their low parts, or NULL */
-    float *s;       /* [heads * rows][S_STRIDE] scores, then probabilities */
-    float *vmax;    /* [heads * rows][VL] running maximum of the leaf */
-    float *vsum;    /* [heads * rows][VL] running sum of the leaf */
-    float *k_panel; /* [dim_k][GROUP] */
-    float *weights; /* keys in codes: [page of the group][BLOCK_ROWS][W_STRIDE] */
+    float *q;         /* packed queries, per head in blocks of rows: [dim][block] */
+    float *q_low;     /* BFDOT: their low parts, or NULL */
+    float *s;         /* [heads * rows][S_STRIDE] scores, then probabilities */
+    float *vmax;      /* [heads * rows][VL] running maximum of the leaf */
+    float *vsum;      /* [heads * rows][VL] running sum of the leaf */
+    float *k_panel;   /* [dim_k][GROUP] */
+    float *weights;   /* keys in codes: [page of the group][BLOCK_ROWS][W_STRIDE] */
+    float *v_weights; /* V4: [group of dims][BLOCK_ROWS][GROUP] */
+    float *v_base;    /* V4: [group of dims][BLOCK_ROWS] */
     struct group groups[LEAF_GROUPS];
     uint32_t n_groups;
 };
@@ -171,13 +173,15 @@ static void flag_scores(const struct tile *t, const struct group *g, uint32_t gi
         const int64_t slot = g->slot0 + at;
         const uint8_t *flags = key_flags(l, part_of(t->job, slot >> t->page_shift), t->head0 + h) +
                                (slot & (l->page_tokens - 1)) / 8;
+        uint64_t bits = 0;
         for (uint32_t i = 0; i < run / 8; i++)
-            for (uint32_t bits = flags[i]; bits != 0; bits &= bits - 1) {
-                float *s = t->s + (size_t)h * t->rows * S_STRIDE + gi * GROUP + at + i * 8 +
-                           (uint32_t)__builtin_ctz(bits);
-                for (uint32_t r = 0; r < t->rows; r++)
-                    s[(size_t)r * S_STRIDE] = __builtin_nanf("");
-            }
+            bits |= (uint64_t)flags[i] << (8 * i);
+        for (; bits != 0; bits &= bits - 1) {
+            float *s = t->s + (size_t)h * t->rows * S_STRIDE + gi * GROUP + at +
+                       (uint32_t)__builtin_ctzll(bits);
+            for (uint32_t r = 0; r < t->rows; r++)
+                s[(size_t)r * S_STRIDE] = __builtin_nanf("");
+        }
     }
 }
 
@@ -188,7 +192,6 @@ static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_
     const pkvi_layout *l = t->job->layout;
     const uint32_t P = l->page_tokens;
     const uint32_t run = P < GROUP ? P : GROUP;
-    const uint32_t first = g->first / VL, last = (g->last + VL - 1) / VL;
     struct qk_block b = {.dims = l->dim_k};
     int kind = t->k_kind;
     if (t->panel) {
@@ -202,7 +205,7 @@ static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_
     } else {
         b.k_stride = (size_t)P * k_slot_bytes(kind);
         b.pf_stride = 2 * (size_t)P * l->k_elem_bytes;
-        for (uint32_t v = first; v < last; v++)
+        for (uint32_t v = 0; v < GROUP_VECS; v++)
             b.k[v] = k_tile(t, t->head0 + h, g->slot0 + v * VL);
         const uint32_t row = run * k_slot_bytes(kind);
         const uint32_t pair = 2 * run * l->k_elem_bytes;
@@ -223,7 +226,7 @@ static __attribute__((noinline)) void group_scores(const struct tile *t, uint32_
         qk_run(kind, n, &b, from / VL, (to + VL - 1) / VL);
         if (!fetched) { /* the other blocks find the lines already on their way */
             for (int j = 0; j < 8; j++)
-                b.pf[j] = b.k[first];
+                b.pf[j] = b.k[g->first / VL];
             fetched = true;
         }
     }
@@ -289,26 +292,30 @@ static __attribute__((noinline)) void code_scores(const struct tile *t, uint32_t
     const char *tiles[GROUP / LEAST_CODE_PAGE];
     float start[GROUP / LEAST_CODE_PAGE][BLOCK_ROWS];
     struct key_ahead ahead;
-    struct qk_block b = {.dims = l->dim_k, .k_stride = four ? P : 2 * (size_t)P, .ahead = &ahead};
-    for (uint32_t p = g->first / run; p * run < g->last; p++) {
+    struct code_block b = {.vecs = vecs,
+                           .k_stride = four ? P : 2 * (size_t)P,
+                           .dims = l->dim_k,
+                           .w = t->weights,
+                           .start = start[0],
+                           .ahead = &ahead};
+    for (uint32_t p = 0; p < GROUP / run; p++) {
         const int64_t slot = g->slot0 + p * run;
         tiles[p] = part_of(job, slot >> t->page_shift) + (size_t)(t->head0 + h) * l->k_head_bytes;
-        for (uint32_t v = 0; v < vecs; v++) {
-            b.k[p * vecs + v] = k_tile(t, t->head0 + h, slot) + v * VL;
-            b.w[p * vecs + v] = t->weights + (size_t)p * BLOCK_ROWS * W_STRIDE;
-            b.start[p * vecs + v] = start[p];
-        }
+        b.k[p] = k_tile(t, t->head0 + h, slot);
     }
     key_ahead_init(&ahead, t, gi, h);
     for (uint32_t r = 0, n, from, to; r < t->rows; r += n) {
         n = block_rows(t->rows - r);
         if (!group_block(g, r, n, &from, &to)) continue; /* above the diagonal */
-        for (uint32_t p = from / run; p * run < to; p++)
+        const uint32_t wide = QK_CODE_NV(n);
+        from = from / VL / wide * wide;
+        to = ((to + VL - 1) / VL + wide - 1) / wide * wide;
+        for (uint32_t p = from / vecs; p * vecs < to; p++)
             weigh_block(n, tiles[p] + l->k_scale, tiles[p] + l->k_min, q + (size_t)r * l->dim_k,
-                        l->dim_k, t->weights + (size_t)p * BLOCK_ROWS * W_STRIDE, start[p]);
+                        l->dim_k, t->weights + (size_t)p * W_PAGE, start[p]);
         b.s = t->s + (size_t)(h * t->rows + r) * S_STRIDE + gi * GROUP;
-        qk_code_run(four, vecs, n, &b, from / VL, (to + VL - 1) / VL);
-        b.ahead = NULL; /* the other blocks find the lines already on their way */
+        qk_code_table[four][n - 1](&b, from, to);
+        ahead = (struct key_ahead){.next = b.k[0], .left = UINT32_MAX}; /* sent for once */
     }
     flag_scores(t, g, gi, h);
 }

@@ -65,7 +65,7 @@ double pkvi_reference_v(const pkvi_layout *l, const void *part, uint32_t head, u
         const char *tile = (const char *)part + l->v_offset + (size_t)head * l->v_head_bytes;
         const int32_t code = pkvi_layout_v_code(l, part, head, slot, dim);
         if (l->dtype_v == PKV_DTYPE_V8) return half_at(tile + l->v_scale, slot) * code;
-        const size_t at = (size_t)slot * l->v_groups + dim / 32;
+        const size_t at = (size_t)(dim / 32) * l->page_tokens + slot;
         return half_at(tile + l->v_min, at) + half_at(tile + l->v_scale, at) * code;
     }
     return element(l->dtype_v, (const char *)part + pkvi_layout_v_at(l, head, slot, dim));

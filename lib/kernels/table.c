@@ -58,6 +58,7 @@ size_t pkvi_kernel_scratch(const pkvi_layout *l, uint32_t n_heads, uint32_t n_ro
     if (pkvi_layout_k_coded(l) && l->page_tokens >= 16)           /* weighted queries of a block */
         floats += (size_t)(l->page_tokens < GROUP ? GROUP / l->page_tokens : 1) * 12 *
                   (PKV_MAX_HEAD_DIM + 16);
+    floats += (size_t)l->v_groups * (12 * GROUP + 16); /* V4: weighted probabilities of a block */
     floats += states * l->dim_k; /* queries */
     return (floats * sizeof(float) + 63) / 64 * 64;
 }

@@ -21,9 +21,8 @@
  *   v_prefetch, v_prefetch_l2 sends for the line at an address: to the first or second cache
  *   v_load_u8/i8              VL bytes as floats
  *   v_load_bytes, v_nibble    VL bytes as words; the low or high half of each as floats
- *   v_nibble_table(s, m), v_table_nibble(t, w, high)   (16 lanes only) fma(code, s, m) of all
- * codes, and those of w v_store_bytes(p, x)       x in [-128, 255] as VL bytes, rounded to nearest
- * even v_dot_pair(acc, a, b)     acc + a.lo * b.lo + a.hi * b.hi in bf16 (PKVI_BFDOT rows only)
+ *   v_store_bytes(p, x)       x in [-128, 255] as VL bytes, rounded to nearest even
+ *   v_dot_pair(acc, a, b)     acc + a.lo * b.lo + a.hi * b.hi in bf16 (PKVI_BFDOT rows only)
  *   v_store_prob(p, x)        v_store_bf16 for x in [0, 1], by the instruction (PKVI_BFDOT rows) */
 #ifndef PKVI_VEC_H
 #define PKVI_VEC_H

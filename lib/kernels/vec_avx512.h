@@ -110,23 +110,10 @@ VI vf v_load_i8(const void *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
-VI vf v_table_nibble(vf table, vpair w, bool high)
-{
-    return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(w, 4) : w, table);
-}
-VI vf nibble_values(void)
-{
-    return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
 VI vf v_nibble(vpair w, bool high)
 {
-    return v_table_nibble(nibble_values(), w, high);
-}
-/* fma(code, scale, min) of every code, so that a look-up dequantises. */
-#define PKVI_NIBBLE_TABLE
-VI vf v_nibble_table(float scale, float min)
-{
-    return _mm512_fmadd_ps(nibble_values(), _mm512_set1_ps(scale), _mm512_set1_ps(min));
+    const vf values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(w, 4) : w, values);
 }
 VI void v_store_bytes(void *p, vf x)
 {

@@ -109,7 +109,7 @@ static double step_of(const pkvi_layout *l, const char *part, bool keys, uint32_
     const size_t at = keys ? l->k_scale + 2 * d
                       : l->dtype_v == PKV_DTYPE_V8
                           ? l->v_scale + 2 * s
-                          : l->v_scale + 2 * ((size_t)s * l->v_groups + d / 32);
+                          : l->v_scale + 2 * ((size_t)(d / 32) * l->page_tokens + s);
     static const pkvi_kernels *generic; /* asking the processor takes long */
     float x;
     if (!generic) generic = pkvi_kernel_find("generic");
