@@ -46,6 +46,7 @@ typedef struct serve_sequence {
     uint32_t generated; /* answer tokens sampled so far, over all attempts */
     uint64_t target;    /* prompt + generated when it was (re)started: to be computed first */
     uint64_t length;    /* tokens whose keys and values are there */
+    bool counted;       /* it had a step: its start is in the figures */
     uint32_t step;      /* new tokens in this step; 0 = sits out */
     int32_t *tokens;    /* target token ids, or NULL */
     pkv_seq seq;        /* the library's handle */
@@ -78,19 +79,21 @@ typedef struct serve_usage {
 
 typedef struct serve_memory serve_memory;
 
+enum { SERVE_TOO_LARGE = 2 };
+
 /* Functions return 1 = done, 0 = not now (nothing changed), -1 = failed with err. */
 struct serve_memory {
     /* Looks for what is cached of a sequence with ->tokens (< target): sets ->match. NULL where
      * nothing is. */
     int (*match)(serve_memory *m, serve_sequence *s, tool_error *err);
-    /* Starts a sequence, with what ->match says if it has tokens, if there is room for it now and,
-     * alone, for its final length: sets ->length. `outstanding` = prompt tokens that running
-     * sequences still have to compute; `alone` = nothing is running, so reserves kept for others do
-     * not matter. */
-    int (*start)(serve_memory *m, serve_sequence *s, uint64_t outstanding, bool alone,
+    /* Starts a sequence, with what ->match says if it has tokens, if there is room for it now,
+     * beside the running ones in `list`, and, alone, for its final length: sets ->length. While
+     * nothing runs, reserves kept for others do not matter. SERVE_TOO_LARGE: not under this limit,
+     * whatever ends; the answer to who does not start while nothing runs. */
+    int (*start)(serve_memory *m, serve_sequence *s, serve_sequence *const *list, size_t n,
                  tool_error *err);
-    /* Begins a running sequence anew with ->match, which is longer than what it has. 0: what it had
-     * is released, and it does not run. */
+    /* Begins a running sequence anew with ->match, which is longer than what it has. 0: that cannot
+     * be, it goes on with what it has. */
     int (*replace)(serve_memory *m, serve_sequence *s, tool_error *err);
     /* Memory for every sequence's ->step tokens, or 0. May set ->step of some to 0 instead (safe
      * admission), but not of all. */
@@ -153,8 +156,11 @@ typedef struct serve_result {
     uint64_t steps, verified;
     double end; /* simulated seconds from the first arrival to the last completion */
     uint64_t prompt_tokens, output_tokens; /* of completed requests */
-    uint64_t computed_tokens, recomputed_tokens;
+    uint64_t computed_tokens, computed_prompt_tokens; /* the first counts answers, too */
+    uint64_t recomputed_tokens; /* of the first: at places that the request had reached before */
     uint64_t asked_tokens, hit_tokens; /* prompt tokens looked up, and found cached */
+    uint64_t skipped_tokens;           /* of the latter: at places it had not reached before, so that
+                                        * computed = final lengths + recomputed - skipped */
     stats_summary ttft, tpot, latency;
     uint64_t used_peak, metadata_peak;
     double used_mean, cached_mean, waste_mean, running_mean; /* time-weighted */

@@ -25,14 +25,15 @@ static uint64_t reservation(const contiguous *c, const trace_request *r)
     return slots;
 }
 
-static int start(serve_memory *m, serve_sequence *s, uint64_t outstanding, bool alone,
+static int start(serve_memory *m, serve_sequence *s, serve_sequence *const *list, size_t n,
                  tool_error *err)
 {
-    (void)outstanding, (void)alone, (void)err;
+    (void)list, (void)n, (void)err;
     contiguous *c = self(m);
     s->slots = reservation(c, s->request);
     uint64_t bytes = s->slots * c->token_bytes;
-    if (bytes > c->limit || c->used > c->limit - bytes) return 0;
+    if (bytes > c->limit) return SERVE_TOO_LARGE;
+    if (c->used > c->limit - bytes) return 0;
     c->used += bytes;
     s->length = 0;
     return 1;

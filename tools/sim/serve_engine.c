@@ -2,11 +2,11 @@
  *
  * Order: requests are served first come, first served, except that one passes those which wait for
  * another's pages (serve_queue.c). `running` is in order of admission, a preempted request goes
- * back to the front of the queue, and when memory is short the youngest running request gives way.
- * So the one that was admitted first always goes on: a request starts only if its final length fits
- * the memory alone, and when it is alone and a chunk does not fit, it takes a smaller one. If the
- * limit has shrunk so that it does not fit even so, it waits for the limit to grow, or is reported
- * as one that can never fit. That is why there is neither deadlock nor livelock. */
+ * back to the front of the queue, and when memory is short the prompts take smaller chunks; if that
+ * is not enough the youngest running request gives way. So the one that was admitted first always
+ * goes on: a request starts only if its final length fits the memory alone. One that does not, or
+ * does not any more because the limit has shrunk, stands aside until the limit changes, or is
+ * reported as one that can never fit. That is why there is neither deadlock nor livelock. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +29,7 @@ static int set_limit(engine *e, const pressure *change)
     }
     if (got < 0) return -1;
     e->limit = bytes;
-    e->blocked = 0;
+    queue_unpark(e);
     e->result->limit_changes++;
     return 0;
 }
@@ -44,35 +44,43 @@ static int apply_pressure(engine *e)
 
 /* ---- steps ---------------------------------------------------------------------------------- */
 
-/* Every decoding sequence gets one token, prompts share `budget`, oldest first. */
-static void plan_step(engine *e, uint64_t budget)
+/* Every decoding sequence gets one token, prompts share `budget`, oldest first, except those before
+ * number `first`. Returns how much of it is left, and how many sequences decode. */
+static uint64_t plan_step(engine *e, uint64_t budget, size_t first, size_t *n_decoding)
 {
+    *n_decoding = 0;
     for (size_t i = 0; i < e->n_running; i++) {
         serve_sequence *s = e->running[i];
         if (s->length >= s->target) {
             s->step = 1;
+            ++*n_decoding;
         } else {
-            uint64_t left = s->target - s->length;
+            uint64_t left = i < first ? 0 : s->target - s->length;
             s->step = (uint32_t)(left < budget ? left : budget);
             budget -= s->step;
         }
     }
+    return budget;
 }
 
-/* Plans and reserves. Until it fits the youngest give way, and the last one takes smaller chunks.
- * 0 = nothing can run. */
+/* Plans and reserves. Until it fits the prompts' share is halved, to nothing beside sequences that
+ * decode; then the youngest gives way. Under safe admission the oldest prompt may have to wait for
+ * a younger one's end: the others are asked first. 0 = nothing can run. */
 static int reserve_step(engine *e)
 {
     uint64_t chunk = e->options->chunk;
+    size_t first = 0;
     while (e->n_running > 0) {
-        plan_step(e, chunk);
+        size_t n_decoding;
+        const uint64_t prompts = chunk - plan_step(e, chunk, first, &n_decoding);
         int got = e->memory->reserve(e->memory, e->running, e->n_running, e->err);
         if (got != 0) return got;
-        uint32_t step = e->running[0]->step;
-        if (e->n_running == 1 && step > 1)
-            chunk = step / 2;
-        else if (queue_preempt_youngest(e) != 0)
-            return -1;
+        chunk = prompts / 2;
+        if (chunk > 0 || (prompts > 0 && n_decoding > 0)) continue;
+        chunk = e->options->chunk;
+        if (e->options->admission == SERVE_SAFE && ++first < e->n_running) continue;
+        if (queue_preempt_youngest(e) != 0) return -1;
+        first = 0;
     }
     return 0;
 }
@@ -117,18 +125,29 @@ static int advance(engine *e)
     return 0;
 }
 
+static void count_work(engine *e, const serve_sequence *s)
+{
+    story *t = &e->stories[s->index];
+    const uint64_t end = s->length + s->step, again = end < t->reached ? end : t->reached;
+    e->result->computed_tokens += s->step;
+    if (again > s->length) e->result->recomputed_tokens += again - s->length;
+    if (end > t->reached) t->reached = end;
+}
+
 static double step_time(engine *e)
 {
     roofline_step work = {0};
     for (size_t i = 0; i < e->n_running; i++) {
         serve_sequence *s = e->running[i];
         if (s->step == 0) continue;
+        if (!s->counted) queue_count_start(e, s);
         roofline_add(&work, e->options->model, s->length, s->step);
+        count_work(e, s);
         if (s->length < s->target) {
             const uint64_t page = e->options->page_tokens;
             const uint64_t pages = (s->length + s->step) / page - s->length / page;
             e->stretch.prompt_tokens += s->step;
-            e->result->computed_tokens += s->step;
+            e->result->computed_prompt_tokens += s->step;
             s->published += pages;
             e->published += pages;
         }
@@ -173,6 +192,7 @@ static int step(engine *e)
         return -1;
     e->now += seconds;
     e->result->steps++;
+    if (model_is_windowed(e->options->model)) e->blocked = 0; /* pages left windows */
     if (advance(e) != 0) return -1;
     account(e, from, &usage, running, queued);
     if (e->options->verify_every != 0 && e->result->steps % e->options->verify_every == 0) {
@@ -196,36 +216,22 @@ static int idle_until(engine *e, double then)
     return 0;
 }
 
-/* The oldest request does not fit into the whole memory, and the limit will not change again. */
-static void never_fits(engine *e, uint32_t index)
-{
-    serve_result *r = e->result;
-    size_t room = sizeof r->first_never_fit / sizeof r->first_never_fit[0];
-    if (r->never_fit < room) r->first_never_fit[r->never_fit] = e->stories[index].request->line;
-    r->never_fit++;
-    queue_pop(e);
-    progress_add(e->bar, 1);
-}
-
+/* Nothing could run; who is next after one that was too large may have arrived, and is asked. */
 static int idle(engine *e)
 {
-    uint32_t index;
     bool change = e->next_pressure < e->options->n_pressure;
     double change_at = change ? e->options->pressure[e->next_pressure].at : INFINITY;
-    if (queue_head(e, &index)) {
-        if (change) return idle_until(e, change_at);
-        never_fits(e, index);
-        return 0;
-    }
     double arrival = e->head < e->n ? e->stories[e->queue[e->head]].request->arrival : INFINITY;
-    return idle_until(e, arrival < change_at ? arrival : change_at);
+    double then = arrival < change_at ? arrival : change_at;
+    if (isinf(then)) return 0; /* the last one was too large */
+    return then > e->now ? idle_until(e, then) : 0;
 }
 
 /* ---- all ------------------------------------------------------------------------------------ */
 
 static int loop(engine *e)
 {
-    while (e->n_running > 0 || e->head < e->n) {
+    while (e->n_running > 0 || e->head < e->n || e->n_parked > 0) {
         if (apply_pressure(e) != 0 || queue_admit(e) != 0 || queue_match_again(e) != 0) return -1;
         int got = reserve_step(e);
         if (got < 0) return -1;
@@ -291,6 +297,7 @@ int serve_run(const serve_options *options, const trace *input, serve_memory *me
         queue_leave(&e, e.n_running - 1);
     free(e.stories);
     free(e.queue);
+    free(e.parked);
     free(e.running);
     free(e.ttft);
     return code;

@@ -10,7 +10,7 @@ typedef struct story {
     const trace_request *request;
     serve_sequence *running; /* NULL while it does not */
     uint32_t generated;
-    uint64_t computed; /* most tokens it ever had computed: what recomputation is counted against */
+    uint64_t reached; /* most tokens it ever had: what recomputation is counted against */
     double first_token;
     uint32_t leader; /* waits for this story (+ 1; 0 = for none) … */
     uint64_t until;  /* … to have so many tokens */
@@ -26,6 +26,8 @@ typedef struct engine {
     story *stories;           /* in order of arrival */
     size_t n, head;           /* queue[head..n): who does not run, the next one first */
     uint32_t *queue;          /* who never ran stands at the place of its number */
+    uint32_t *parked;         /* too large for the limit as it is, in the order of the queue */
+    size_t n_parked;
     serve_sequence **running; /* in order of admission */
     size_t n_running;
     double now;
@@ -40,11 +42,10 @@ typedef struct engine {
     serve_sample stretch; /* counts since the last step's end */
 } engine;
 
-/* Prepares the queue; -1 when memory runs out. The caller frees e->queue. */
+/* Prepares the queue; -1 when memory runs out. The caller frees e->queue and e->parked. */
 int queue_init(engine *e);
-/* The one to start next, if it has arrived. */
-bool queue_head(const engine *e, uint32_t *index);
-void queue_pop(engine *e);
+/* The limit has changed: those that were too large are asked again, in their old places. */
+void queue_unpark(engine *e);
 /* Those that arrived and do not run. */
 size_t queue_waiting(const engine *e);
 
@@ -57,7 +58,9 @@ int queue_match_again(engine *e);
 /* Takes number i out of `running`, whose memory is released already, or by the second. */
 void queue_leave(engine *e, size_t i);
 int queue_stop(engine *e, size_t i);
-/* The youngest running request gives way; it will compute its tokens again. */
+/* The youngest running request gives way, and the last one is too large for the limit. */
 int queue_preempt_youngest(engine *e);
+/* The figures of a start are counted with its first step: one without never happened. */
+void queue_count_start(engine *e, serve_sequence *s);
 
 #endif

@@ -93,15 +93,48 @@ static uint64_t easily_had(const paged *p)
     return kept < p->limit ? p->limit - kept : 0;
 }
 
+/* Bytes of pages that a sequence with `have` tokens still takes to compute its prompt; a windowed
+ * group never has to hold more than its window, for a chunk may be as small as it must. */
+static uint64_t bytes_to_come(const paged *p, const serve_sequence *s, uint64_t have)
+{
+    const uint64_t page = p->page_tokens, all = (s->target + page - 1) / page;
+    uint64_t bytes = 0;
+    for (uint32_t g = 0; g < p->n_groups; g++) {
+        const uint64_t window = p->options->model->groups[g].window, n = (have + page - 1) / page;
+        uint64_t more = all - n;
+        if (window != 0) {
+            const uint64_t most = (window + page - 2) / page + 1;
+            const uint64_t held = n - (have < window ? 0 : (have - window + 1) / page);
+            const uint64_t left = most > held ? most - held : 0;
+            if (more > left) more = left;
+        }
+        bytes += more * p->page_bytes[g];
+    }
+    return bytes;
+}
+
 /* Would its prompt find memory now, beside the prompts being computed? The safe rule alone would
  * start everything, for a sequence that holds nothing harms nobody. */
-static int fits_now(paged *p, const serve_sequence *s, uint64_t outstanding, tool_error *err)
+static int fits_now(paged *p, const serve_sequence *s, serve_sequence *const *list, size_t n,
+                    tool_error *err)
 {
     serve_usage now;
     if (usage(&p->base, NULL, 0, &now, err) < 0) return -1;
-    double wanted = (double)bytes_alone(p, s->target - s->match.n_tokens + outstanding);
+    double wanted = (double)bytes_to_come(p, s, s->match.n_tokens);
+    for (size_t i = 0; i < n; i++)
+        if (list[i]->length < list[i]->target)
+            wanted += (double)bytes_to_come(p, list[i], list[i]->length);
     double kept = p->options->watermark * (double)p->limit;
     return (double)now.used + (double)now.metadata + wanted + kept <= (double)p->limit;
+}
+
+/* Prompt tokens that these have still to compute. */
+static uint64_t outstanding(serve_sequence *const *list, size_t n)
+{
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < n; i++)
+        if (list[i]->length < list[i]->target) tokens += list[i]->target - list[i]->length;
+    return tokens;
 }
 
 /* Are there pages for a new sequence of so many tokens, of which the match has some? */
@@ -115,18 +148,25 @@ static int probe(paged *p, const serve_sequence *s, uint64_t tokens, tool_error 
 }
 
 /* May a sequence start, by the watermark rule? */
-static int room(paged *p, const serve_sequence *s, uint64_t outstanding, tool_error *err)
+static int room(paged *p, const serve_sequence *s, uint64_t prompts, tool_error *err)
 {
     double page = (double)bytes_alone(p, 1);
     double kept = floor(p->options->watermark * (double)p->limit / page) * p->page_tokens;
-    return probe(p, s, s->target + outstanding + (uint64_t)kept, err);
+    return probe(p, s, s->target + prompts + (uint64_t)kept, err);
 }
 
 /* Nothing else runs: can it be brought to its end? */
 static int fits_alone(paged *p, const serve_sequence *s, tool_error *err)
 {
-    uint64_t final = serve_final_length(s->request);
-    return bytes_alone(p, final) <= p->limit && final <= INT32_MAX ? probe(p, s, final, err) : 0;
+    const int got = probe(p, s, serve_final_length(s->request), err);
+    return got == 0 ? SERVE_TOO_LARGE : got;
+}
+
+/* Destroys one that did not come to run. */
+static int close_sequence(paged *p, pkv_seq seq, tool_error *err)
+{
+    pkv_status status = pkv_seq_destroy(seq);
+    return status == PKV_OK ? 0 : failed(p, "pkv_seq_destroy", status, err);
 }
 
 /* A new sequence with what the match found, and its claim if the rule wants one. */
@@ -144,9 +184,10 @@ static int open_sequence(paged *p, serve_sequence *s, tool_error *err)
         s->length = s->match.n_tokens;
         return 1;
     }
-    int code = status == PKV_EUNSAFE ? 0 : failed(p, call, status, err);
+    if (status == PKV_EUNSAFE) return close_sequence(p, s->seq, err);
+    failed(p, call, status, err);
     pkv_seq_destroy(s->seq);
-    return code;
+    return -1;
 }
 
 static int match(serve_memory *m, serve_sequence *s, tool_error *err)
@@ -157,23 +198,44 @@ static int match(serve_memory *m, serve_sequence *s, tool_error *err)
     return status == PKV_OK ? 1 : failed(self(m), "pkv_prefix_match", status, err);
 }
 
+/* The claim changes hands. If the rule refuses what was found as well, since pages that nobody
+ * held would be, the old claim is as safe as it was. */
 static int replace(serve_memory *m, serve_sequence *s, tool_error *err)
 {
-    pkv_status status = pkv_seq_destroy(s->seq); /* what it published stays matched */
-    if (status != PKV_OK) return failed(self(m), "pkv_seq_destroy", status, err);
-    return open_sequence(self(m), s, err);
+    paged *p = self(m);
+    const bool safe = p->options->admission == SERVE_SAFE;
+    const pkv_seq old = s->seq;
+    const uint64_t length = s->length;
+    pkv_status status = safe ? pkv_admit_release(old) : PKV_OK;
+    if (status != PKV_OK) return failed(p, "pkv_admit_release", status, err);
+    const int got = open_sequence(p, s, err);
+    if (got == 1) return close_sequence(p, old, err) == 0 ? 1 : -1;
+    s->seq = old;
+    s->length = length;
+    if (got < 0) return -1;
+    status = pkv_admit(old, serve_final_length(s->request));
+    return status == PKV_OK ? 0 : failed(p, "pkv_admit", status, err);
 }
 
-static int start(serve_memory *m, serve_sequence *s, uint64_t outstanding, bool alone,
+static int start(serve_memory *m, serve_sequence *s, serve_sequence *const *list, size_t n,
                  tool_error *err)
 {
     paged *p = self(m);
+    const uint64_t final = serve_final_length(s->request), bytes = bytes_alone(p, final);
+    if (bytes > p->limit || final > INT32_MAX) return SERVE_TOO_LARGE;
     if (sample_metadata(p, err) != 0) return -1;
-    int got = alone ? fits_alone(p, s, err)
-              : bytes_alone(p, serve_final_length(s->request)) > easily_had(p) ? 0
-              : p->options->admission == SERVE_SAFE ? fits_now(p, s, outstanding, err)
-                                                    : room(p, s, outstanding, err);
-    return got == 1 ? open_sequence(p, s, err) : got;
+    int got;
+    if (n == 0) {
+        got = fits_alone(p, s, err);
+    } else {
+        got = bytes > easily_had(p) ? 0 : fits_now(p, s, list, n, err);
+        /* What a match found may be held by others or by nobody: the library knows. */
+        if (got == 1 && p->options->admission == SERVE_WATERMARK && s->match.n_tokens > 0)
+            got = room(p, s, outstanding(list, n), err);
+    }
+    if (got != 1) return got;
+    got = open_sequence(p, s, err);
+    return got == 0 && n == 0 ? SERVE_TOO_LARGE : got;
 }
 
 /* ---- steps ---------------------------------------------------------------------------------- */

@@ -9,7 +9,8 @@
 int queue_init(engine *e)
 {
     e->queue = malloc(e->n * sizeof *e->queue);
-    if (e->queue == NULL) return tool_fail(e->err, "out of memory");
+    e->parked = malloc(e->n * sizeof *e->parked);
+    if (e->queue == NULL || e->parked == NULL) return tool_fail(e->err, "out of memory");
     for (size_t i = 0; i < e->n; i++)
         e->queue[i] = (uint32_t)i;
     return 0;
@@ -18,19 +19,6 @@ int queue_init(engine *e)
 static bool arrived(const engine *e, size_t at)
 {
     return e->stories[e->queue[at]].request->arrival <= e->now;
-}
-
-bool queue_head(const engine *e, uint32_t *index)
-{
-    if (e->head == e->n || !arrived(e, e->head)) return false;
-    *index = e->queue[e->head];
-    return true;
-}
-
-void queue_pop(engine *e)
-{
-    e->head++;
-    e->blocked = 0;
 }
 
 /* Those before it, which wait on, close the gap. */
@@ -57,7 +45,43 @@ size_t queue_waiting(const engine *e)
         else
             high = mid;
     }
-    return low - e->head;
+    return low - e->head + e->n_parked;
+}
+
+/* ---- too large ------------------------------------------------------------------------------ */
+
+static void never_fits(engine *e, uint32_t index)
+{
+    serve_result *r = e->result;
+    const size_t room = sizeof r->first_never_fit / sizeof r->first_never_fit[0];
+    if (r->never_fit < room) r->first_never_fit[r->never_fit] = e->stories[index].request->line;
+    r->never_fit++;
+    progress_add(e->bar, 1);
+}
+
+/* Takes out of the queue who cannot run under this limit; another limit may come. */
+static void park(engine *e, size_t at)
+{
+    const uint32_t index = e->queue[at];
+    take_out(e, at);
+    if (e->next_pressure < e->options->n_pressure)
+        e->parked[e->n_parked++] = index;
+    else
+        never_fits(e, index);
+}
+
+static int by_number(const void *a, const void *b)
+{
+    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+void queue_unpark(engine *e)
+{
+    qsort(e->parked, e->n_parked, sizeof *e->parked, by_number);
+    while (e->n_parked > 0)
+        put_first(e, e->parked[--e->n_parked]);
+    e->blocked = 0;
 }
 
 /* ---- start, stop, preempt ------------------------------------------------------------------- */
@@ -90,22 +114,12 @@ static serve_sequence *make_sequence(engine *e, uint32_t index)
     return s;
 }
 
-static uint64_t outstanding(const engine *e)
-{
-    uint64_t tokens = 0;
-    for (size_t i = 0; i < e->n_running; i++)
-        if (e->running[i]->length < e->running[i]->target)
-            tokens += e->running[i]->target - e->running[i]->length;
-    return tokens;
-}
-
 void queue_leave(engine *e, size_t i)
 {
     serve_sequence *s = e->running[i];
     story *t = &e->stories[s->index];
     t->running = NULL;
     t->generated = s->generated;
-    if (s->length > t->computed) t->computed = s->length;
     free_sequence(s);
     e->n_running--;
     memmove(&e->running[i], &e->running[i + 1], (e->n_running - i) * sizeof *e->running);
@@ -119,35 +133,35 @@ int queue_stop(engine *e, size_t i)
     return 0;
 }
 
-static void count_preemption(engine *e, uint32_t index)
-{
-    put_first(e, index);
-    e->result->preemptions++;
-    e->stretch.preemptions++;
-}
-
 int queue_preempt_youngest(engine *e)
 {
-    count_preemption(e, e->running[e->n_running - 1]->index);
-    return queue_stop(e, e->n_running - 1);
+    const size_t last = e->n_running - 1;
+    const serve_sequence *s = e->running[last];
+    put_first(e, s->index);
+    e->result->preemptions += s->counted;
+    e->stretch.preemptions += s->counted;
+    if (queue_stop(e, last) != 0) return -1;
+    if (last == 0) park(e, e->head);
+    return 0;
 }
 
-static void count_hits(engine *e, uint64_t tokens)
-{
-    e->result->hit_tokens += tokens;
-    e->stretch.hit_tokens += tokens;
-}
-
-static void count_start(engine *e, serve_sequence *s)
+/* `tokens` were found, and the sequence has all up to its length now. */
+static void count_hits(engine *e, const serve_sequence *s, uint64_t tokens)
 {
     story *t = &e->stories[s->index];
-    t->running = s;
-    s->seen = e->published;
-    if (s->tokens != NULL) {
-        e->result->asked_tokens += s->target;
-        count_hits(e, s->length);
-    }
-    if (t->computed > s->length) e->result->recomputed_tokens += t->computed - s->length;
+    e->result->hit_tokens += tokens;
+    e->stretch.hit_tokens += tokens;
+    if (s->length <= t->reached) return;
+    e->result->skipped_tokens += s->length - t->reached;
+    t->reached = s->length;
+}
+
+void queue_count_start(engine *e, serve_sequence *s)
+{
+    s->counted = true;
+    if (s->tokens == NULL) return;
+    e->result->asked_tokens += s->target;
+    count_hits(e, s, s->length);
 }
 
 /* ---- followers ------------------------------------------------------------------------------ */
@@ -184,7 +198,9 @@ static bool find_leader(engine *e, const serve_sequence *s)
     return t->until != 0;
 }
 
-/* 1 = started, 0 = waits for a leader, -1 = failed, -2 = no room. */
+enum { FOLLOWS = 3 };
+
+/* As serve_memory.start, or FOLLOWS = waits for a leader. */
 static int start(engine *e, uint32_t index)
 {
     serve_sequence *s = make_sequence(e, index);
@@ -192,14 +208,15 @@ static int start(engine *e, uint32_t index)
     int got = s->tokens != NULL ? e->memory->match(e->memory, s, e->err) : 1;
     if (got >= 0 && find_leader(e, s)) {
         free_sequence(s);
-        return 0;
+        return FOLLOWS;
     }
-    if (got >= 0) got = e->memory->start(e->memory, s, outstanding(e), e->n_running == 0, e->err);
-    if (got <= 0) {
+    if (got >= 0) got = e->memory->start(e->memory, s, e->running, e->n_running, e->err);
+    if (got != 1) {
         free_sequence(s);
-        return got < 0 ? -1 : -2;
+        return got;
     }
-    count_start(e, s);
+    e->stories[index].running = s;
+    s->seen = e->published;
     e->running[e->n_running++] = s;
     return 1;
 }
@@ -212,33 +229,28 @@ int queue_admit(engine *e)
         if (follows(e, index)) continue;
         if (e->blocked == index + 1) break;
         int got = start(e, index);
-        if (got == -1) return -1;
-        if (got == -2) {
+        if (got < 0) return -1;
+        if (got == 0) {
             e->blocked = index + 1;
             break;
         }
         if (got == 1) take_out(e, at);
+        if (got == SERVE_TOO_LARGE) park(e, at);
     }
     return 0;
 }
 
 /* Others have published since the last look. What is found replaces what was computed, if it is at
- * least a page more. 1 = goes on, 0 = back in the queue. */
-static int match_again(engine *e, size_t i)
+ * least a page more and the memory allows. */
+static int match_again(engine *e, serve_sequence *s)
 {
-    serve_sequence *s = e->running[i];
     const uint64_t before = s->length;
     s->seen = e->published - s->published;
     if (e->memory->match(e->memory, s, e->err) < 0) return -1;
-    if (s->match.n_tokens < before + e->options->page_tokens) return 1;
+    if (s->match.n_tokens < before + e->options->page_tokens) return 0;
     int got = e->memory->replace(e->memory, s, e->err);
-    if (got == 1) {
-        count_hits(e, s->length - before);
-    } else if (got == 0) {
-        count_preemption(e, s->index);
-        queue_leave(e, i);
-    }
-    return got;
+    if (got == 1 && s->counted) count_hits(e, s, s->length - before);
+    return got < 0 ? -1 : 0;
 }
 
 int queue_match_again(engine *e)
@@ -247,14 +259,9 @@ int queue_match_again(engine *e)
     for (size_t i = 0; i < e->n_running && budget > 0; i++) {
         serve_sequence *s = e->running[i];
         if (s->length >= s->target) continue;
-        if (s->tokens != NULL && s->seen != e->published - s->published) {
-            int got = match_again(e, i);
-            if (got < 0) return -1;
-            if (got == 0) {
-                i--;
-                continue;
-            }
-        }
+        if (s->tokens != NULL && s->seen != e->published - s->published &&
+            match_again(e, s) != 0)
+            return -1;
         uint64_t left = s->target - s->length;
         budget -= left < budget ? left : budget;
     }

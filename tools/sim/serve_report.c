@@ -117,15 +117,18 @@ static json_t *json_summary(const stats_summary *s)
 
 static json_t *json_counts(const serve_result *r)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+                     "s:I, s:I}",
                      "memory", r->name, "completed", (json_int_t)r->completed, "never_fit",
                      (json_int_t)r->never_fit, "steps", (json_int_t)r->steps, "verified",
                      (json_int_t)r->verified, "preemptions", (json_int_t)r->preemptions,
                      "limit_changes", (json_int_t)r->limit_changes, "prompt_tokens",
                      (json_int_t)r->prompt_tokens, "output_tokens", (json_int_t)r->output_tokens,
-                     "computed_prompt_tokens", (json_int_t)r->computed_tokens, "recomputed_tokens",
+                     "computed_tokens", (json_int_t)r->computed_tokens, "computed_prompt_tokens",
+                     (json_int_t)r->computed_prompt_tokens, "recomputed_tokens",
                      (json_int_t)r->recomputed_tokens, "asked_tokens", (json_int_t)r->asked_tokens,
-                     "hit_tokens", (json_int_t)r->hit_tokens, "followers", (json_int_t)r->followers,
+                     "hit_tokens", (json_int_t)r->hit_tokens, "skipped_tokens",
+                     (json_int_t)r->skipped_tokens, "followers", (json_int_t)r->followers,
                      "running_peak", (json_int_t)r->running_peak);
 }
 
