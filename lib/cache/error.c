@@ -31,17 +31,26 @@ pkv_status pkv_cache_last_error(pkv_cache *cache, char *text, size_t capacity)
     return status;
 }
 
+/* What a handle names: `kind` is what it is called, `end` what has become of one that is not there.
+ */
+static inline pkv_status find(struct pkv_cache *cache, const struct pkvi_slots *slots, uint64_t id,
+                              const char *caller, const char *kind, const char *end, void **found)
+{
+    if (id == 0) return pkvi_fail(cache, PKV_EINVAL, "%s: a zeroed %s handle", caller, kind);
+    *found = pkvi_slots_get(slots, id);
+    if (PKVI_LIKELY(*found)) return PKV_OK;
+    return pkvi_fail(cache, PKV_ESTALE, "%s: %s %#llx %s", caller, kind, (unsigned long long)id,
+                     end);
+}
+
 pkv_status pkvi_seq_get(pkv_seq handle, const char *caller, struct pkvi_seq **seq)
 {
+    void *found;
     if (!handle.cache) return PKV_EINVAL;
-    if (handle.id == 0)
-        return pkvi_fail(handle.cache, PKV_EINVAL, "%s: a zeroed sequence handle", caller);
-    struct pkvi_seq *found = pkvi_slots_get(&handle.cache->sequences, handle.id);
-    if (PKVI_UNLIKELY(!found))
-        return pkvi_fail(handle.cache, PKV_ESTALE, "%s: sequence %#llx is gone", caller,
-                         (unsigned long long)handle.id);
-    *seq = found;
-    return PKV_OK;
+    const pkv_status status = find(handle.cache, &handle.cache->sequences, handle.id, caller,
+                                   "sequence", "is gone", &found);
+    if (status == PKV_OK) *seq = found;
+    return status;
 }
 
 pkv_status pkvi_seq_get_idle(pkv_seq handle, const char *caller, struct pkvi_seq **seq)
@@ -58,15 +67,12 @@ pkv_status pkvi_seq_get_idle(pkv_seq handle, const char *caller, struct pkvi_seq
 
 pkv_status pkvi_batch_get(pkv_batch handle, const char *caller, struct pkvi_batch **batch)
 {
+    void *found;
     if (!handle.cache) return PKV_EINVAL;
-    if (handle.id == 0)
-        return pkvi_fail(handle.cache, PKV_EINVAL, "%s: a zeroed batch handle", caller);
-    struct pkvi_batch *found = pkvi_slots_get(&handle.cache->batches, handle.id);
-    if (PKVI_UNLIKELY(!found))
-        return pkvi_fail(handle.cache, PKV_ESTALE, "%s: batch %#llx has ended", caller,
-                         (unsigned long long)handle.id);
-    *batch = found;
-    return PKV_OK;
+    const pkv_status status =
+        find(handle.cache, &handle.cache->batches, handle.id, caller, "batch", "has ended", &found);
+    if (status == PKV_OK) *batch = found;
+    return status;
 }
 
 pkv_status pkvi_batch_get_reserved(pkv_batch handle, const char *caller, struct pkvi_batch **batch)
