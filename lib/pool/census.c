@@ -22,12 +22,6 @@ uint32_t pkvi_pool_missing(struct pkvi_pool *pool, uint32_t n)
     return obtainable >= n ? 0 : n - (uint32_t)obtainable;
 }
 
-uint32_t pkvi_pool_index_limit(const struct pkvi_pool *pool)
-{
-    uint32_t n = atomic_load_explicit(&pool->n_slots, memory_order_acquire);
-    return n ? (n - 1) * pool->per_region.d + pkvi_pool_slot_pages(pool, n - 1) : 0;
-}
-
 void pkvi_pool_counts(struct pkvi_pool *pool, struct pkvi_pool_counts *counts)
 {
     uint64_t parked = 0, allocs = 0, frees = 0;

@@ -60,6 +60,12 @@ static inline uint64_t refs_of(uint64_t word)
     return word & PKVI_WORD_REFS;
 }
 
+/* Free, as far as the word says it: it may be in a cold unit or in transit. */
+static inline bool page_is_free(const struct pkvi_pool *pool, uint32_t page)
+{
+    return (uint32_t)load_word(word_at(pool, page)) == 0;
+}
+
 /* The generation part of a word or id, and that of the next life of its page (0 is skipped: no id
  * has it). */
 static inline uint64_t generation_of(uint64_t word)
@@ -116,25 +122,98 @@ static inline struct pkvi_page_aux *unit_aux(const struct pkvi_pool *pool, uint3
     return aux_at(pool, slot * pool->per_region.d + u * unit_pages(pool));
 }
 
-/* ---- regions.c ------------------------------------------------------------------------------ */
+/* Files call downwards only, in this order: pool, magazine, refs, alloc, census, regions, squeeze,
+ * slots, units, and what calls none of these: mapping, classes, debug, place. */
 
-void pkvi_regions_add(struct pkvi_regions *regions, struct pkvi_pool *pool);
-void pkvi_regions_remove(struct pkvi_regions *regions, struct pkvi_pool *pool);
-/* A whole region for `pool`, charged: a new mapping, or under the limit the empty region of another
- * pool. *base is NULL if regions are not mapped. PKV_ENOPAGES, PKV_ENOMEM. No lock above GROW is
- * held. */
-pkv_status pkvi_regions_get(struct pkvi_regions *regions, struct pkvi_pool *pool, void **base);
-/* Address space for a region that is split from the start: charged nothing. PKV_ENOMEM. */
-pkv_status pkvi_regions_map_split(struct pkvi_regions *regions, void **base);
+/* ---- place.c -------------------------------------------------------------------------------- */
+
+/* Pages that slot `slot` holds: all, or what max_pages leaves for the last. */
+uint32_t pkvi_pool_slot_pages(const struct pkvi_pool *pool, uint32_t slot);
+
+/* ---- mapping.c ------------------------------------------------------------------------------ */
+
+/* Address space for a region, for huge or for single OS pages; charges nothing. *base is NULL if
+ * regions are not mapped. PKV_ENOMEM. */
+pkv_status pkvi_regions_map(struct pkvi_regions *regions, bool split, void **base);
 /* Unmaps and takes `charge` off the budget. */
 void pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge);
 
-/* ---- units.c: memory behind regions --------------------------------------------------------- */
+/* ---- classes.c; lock held ------------------------------------------------------------------- */
 
-/* Pages per unit for a page size, and the unit's bytes. */
+/* Takes a region out of the list of its class, or moves it to the list of another. */
+void pkvi_pool_unlink(struct pkvi_pool *pool, struct pkvi_region *region);
+void pkvi_pool_relink(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region,
+                      uint32_t class);
+
+/* Fuller regions come first when pages are taken, so that sparse ones get a chance to become empty,
+ * and whole ones before split ones. Three partial classes are enough for that and keep a region
+ * from moving at every page. */
+static inline uint32_t class_of(const struct pkvi_region *region)
+{
+    uint32_t free_count = region->free_count, pages = region->pages;
+    if (!free_count) return CLASS_FULL;
+    if (region->split) return CLASS_SPLIT;
+    if (free_count == pages) return CLASS_EMPTY;
+    if (free_count <= pages / 4) return 1;
+    return free_count <= pages - pages / 4 ? 2 : CLASS_MOSTLY_FREE;
+}
+
+/* To be called after free_count changed. */
+static inline void reclass(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region)
+{
+    const uint32_t class = class_of(region);
+    if (class != region->class) pkvi_pool_relink(pool, slot, region, class);
+}
+
+/* ---- units.c; lock held --------------------------------------------------------------------- */
+
+/* Pages per unit for a page size, and the unit's bytes. Needs no lock. */
 uint32_t pkvi_pool_choose_unit(uint64_t page_bytes, uint64_t os_page, uint64_t *unit_bytes);
-/* What a region is charged. Lock held. */
+/* What a region is charged. */
 uint64_t pkvi_pool_charge(const struct pkvi_pool *pool, const struct pkvi_region *region);
+/* Units of several pages: a free page is about to be taken; a page was just freed. */
+void pkvi_pool_unit_taken(struct pkvi_pool *pool, uint32_t page);
+void pkvi_pool_unit_freed(struct pkvi_pool *pool, uint32_t page);
+/* The cold stack of a region: a unit that has lost its memory enters, or the topmost leaves, whose
+ * number is returned. */
+void pkvi_pool_push_cold(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region,
+                         uint32_t u);
+uint32_t pkvi_pool_pop_cold(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region);
+/* Puts all units of a region on its cold stack. */
+void pkvi_pool_chill(struct pkvi_pool *pool, uint32_t slot);
+/* Leaves the list of regions with cold units. */
+void pkvi_pool_unlink_cold(struct pkvi_pool *pool, struct pkvi_region *region);
+/* Puts the pages of a unit, which has memory, on the free stack; the first comes out first. */
+void pkvi_pool_push_free(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region,
+                         uint32_t u);
+/* Makes a region's free stack anew from the pages that are free and not in cold units or in
+ * transit, in ascending order. O(pages of the region). */
+void pkvi_pool_restack(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region);
+
+/* ---- slots.c -------------------------------------------------------------------------------- */
+
+/* Makes the per-page data of slots 0..n-1 exist; false without memory. grow_lock held (or nobody
+ * else there yet). */
+bool pkvi_pool_ensure_slots(struct pkvi_pool *pool, uint32_t n);
+/* A vacant slot for a region to come; false if there is none. Locks the pool. */
+bool pkvi_pool_pop_slot(struct pkvi_pool *pool, uint32_t *slot);
+/* Makes a slot vacant. Lock held. */
+void pkvi_pool_push_slot(struct pkvi_pool *pool, uint32_t slot);
+/* Puts a region into a vacant slot and into the lists where it belongs. Lock held. */
+void pkvi_pool_install(struct pkvi_pool *pool, uint32_t slot, void *base, bool split);
+/* Takes the region of a slot out, which has no used and no cached pages; returns its base. Lock
+ * held. */
+void *pkvi_pool_detach(struct pkvi_pool *pool, uint32_t slot, uint64_t *charge);
+/* Which regions may be taken out: whole ones without used and cached pages, or split ones, too. */
+enum give { GIVE_WHOLE, GIVE_ANY };
+/* Takes an empty region out of the pool; its charge and mapping are the caller's then. False if the
+ * pool has none. Locks the pool. */
+bool pkvi_pool_give_region(struct pkvi_pool *pool, enum give kind, void **base, uint64_t *charge);
+/* Gives back metadata of slots behind the last region. Takes grow_lock. */
+void pkvi_pool_trim_metadata(struct pkvi_pool *pool);
+
+/* ---- squeeze.c ------------------------------------------------------------------------------ */
+
 /* Makes a split region whole if its remaining charge and `room` bytes beyond fit the limit; false
  * if not, or if there is none (`full`: also one without cold units). Locks regions and the pool. */
 bool pkvi_pool_heal(struct pkvi_pool *pool, uint64_t room, bool full);
@@ -144,35 +223,17 @@ enum squeeze { SQUEEZE_SPLIT, SQUEEZE_WHOLE, SQUEEZE_FULL };
  * are none. FULL: from whole regions without free pages, what lies behind their last unit. The
  * regions' lock is held; locks the pool. */
 uint64_t pkvi_pool_squeeze(struct pkvi_pool *pool, enum squeeze kind, uint64_t bytes);
-/* Puts all units of a region on its cold stack. Lock held. */
-void pkvi_pool_chill(struct pkvi_pool *pool, uint32_t slot);
-/* Makes a region's free stack anew from the pages that are free and not in cold units or in
- * transit, in ascending order. Lock held. O(pages of the region). */
-void pkvi_pool_restack(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region);
-/* Leaves the list of regions with cold units. Lock held. */
-void pkvi_pool_unlink_cold(struct pkvi_pool *pool, struct pkvi_region *region);
-/* Units of several pages: a free page is about to be taken; a page was just freed. Lock held. */
-void pkvi_pool_unit_taken(struct pkvi_pool *pool, uint32_t page);
-void pkvi_pool_unit_freed(struct pkvi_pool *pool, uint32_t page);
 
-/* ---- grow.c --------------------------------------------------------------------------------- */
+/* ---- regions.c ------------------------------------------------------------------------------ */
 
-/* Adds one region, whole or split. grow_lock held, lock not. */
-pkv_status pkvi_pool_add_region(struct pkvi_pool *pool, bool split);
-/* Which regions may be taken out: whole ones without used and cached pages, or split ones, too. */
-enum give { GIVE_WHOLE, GIVE_ANY };
-/* Takes an empty region out of the pool; its charge and mapping are the caller's then. False if the
- * pool has none. Locks the pool. */
-bool pkvi_pool_give_region(struct pkvi_pool *pool, enum give kind, void **base, uint64_t *charge);
-/* Takes the region of a slot out, which has no used and no cached pages; returns its base. Lock
+void pkvi_regions_add(struct pkvi_regions *regions, struct pkvi_pool *pool);
+void pkvi_regions_remove(struct pkvi_regions *regions, struct pkvi_pool *pool);
+/* A whole region for `pool`, charged: a new mapping, or under the limit the empty region of another
+ * pool. *base is NULL if regions are not mapped. PKV_ENOPAGES, PKV_ENOMEM. No lock above GROW is
  * held. */
-void *pkvi_pool_detach(struct pkvi_pool *pool, uint32_t slot, uint64_t *charge);
-/* Pages that slot `slot` holds: all, or what max_pages leaves for the last. */
-uint32_t pkvi_pool_slot_pages(const struct pkvi_pool *pool, uint32_t slot);
-/* Gives back metadata of slots behind the last region. Takes grow_lock. */
-void pkvi_pool_trim_metadata(struct pkvi_pool *pool);
+pkv_status pkvi_regions_get(struct pkvi_regions *regions, struct pkvi_pool *pool, void **base);
 
-/* ---- pool.c: the free lists; lock held ------------------------------------------------------ */
+/* ---- alloc.c -------------------------------------------------------------------------------- */
 
 /* For whom pages are taken. */
 enum holder {
@@ -188,17 +249,12 @@ struct taken {
     pkv_page *ids;
 };
 
-/* Takes n pages (at most free_pages) out of the regions. Counts them as out, not as allocated. */
-void pkvi_pool_take(struct pkvi_pool *pool, uint32_t n, struct taken to);
-/* Puts a page, whose word says FREE already, back into its region. */
+/* Puts a page, whose word says FREE already, back into its region. Lock held. */
 void pkvi_pool_put(struct pkvi_pool *pool, uint32_t page);
 /* Takes between `least` and `most` pages, growing if need be; *got how many, and counts them as
  * allocated unless they are for a magazine. Locks the pool itself. Errors as alloc. */
 pkv_status pkvi_pool_obtain(struct pkvi_pool *pool, uint32_t least, uint32_t most, struct taken to,
                             uint32_t *got);
-/* Moves a region to the list of its class after free_count changed. */
-void pkvi_pool_reclass(struct pkvi_pool *pool, uint32_t slot, struct pkvi_region *region);
-void pkvi_pool_unlink(struct pkvi_pool *pool, struct pkvi_region *region);
 
 /* ---- debug.c -------------------------------------------------------------------------------- */
 

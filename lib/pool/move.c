@@ -162,7 +162,7 @@ void pkvi_pool_move(struct pkvi_pool *pool, uint32_t n, const uint32_t *from, co
         if (region->pages == 0) continue;
         pkvi_pool_restack(pool, slot, region);
         region->barren = false;
-        pkvi_pool_reclass(pool, slot, region);
+        reclass(pool, slot, region);
     }
     pkvi_mutex_unlock(&pool->lock);
 }

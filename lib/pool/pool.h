@@ -11,9 +11,9 @@
  * the OS has their memory back, the budget their charge, and any pool may use it. Under the limit
  * that happens only when a charge is refused; no page is moved for it.
  *
- *   FREE    refs == 0, no owner             in its region's free stack (or parked in a magazine),
- * or in a cold unit USED    refs > 0                        held by tables, batches or the host
- *   CACHED  refs == 0, owner set            only the prefix index knows it; reclaimable
+ *   FREE    refs == 0, no owner    in its region's free stack, a magazine or a cold unit
+ *   USED    refs > 0               held by tables, batches or the host
+ *   CACHED  refs == 0, owner set   only the prefix index knows it; reclaimable
  *
  * Words change under the pool's lock only, by plain stores, so that a fork pays an increment per
  * page and no locked instruction. The exception is a page that left through a magazine: its word

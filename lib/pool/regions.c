@@ -55,54 +55,20 @@ void pkvi_regions_remove(struct pkvi_regions *regions, struct pkvi_pool *pool)
     pkvi_mutex_unlock(&regions->lock);
 }
 
-static void *map_region(struct pkvi_regions *regions, bool split)
-{
-    const struct pkvi_regions_config *config = &regions->config;
-    const struct pkvi_os *os = regions->os;
-    void *base = os->map(os->user, config->region_bytes, PKVI_OS_GRANULE);
-    if (!base) return NULL;
-    /* Advice: what is refused costs speed, not correctness. */
-    if (split)
-        os->advise_small(os->user, base, config->region_bytes);
-    else if (config->huge)
-        os->advise_huge(os->user, base, config->region_bytes);
-    if (config->dont_fork) os->advise_dont_fork(os->user, base, config->region_bytes);
-    if (config->numa_node >= 0)
-        os->advise_numa(os->user, base, config->region_bytes, config->numa_node);
-    return base;
-}
-
 pkv_status pkvi_regions_get(struct pkvi_regions *regions, struct pkvi_pool *pool, void **base)
 {
     pkv_status status = PKV_ENOPAGES;
     *base = NULL;
     if (pkvi_budget_charge_region(regions->budget, regions->config.region_bytes)) {
-        if (!regions->config.mapped) return PKV_OK;
-        *base = map_region(regions, false);
-        if (*base) return PKV_OK;
+        status = pkvi_regions_map(regions, false, base);
+        if (status == PKV_OK) return PKV_OK;
         pkvi_budget_release_region(regions->budget, regions->config.region_bytes);
-        status = PKV_ENOMEM;
     }
     uint64_t charge;
     pkvi_mutex_lock(&regions->lock);
     if (take_empty(regions, pool, GIVE_WHOLE, base, &charge)) status = PKV_OK;
     pkvi_mutex_unlock(&regions->lock);
     return status;
-}
-
-pkv_status pkvi_regions_map_split(struct pkvi_regions *regions, void **base)
-{
-    *base = NULL;
-    if (!regions->config.mapped) return PKV_OK;
-    *base = map_region(regions, true);
-    return *base ? PKV_OK : PKV_ENOMEM;
-}
-
-void pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge)
-{
-    const struct pkvi_os *os = regions->os;
-    if (base) os->unmap(os->user, base, regions->config.region_bytes);
-    if (charge) pkvi_budget_release_region(regions->budget, charge);
 }
 
 /* ---- giving memory back --------------------------------------------------------------------- */
