@@ -120,6 +120,8 @@ MUTANTS = [
     ("dropped namespace keeps its generation", "lib/prefix/space.c",
      "    space->generation++;\n    free_space(px, space);", "    free_space(px, space);"),
     ("a use does not renew the time to live", "lib/index/policy/priority.c",
+     "    entry->ends =\n        entry->ttl_ns < UINT64_MAX - p->base.now ? p->base.now + entry->ttl_ns : UINT64_MAX;\n", ""),
+    ("a renewed page keeps others from running out", "lib/index/policy/priority.c",
      "    sift(p, m->a - 1);\n}", "    (void)entry;\n}"),
     ("a use does not give the priority back", "lib/index/policy/priority.c",
      "    take_out(p, id);\n    place_newest(p, id, m->count);\n    if (m->a == 0) return;",

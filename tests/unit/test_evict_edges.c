@@ -16,7 +16,7 @@
 static pkv_cache *cache;
 static struct pkvt_allocator allocator;
 
-static void open_cache(pkv_storage storage, uint32_t signals)
+static void open_with(uint32_t page_tokens, pkv_storage storage, uint32_t signals)
 {
     pkvt_allocator_init(&allocator);
     pkv_config config;
@@ -24,12 +24,17 @@ static void open_cache(pkv_storage storage, uint32_t signals)
     pkv_group_config group = {.n_layers = 1, .kv_heads = 1, .head_dim_k = 8};
     config.groups = &group;
     config.n_groups = 1;
-    config.page_tokens = P;
+    config.page_tokens = page_tokens;
     config.storage = storage;
     config.signals = signals;
     config.memory_limit = 64u << 20;
     config.allocator = &allocator.vtable;
     ck_assert_int_eq(pkv_cache_create(&config, &cache), PKV_OK);
+}
+
+static void open_cache(pkv_storage storage, uint32_t signals)
+{
+    open_with(P, storage, signals);
 }
 
 static void verify(void)
@@ -348,6 +353,90 @@ START_TEST(fork_of_an_emptied_sequence_is_sound)
 }
 END_TEST
 
+/* ---- what attention and keys say ------------------------------------------------------------ */
+
+enum { DIM = 8 };
+
+/* One step of n tokens with these keys, attending with these queries. */
+static void attend(pkv_seq seq, uint32_t n, float (*keys)[DIM], float (*queries)[DIM])
+{
+    pkv_plan *plan;
+    float out[2 * P][DIM];
+    const ptrdiff_t stride = sizeof out[0];
+    const pkv_rows k = {.data = keys,
+                        .dtype = PKV_DTYPE_F32,
+                        .heads = 1,
+                        .dim = DIM,
+                        .token_stride = stride,
+                        .head_stride = stride};
+    pkv_rows q = k;
+    q.data = queries;
+    const pkv_rows_out o = {.data = out,
+                            .dtype = PKV_DTYPE_F32,
+                            .heads = 1,
+                            .dim = DIM,
+                            .token_stride = stride,
+                            .head_stride = stride};
+    const pkv_batch batch = reserve(seq, n, NULL);
+    ck_assert_int_eq(pkv_plan_create(cache, NULL, &plan), PKV_OK);
+    ck_assert_int_eq(pkv_plan_build(plan, batch), PKV_OK);
+    ck_assert_int_eq(pkv_write(plan, 0, &k, &k, 0, 1), PKV_OK);
+    ck_assert_int_eq(pkv_attend(plan, 0, &q, &o, NULL, 0, 1), PKV_OK);
+    ck_assert_int_eq(pkv_batch_commit(batch), PKV_OK);
+    pkv_plan_destroy(plan);
+}
+
+/* A prompt whose rows look at the first page, but for the last, which looks at the second: with one
+ * row to observe only that one counts, although the rows are computed together. */
+START_TEST(only_observed_rows_have_mass)
+{
+    open_cache(PKV_STORAGE_HOST, 0);
+    pkv_evict_config c = named("obs", 8 * P);
+    c.obs_rows = 1;
+    c.window = P;
+    c.sinks = 0;
+    const pkv_seq seq = new_seq(&c);
+    float keys[2 * P][DIM] = {{0}}, queries[2 * P][DIM] = {{0}};
+    for (uint32_t t = 0; t < 2 * P; t++)
+        keys[t][t / P] = 10;
+    attend(seq, 2 * P, keys, queries);
+    for (uint32_t t = 0; t < P; t++) {
+        keys[t][0] = keys[t][1] = -10;
+        queries[t][t == P - 1] = 10;
+    }
+    attend(seq, P, keys, queries);
+    uint32_t logical[3], n;
+    float scores[3];
+    ck_assert_int_eq(pkv_seq_page_scores(seq, 0, logical, scores, 3, &n), PKV_OK);
+    ck_assert_uint_eq(n, 3);
+    ck_assert_float_lt(scores[0], 1e-3f * scores[1]);
+    ck_assert_float_gt(scores[1], 0);
+    close_cache();
+}
+END_TEST
+
+/* Two pages whose keys point the same way but for one: which is more like the rest is up to the
+ * last key of each. */
+START_TEST(the_last_key_of_a_page_counts)
+{
+    enum { SMALL = 8 };
+    open_with(SMALL, PKV_STORAGE_HOST, PKV_SIGNAL_KEYSUM);
+    const pkv_evict_config c = named("keydiff", 4 * SMALL);
+    const pkv_seq seq = new_seq(&c);
+    for (uint32_t page = 0; page < 5; page++) {
+        float keys[SMALL][DIM] = {{0}}, queries[SMALL][DIM] = {{0}};
+        for (uint32_t t = 0; t < SMALL; t++)
+            keys[t][page < 2 ? 0 : page] = 1;
+        if (page == 0) keys[SMALL - 1][0] = -1; /* 7 before it, 6 with it */
+        if (page == 1) keys[0][5] = 0.5f;       /* 6.9 and 7.9 */
+        attend(seq, SMALL, keys, queries);
+    }
+    ck_assert(holds(seq, 0));
+    ck_assert(!holds(seq, 1));
+    close_cache();
+}
+END_TEST
+
 /* ---- pins ----------------------------------------------------------------------------------- */
 
 START_TEST(pinned_pages_are_passed_once)
@@ -477,6 +566,8 @@ Suite *pkvt_suite(void)
     tcase_add_test(tc, feeding_without_memory_adds_nothing);
     tcase_add_test(tc, aborted_sums_are_gone);
     tcase_add_loop_test(tc, fork_of_an_emptied_sequence_is_sound, 0, 4);
+    tcase_add_test(tc, only_observed_rows_have_mass);
+    tcase_add_test(tc, the_last_key_of_a_page_counts);
     tcase_add_loop_test(tc, pinned_pages_are_passed_once, 0, 2);
     tcase_add_test(tc, topk_publishes_nothing_of_its_first_choice);
     tcase_add_loop_test(tc, truncation_into_what_was_dropped_taints, 0, 2);

@@ -576,6 +576,27 @@ START_TEST(a_use_renews_retention)
 }
 END_TEST
 
+/* A page that was used lasts longer; those beside it run out when they would have. */
+START_TEST(a_use_renews_no_other)
+{
+    pkv_cache *cache = open_cache("priority", 0, false);
+    const int32_t *used = count_from(1, 32), *unused = count_from(2, 32);
+    const int32_t *lower = count_from(3, 32);
+    use(cache, used, 90, 100);
+    use(cache, unused, 90, 120);
+    use(cache, lower, 50, 0);
+    clock_now += 90;
+    use(cache, used, 90, 100); /* until 190 */
+    clock_now += 40;
+    ck_assert_int_eq(pkv_prefix_reclaim(cache, 0, 2, NULL), PKV_OK);
+    ck_assert_uint_eq(match(cache, NULL, unused, 32).n_tokens, 0);
+    ck_assert_int_eq(pkv_prefix_reclaim(cache, 0, 2, NULL), PKV_OK);
+    ck_assert_uint_eq(match(cache, NULL, lower, 32).n_tokens, 0);
+    ck_assert_uint_eq(match(cache, NULL, used, 32).n_tokens, 32);
+    close_cache(cache);
+}
+END_TEST
+
 START_TEST(digests_are_stable)
 {
     pkv_cache *cache = open_cache(NULL, 0, false);
@@ -808,6 +829,7 @@ Suite *pkvt_suite(void)
     tcase_add_test(all, quotas_limit_and_protect);
     tcase_add_test(all, priority_policy_keeps_what_matters);
     tcase_add_test(all, a_use_renews_retention);
+    tcase_add_test(all, a_use_renews_no_other);
     tcase_add_test(all, digests_are_stable);
     tcase_add_test(all, truncate_and_go_on);
     tcase_add_test(all, no_index_no_functions);
