@@ -35,7 +35,9 @@ PKV_API pkv_status pkv_seq_length(pkv_seq seq, uint64_t *n_tokens);
  * windows, in every group; ranges accumulate, at most 64 per sequence (PKV_ERANGE), and may reach
  * beyond the length. What is dropped already stays dropped. Forks inherit them. Unpinning removes
  * exactly one earlier range (PKV_EINVAL if there is none) and releases at once what only it kept
- * beyond a window. O(ranges + pages released). */
+ * beyond a window. A pin of a sequence with a ticket (admission.h) is refused, PKV_EUNSAFE, if with
+ * it fewer admitted sequences could end: a window with pins holds more pages. O(ranges + pages
+ * released), and the cost of pkv_admit_probe. */
 PKV_API pkv_status pkv_seq_pin(pkv_seq seq, uint64_t begin, uint64_t end);
 PKV_API pkv_status pkv_seq_unpin(pkv_seq seq, uint64_t begin, uint64_t end);
 

@@ -5,66 +5,17 @@
 
 #include "cache/config_limits.h"
 #include "cache/demand.h"
-
-/* ---- memory --------------------------------------------------------------------------------- */
-
-static void free_arrays(struct pkv_cache *cache, struct pkvi_admission *admission)
-{
-    struct pkvi_mem *mem = &cache->mem;
-    const size_t n = (size_t)admission->capacity + 1;
-    pkvi_mem_free_array(mem, admission->seqs, n, sizeof *admission->seqs);
-    pkvi_mem_free_array(mem, admission->holders, n, sizeof *admission->holders);
-    pkvi_mem_free_array(mem, admission->pages, n * 3 * cache->n_groups, sizeof *admission->pages);
-    pkvi_mem_free_array(mem, admission->order, n, sizeof *admission->order);
-    pkvi_mem_free_array(mem, admission->steps, n, sizeof *admission->steps);
-}
-
-static pkv_status set_capacity(struct pkv_cache *cache, uint32_t capacity)
-{
-    struct pkvi_mem *mem = &cache->mem;
-    struct pkvi_admission *old = cache->admission;
-    struct pkvi_admission grown = *old;
-    grown.capacity = capacity;
-    const size_t n = (size_t)capacity + 1;
-    grown.seqs = pkvi_mem_array(mem, n, sizeof *grown.seqs);
-    grown.holders = pkvi_mem_array(mem, n, sizeof *grown.holders);
-    grown.pages = pkvi_mem_array(mem, n * 3 * cache->n_groups, sizeof *grown.pages);
-    grown.order = pkvi_mem_array(mem, n, sizeof *grown.order);
-    grown.steps = pkvi_mem_array(mem, n, sizeof *grown.steps);
-    if (!grown.seqs || !grown.holders || !grown.pages || !grown.order || !grown.steps) {
-        free_arrays(cache, &grown);
-        return PKV_ENOMEM;
-    }
-    if (old->n != 0) memcpy(grown.seqs, old->seqs, old->n * sizeof *grown.seqs);
-    free_arrays(cache, old);
-    *old = grown;
-    for (size_t i = 0; i < n; i++) {
-        old->holders[i].need = old->pages + i * 3 * cache->n_groups;
-        old->holders[i].back = old->holders[i].need + cache->n_groups;
-        old->holders[i].units = old->holders[i].back + cache->n_groups;
-    }
-    return PKV_OK;
-}
+#include "cache/prefix.h"
 
 pkv_status pkvi_admission_init(struct pkv_cache *cache)
 {
-    cache->admission = pkvi_mem_zalloc(&cache->mem, sizeof *cache->admission);
-    if (!cache->admission) return PKV_ENOMEM;
-    const pkv_status status = set_capacity(cache, 0);
-    if (status != PKV_OK) {
-        pkvi_mem_free(&cache->mem, cache->admission, sizeof *cache->admission);
-        cache->admission = NULL;
-    }
-    return status;
+    return pkvi_tickets_init(cache);
 }
 
 void pkvi_admission_destroy(struct pkv_cache *cache)
 {
-    struct pkvi_admission *admission = cache->admission;
     pkvi_demand_free(cache);
-    free_arrays(cache, admission);
-    pkvi_mem_free(&cache->mem, cache->admission, sizeof *cache->admission);
-    cache->admission = NULL;
+    pkvi_tickets_destroy(cache);
 }
 
 void pkvi_admission_trim(struct pkv_cache *cache)
@@ -74,17 +25,33 @@ void pkvi_admission_trim(struct pkv_cache *cache)
     pkvi_mutex_unlock(&cache->admission_lock);
 }
 
+/* Is there only the one, newcomer or ticket, and does nobody else hold a page? */
+static bool is_alone(const struct pkv_cache *cache, bool newcomer)
+{
+    const struct pkvi_admission *admission = cache->admission;
+    if (admission->n + newcomer != 1) return false;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        if (pkvi_pool_out(&cache->groups[g].pool) !=
+            (newcomer ? 0 : admission->seqs[0]->tables[g].resident))
+            return false;
+    return true;
+}
+
 /* How many sequences could never end once entries [0, n) of the batch are reserved; UINT32_MAX if
  * not even the batch could have its pages. */
 static uint32_t stuck_after(struct pkv_cache *cache, const struct pkvi_batch *batch, uint32_t n)
 {
     uint32_t stuck = UINT32_MAX;
-    for (int exact = 0; exact < 2 && stuck != 0; exact++) {
-        struct pkvi_demand demand = {
-            .cache = cache, .batch = batch, .n_entries = n, .exact = exact != 0};
-        stuck = UINT32_MAX;
-        if (pkvi_demand_read(&demand))
-            stuck = pkvi_demand_stuck(&demand, cache->admission->n, NULL);
+    /* The third look is for one that is alone. */
+    for (int at = 0; at < (is_alone(cache, false) ? 3 : 2) && stuck != 0; at++) {
+        struct pkvi_demand demand = {.cache = cache,
+                                     .batch = batch,
+                                     .n_entries = n,
+                                     .exact = at == 1,
+                                     .alone = at == 2};
+        const bool there = pkvi_demand_read(&demand);
+        const uint32_t now = there ? pkvi_demand_stuck(&demand, NULL) : UINT32_MAX;
+        stuck = pkvi_min_u32(stuck, now);
     }
     return stuck;
 }
@@ -96,51 +63,64 @@ static void keep_watermark(const struct pkv_cache *cache, struct pkvi_bank *bank
         bank->keep[g] = cache->watermark_pages;
 }
 
+/* One look, see is_safe; returns how many are stuck. */
+static uint32_t look(struct pkvi_demand *demand, pkv_admit_outlook *outlook, uint32_t *missing)
+{
+    struct pkv_cache *cache = demand->cache;
+    const bool there = pkvi_demand_read(demand);
+    keep_watermark(cache, &demand->bank);
+    if (outlook && !demand->exact)
+        pkvi_demand_figures(demand, &outlook->claimed_bytes, &outlook->available_bytes);
+    uint32_t stuck = cache->admission->n;
+    const uint32_t n_stuck = pkvi_demand_stuck(demand, &stuck);
+    if (n_stuck != 0 && demand->exact && missing) pkvi_demand_missing(demand, stuck, missing);
+    return there ? n_stuck : UINT32_MAX;
+}
+
+/* Is the state safe with the newcomer (NULL = as it is) and the watermark? Else missing[] (may be
+ * NULL) says what the first that is stuck lacks, zeros if safe. */
+static bool is_safe(struct pkv_cache *cache, const struct pkvi_newcomer *newcomer,
+                    pkv_admit_outlook *outlook, uint32_t *missing)
+{
+    uint32_t lacking[PKV_MAX_GROUPS] = {0};
+    uint32_t n_stuck = 1;
+    for (int exact = 0; exact < 2 && n_stuck != 0; exact++) {
+        struct pkvi_demand demand = {.cache = cache, .newcomer = newcomer, .exact = exact != 0};
+        n_stuck = look(&demand, outlook, lacking);
+    }
+    if (n_stuck != 0 && is_alone(cache, newcomer != NULL)) {
+        struct pkvi_demand demand = {.cache = cache, .newcomer = newcomer, .alone = true};
+        n_stuck = look(&demand, outlook, NULL);
+    }
+    for (uint32_t g = 0; missing && g < cache->n_groups; g++)
+        missing[g] = n_stuck != 0 ? lacking[g] : 0;
+    return n_stuck == 0;
+}
+
 /* ---- probe ---------------------------------------------------------------------------------- */
 
-static pkv_status check_claim(struct pkv_cache *cache, const char *caller, uint64_t max_tokens)
+static pkv_status check_claim(struct pkv_cache *cache, const char *caller,
+                              uint64_t max_tokens, uint64_t has)
 {
     if (max_tokens == 0) return pkvi_fail(cache, PKV_EINVAL, "%s: max_tokens is 0", caller);
     if (max_tokens > PKVI_MAX_LENGTH)
         return pkvi_fail(cache, PKV_ERANGE, "%s: max_tokens %llu exceeds %d", caller,
                          (unsigned long long)max_tokens, PKVI_MAX_LENGTH);
+    if (max_tokens < has)
+        return pkvi_fail(cache, PKV_EINVAL, "%s: max_tokens is %llu, but %llu are there already",
+                         caller, (unsigned long long)max_tokens, (unsigned long long)has);
     return PKV_OK;
 }
 
-/* The holder of a sequence that does not exist yet. Its shared pages may be cached ones, which
- * count as free until then: they are taken out, and come back at its end. */
-static void imagine(struct pkv_cache *cache, struct pkvi_bank *bank, struct pkvi_holder *holder,
-                    uint64_t max_tokens, uint64_t shared_tokens)
+/* What a sequence needs that begins with n_tokens tokens in `pages` pages per group. */
+static void imagine(const struct pkv_cache *cache, struct pkvi_newcomer *newcomer, uint64_t claim,
+                    uint64_t n_tokens)
 {
-    const uint64_t shared = shared_tokens >> cache->page_shift;
-    const uint64_t pages = pkvi_pages_for(cache, max_tokens) - shared;
-    uint64_t attached[PKV_MAX_GROUPS];
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        const uint64_t most = pkvi_demand_most_held(cache, NULL, g);
-        const uint64_t cached = pkvi_pool_cached(&cache->groups[g].pool);
-        attached[g] = pkvi_min_u64(pkvi_min_u64(shared, most), cached);
-        holder->need[g] = pkvi_min_u64(pages, most);
-        holder->back[g] = attached[g];
-    }
-    pkvi_bank_take(bank, attached, holder->units);
-}
-
-static bool probe(struct pkv_cache *cache, uint64_t max_tokens, uint64_t shared_tokens, bool exact,
-                  uint32_t *missing)
-{
-    struct pkvi_admission *admission = cache->admission;
-    struct pkvi_demand demand = {.cache = cache, .n_to_come = 1, .exact = exact};
-    pkvi_demand_read(&demand);
-    struct pkvi_holder *newcomer = &admission->holders[admission->n];
-    newcomer->id = admission->n;
-    imagine(cache, &demand.bank, newcomer, max_tokens, shared_tokens);
-    keep_watermark(cache, &demand.bank);
-    uint32_t stuck = admission->n;
-    const bool safe = pkvi_demand_stuck(&demand, admission->n + 1, &stuck) == 0;
-    memset(missing, 0, cache->n_groups * sizeof *missing);
-    if (safe) return true;
-    pkvi_demand_missing(&demand, stuck, missing);
-    return false;
+    const uint64_t whole = n_tokens < claim ? n_tokens >> cache->page_shift /* a partial one is copied */
+                                            : pkvi_pages_for(cache, n_tokens);
+    const uint64_t pages = pkvi_pages_for(cache, claim) - whole;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        newcomer->need[g] = pkvi_min_u64(pages, pkvi_ticket_most_held(cache, NULL, g));
 }
 
 pkv_status pkv_admit_probe(pkv_cache *cache, uint64_t max_tokens, uint64_t shared_tokens,
@@ -148,89 +128,178 @@ pkv_status pkv_admit_probe(pkv_cache *cache, uint64_t max_tokens, uint64_t share
 {
     if (!cache) return PKV_EINVAL;
     if (!safe) return pkvi_fail(cache, PKV_EINVAL, "admit_probe: safe is NULL");
-    const pkv_status status = check_claim(cache, "admit_probe", max_tokens);
+    const pkv_status status =
+        check_claim(cache, "admit_probe", max_tokens, shared_tokens);
     if (status != PKV_OK) return status;
-    if (shared_tokens > max_tokens)
-        return pkvi_fail(cache, PKV_EINVAL, "admit_probe: %llu shared tokens of %llu",
-                         (unsigned long long)shared_tokens, (unsigned long long)max_tokens);
     if (missing && n_groups != cache->n_groups)
         return pkvi_fail(cache, PKV_EINVAL, "admit_probe: the cache has %u groups, not %u",
                          cache->n_groups, n_groups);
-    uint32_t lacking[PKV_MAX_GROUPS];
+    /* Who holds them is not known: as many as there are may be cached ones, which count as free now. */
+    const uint64_t shared = shared_tokens >> cache->page_shift;
+    struct pkvi_newcomer newcomer = {.grant = NULL};
+    imagine(cache, &newcomer, max_tokens, shared << cache->page_shift);
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        newcomer.idle[g] =
+            pkvi_min_u64(pkvi_min_u64(shared, pkvi_ticket_most_held(cache, NULL, g)),
+                         pkvi_pool_cached(&cache->groups[g].pool));
     pkvi_mutex_lock(&cache->admission_lock);
-    *safe = probe(cache, max_tokens, shared_tokens, false, lacking) ||
-            probe(cache, max_tokens, shared_tokens, true, lacking);
+    *safe = is_safe(cache, &newcomer, NULL, missing);
     pkvi_mutex_unlock(&cache->admission_lock);
+    return PKV_OK;
+}
+
+#define LEAST_OUTLOOK 32u /* up to available_bytes */
+
+/* What probe_match is given, but for the match. */
+static pkv_status check_outlook(struct pkv_cache *cache, const pkv_match *match,
+                                uint64_t max_tokens, const pkv_admit_outlook *outlook,
+                                const uint32_t *missing, uint32_t n_groups)
+{
+    if (!outlook) return pkvi_fail(cache, PKV_EINVAL, "admit_probe_match: outlook is NULL");
+    if (!pkvi_size_known(outlook->struct_size, LEAST_OUTLOOK, sizeof *outlook))
+        return pkvi_fail(cache, PKV_EVERSION, "admit_probe_match: struct_size %zu is unknown",
+                         outlook->struct_size);
+    if (missing && n_groups != cache->n_groups)
+        return pkvi_fail(cache, PKV_EINVAL, "admit_probe_match: the cache has %u groups, not %u",
+                         cache->n_groups, n_groups);
+    return check_claim(cache, "admit_probe_match", max_tokens,
+                                      match ? match->n_tokens : 0);
+}
+
+/* What the prefix index asks while it is locked: a match that is looked at does not get stale. */
+struct question {
+    struct pkv_cache *cache;
+    struct pkvi_newcomer newcomer;
+    pkv_admit_outlook *outlook;
+    uint32_t *missing;
+    bool safe;
+};
+
+static pkv_status answer(void *context, const struct pkvi_prefix_grant *grant)
+{
+    struct question *q = context;
+    q->newcomer.grant = grant;
+    memcpy(q->newcomer.idle, grant->idle, sizeof grant->idle);
+    q->safe = is_safe(q->cache, &q->newcomer, q->outlook, q->missing);
+    return q->safe ? PKV_OK : PKV_EUNSAFE;
+}
+
+pkv_status pkv_admit_probe_match(pkv_cache *cache, const pkv_match *match, uint64_t max_tokens,
+                                 pkv_admit_outlook *outlook, uint32_t *missing, uint32_t n_groups)
+{
+    if (!cache) return PKV_EINVAL;
+    pkv_status status = PKV_OK;
+    struct pkvi_prefix *prefix = NULL;
+    if (match) status = pkvi_prefix_for_match(cache, "admit_probe_match", match, &prefix);
+    if (status == PKV_OK)
+        status = check_outlook(cache, match, max_tokens, outlook, missing, n_groups);
+    if (status != PKV_OK) return status;
+    pkv_admit_outlook ours = {.struct_size = sizeof ours};
+    uint32_t lacking[PKV_MAX_GROUPS];
+    struct question q = {.cache = cache, .outlook = &ours, .missing = lacking};
+    imagine(cache, &q.newcomer, max_tokens, match ? match->n_tokens : 0);
+    pkvi_mutex_lock(&cache->admission_lock);
+    if (match)
+        status = pkvi_prefix_look(prefix, match, answer, &q);
+    else
+        q.safe = is_safe(cache, &q.newcomer, q.outlook, q.missing);
+    pkvi_mutex_unlock(&cache->admission_lock);
+    if (status != PKV_OK && status != PKV_EUNSAFE)
+        return pkvi_fail(cache, status, "admit_probe_match: %s", pkv_status_text(status));
+    ours.safe = q.safe;
+    pkvi_struct_write(outlook, outlook->struct_size, &ours);
     if (missing) memcpy(missing, lacking, n_groups * sizeof *missing);
     return PKV_OK;
 }
 
 /* ---- tickets -------------------------------------------------------------------------------- */
 
-static void add_claim(struct pkvi_admission *admission, struct pkvi_seq *seq, uint64_t max_tokens)
-{
-    seq->claim = max_tokens;
-    seq->claim_index = admission->n;
-    admission->seqs[admission->n++] = seq;
-}
-
-static void remove_claim(struct pkvi_admission *admission, struct pkvi_seq *seq)
-{
-    struct pkvi_seq *last = admission->seqs[--admission->n];
-    admission->seqs[seq->claim_index] = last;
-    last->claim_index = seq->claim_index;
-    seq->claim = 0;
-    seq->claim_index = 0;
-}
-
 static pkv_status admit(struct pkvi_seq *seq, uint64_t max_tokens)
 {
     struct pkv_cache *cache = seq->cache;
-    struct pkvi_admission *admission = cache->admission;
-    if (admission->n == admission->capacity) {
-        const pkv_status status = set_capacity(cache, 2 * admission->capacity + 16);
-        if (status != PKV_OK) return status;
-    }
-    add_claim(admission, seq, max_tokens);
-    for (int exact = 0; exact < 2; exact++) {
-        struct pkvi_demand demand = {.cache = cache, .exact = exact != 0};
-        pkvi_demand_read(&demand);
-        keep_watermark(cache, &demand.bank);
-        if (pkvi_demand_stuck(&demand, admission->n, NULL) == 0) return PKV_OK;
-    }
-    remove_claim(admission, seq);
+    const pkv_status status = pkvi_tickets_make_room(cache);
+    if (status != PKV_OK) return status;
+    pkvi_ticket_add(seq, max_tokens);
+    if (is_safe(cache, NULL, NULL, NULL)) return PKV_OK;
+    pkvi_ticket_remove(seq);
     return PKV_EUNSAFE;
+}
+
+static pkv_status report(struct pkv_cache *cache, const char *caller, pkv_status status,
+                         uint64_t max_tokens)
+{
+    if (status == PKV_OK) return status;
+    if (status == PKV_EUNSAFE)
+        return pkvi_fail(cache, status,
+                         "%s: with a claim of %llu tokens not every sequence could end", caller,
+                         (unsigned long long)max_tokens);
+    return pkvi_fail(cache, status, "%s: %s", caller, pkv_status_text(status));
 }
 
 pkv_status pkv_admit(pkv_seq handle, uint64_t max_tokens)
 {
     struct pkvi_seq *seq;
     pkv_status status = pkvi_seq_get_idle(handle, "admit", &seq);
-    if (status == PKV_OK) status = check_claim(handle.cache, "admit", max_tokens);
     if (status != PKV_OK) return status;
     struct pkv_cache *cache = handle.cache;
-    if (max_tokens < seq->length)
-        return pkvi_fail(cache, PKV_EINVAL, "admit: max_tokens %llu, the sequence has %llu already",
-                         (unsigned long long)max_tokens, (unsigned long long)seq->length);
+    status = check_claim(cache, "admit", max_tokens, seq->length);
+    if (status != PKV_OK) return status;
     if (seq->claim != 0) return pkvi_fail(cache, PKV_ESTATE, "admit: the sequence has a ticket");
     pkvi_mutex_lock(&cache->admission_lock);
     status = admit(seq, max_tokens);
     pkvi_mutex_unlock(&cache->admission_lock);
-    if (status == PKV_ENOMEM) return pkvi_fail(cache, status, "admit: no memory for the ticket");
-    if (status != PKV_OK)
-        return pkvi_fail(cache, status,
-                         "admit: with a claim of %llu tokens not every sequence could end",
-                         (unsigned long long)max_tokens);
-    return PKV_OK;
+    return report(cache, "admit", status, max_tokens);
 }
 
-void pkvi_admission_forget(struct pkvi_seq *seq)
+/* Attaches under a ticket that the sequence has from the moment at which its pages are known to be
+ * there. Its need is too much until they are in its tables, which nobody asks about meanwhile. */
+static pkv_status attach_admitted(struct pkvi_seq *seq, struct pkvi_prefix *prefix,
+                                  const pkv_match *match, uint64_t max_tokens)
 {
-    if (seq->claim == 0) return;
     struct pkv_cache *cache = seq->cache;
+    struct question q = {.cache = cache};
+    imagine(cache, &q.newcomer, max_tokens, match->n_tokens);
     pkvi_mutex_lock(&cache->admission_lock);
-    remove_claim(cache->admission, seq);
+    pkv_status status = pkvi_tickets_make_room(cache);
+    struct pkvi_prefix_grant grant;
+    if (status == PKV_OK) status = pkvi_prefix_take(seq, prefix, match, answer, &q, &grant);
+    if (status == PKV_OK) pkvi_ticket_add(seq, max_tokens);
     pkvi_mutex_unlock(&cache->admission_lock);
+    if (status == PKV_OK) pkvi_prefix_hand_over(seq, prefix, match->n_tokens, &grant);
+    return status;
+}
+
+pkv_status pkv_admit_attach(pkv_seq handle, const pkv_match *match, uint64_t max_tokens)
+{
+    struct pkvi_seq *seq = NULL;
+    struct pkvi_prefix *prefix = NULL;
+    pkv_status status = pkvi_seq_get_idle(handle, "admit_attach", &seq);
+    struct pkv_cache *cache = handle.cache;
+    if (status == PKV_OK) status = pkvi_prefix_for_match(cache, "admit_attach", match, &prefix);
+    if (status == PKV_OK)
+        status = check_claim(cache, "admit_attach", max_tokens, match->n_tokens);
+    if (status != PKV_OK) return status;
+    if (seq->length != 0)
+        return pkvi_fail(cache, PKV_ESTATE, "admit_attach: the sequence is not empty");
+    if (seq->claim != 0)
+        return pkvi_fail(cache, PKV_ESTATE, "admit_attach: the sequence has a ticket");
+    return report(cache, "admit_attach", attach_admitted(seq, prefix, match, max_tokens),
+                  max_tokens);
+}
+
+bool pkvi_admission_bears_pin(struct pkvi_seq *seq)
+{
+    struct pkv_cache *cache = seq->cache;
+    pkvi_ticket_changed(seq);
+    pkvi_mutex_lock(&cache->admission_lock);
+    uint32_t after = stuck_after(cache, NULL, 0);
+    if (after != 0) {
+        seq->n_pins--;
+        if (after <= stuck_after(cache, NULL, 0)) after = 0;
+        seq->n_pins++;
+    }
+    pkvi_mutex_unlock(&cache->admission_lock);
+    return after == 0;
 }
 
 pkv_status pkv_admit_release(pkv_seq handle)
@@ -240,7 +309,7 @@ pkv_status pkv_admit_release(pkv_seq handle)
     if (status != PKV_OK) return status;
     if (seq->claim == 0)
         return pkvi_fail(handle.cache, PKV_ESTATE, "admit_release: the sequence has no ticket");
-    pkvi_admission_forget(seq);
+    pkvi_ticket_forget(seq);
     return PKV_OK;
 }
 
@@ -279,14 +348,32 @@ pkv_status pkv_admit_check_batch(pkv_batch handle, uint32_t *blocked)
                      "admit_check_batch: with entry %u not every sequence could end", low);
 }
 
+/* May the ticket need at most what the sum has of it, or will that be read again? */
+static bool needs_are_counted(const struct pkvi_seq *seq, uint32_t ticket)
+{
+    const struct pkvi_admission *admission = seq->cache->admission;
+    if (admission->all_marked || !pkvi_list_empty(&seq->marked)) return true;
+    uint64_t need[PKV_MAX_GROUPS];
+    const struct pkvi_step no_step = {0};
+    pkvi_ticket_need(seq, &no_step, NULL, need);
+    bool fits = true;
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        fits = fits &&
+               need[g] <= admission->counted[(size_t)ticket * seq->cache->n_groups + g];
+    return fits;
+}
+
 pkv_status pkvi_admission_verify(struct pkv_cache *cache, char *text, size_t capacity)
 {
     const struct pkvi_admission *admission = cache->admission;
     for (uint32_t i = 0; i < admission->n; i++) {
         const struct pkvi_seq *seq = admission->seqs[i];
         if (seq->claim != 0 && seq->claim_index == i &&
-            pkvi_slots_get(&cache->sequences, seq->id) == seq)
-            continue;
+            pkvi_slots_get(&cache->sequences, seq->id) == seq) {
+            if (needs_are_counted(seq, i)) continue;
+            pkvi_text(text, capacity, "admission: ticket %u may need more than is counted", i);
+            return PKV_ECORRUPT;
+        }
         pkvi_text(text, capacity, "admission: ticket %u does not belong to a live sequence", i);
         return PKV_ECORRUPT;
     }

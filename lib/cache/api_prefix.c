@@ -73,9 +73,27 @@ static pkv_status make_room(struct pkvi_seq *seq, const pkv_match *match)
     return PKV_OK;
 }
 
-/* Hands the granted pages to the sequence. */
-static void hand_over(struct pkvi_seq *seq, uint64_t n_tokens,
-                      const struct pkvi_prefix_grant *grant)
+pkv_status pkvi_prefix_for_match(pkv_cache *cache, const char *caller, const pkv_match *match,
+                                 struct pkvi_prefix **prefix)
+{
+    const pkv_status status = module_of(cache, caller, prefix);
+    return status == PKV_OK ? check_match(cache, caller, NULL, 0, match) : status;
+}
+
+pkv_status pkvi_prefix_take(struct pkvi_seq *seq, struct pkvi_prefix *prefix,
+                            const pkv_match *match, pkvi_grant_fn ask, void *context,
+                            struct pkvi_prefix_grant *grant)
+{
+    const uint64_t salt = pkvi_evict_salt(pkvi_seq_evict(seq));
+    pkv_status status = pkvi_prefix_may_grant(prefix, match, salt);
+    if (status == PKV_OK) status = make_room(seq, match);
+    if (status == PKV_OK)
+        status = pkvi_prefix_grant(prefix, pkvi_prefix_of(seq), match, salt, ask, context, grant);
+    return status;
+}
+
+void pkvi_prefix_hand_over(struct pkvi_seq *seq, struct pkvi_prefix *prefix, uint64_t n_tokens,
+                           struct pkvi_prefix_grant *grant)
 {
     struct pkv_cache *cache = seq->cache;
     struct pkvi_attach attach[PKV_MAX_GROUPS];
@@ -87,6 +105,7 @@ static void hand_over(struct pkvi_seq *seq, uint64_t n_tokens,
     (void)status;
     if (grant->first_salted != UINT32_MAX)
         pkvi_evict_depend(pkvi_seq_evict(seq), grant->first_salted);
+    pkvi_prefix_grant_free(prefix, grant);
 }
 
 pkv_status pkv_seq_attach(pkv_seq handle, const pkv_match *match)
@@ -94,23 +113,17 @@ pkv_status pkv_seq_attach(pkv_seq handle, const pkv_match *match)
     struct pkvi_seq *seq = NULL;
     struct pkvi_prefix *prefix = NULL;
     pkv_status status = pkvi_seq_get_idle(handle, "seq_attach", &seq);
-    if (status == PKV_OK) status = module_of(handle.cache, "seq_attach", &prefix);
-    if (status == PKV_OK) status = check_match(handle.cache, "seq_attach", NULL, 0, match);
+    if (status == PKV_OK) status = pkvi_prefix_for_match(handle.cache, "seq_attach", match, &prefix);
     if (status != PKV_OK) return status;
     if (seq->length != 0)
         return pkvi_fail(handle.cache, PKV_ESTATE, "seq_attach: the sequence is not empty");
-    const uint64_t salt = pkvi_evict_salt(pkvi_seq_evict(seq));
     struct pkvi_prefix_grant grant;
-    status = pkvi_prefix_may_grant(prefix, match, salt);
-    if (status == PKV_OK) status = make_room(seq, match);
-    if (status == PKV_OK)
-        status = pkvi_prefix_grant(prefix, pkvi_prefix_of(seq), match, salt, &grant);
+    status = pkvi_prefix_take(seq, prefix, match, NULL, NULL, &grant);
     if (status == PKV_ESTATE)
         return pkvi_fail(handle.cache, status,
                          "seq_attach: the match needs an eviction policy that the sequence lacks");
     if (status != PKV_OK) return report(handle.cache, "seq_attach", status);
-    hand_over(seq, match->n_tokens, &grant);
-    pkvi_prefix_grant_free(prefix, &grant);
+    pkvi_prefix_hand_over(seq, prefix, match->n_tokens, &grant);
     return PKV_OK;
 }
 

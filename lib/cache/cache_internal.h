@@ -10,7 +10,8 @@
  *     reclaim.c   memory back, and trying again        batch.c     begin, add, commit, abort
  *     verify.c    every invariant                      reserve.c   pages for a batch, or nothing
  *     error.c     last error                           export.c    CSR, block table, slot mapping
- *     slots.c     handles                              admission.c claims and the safe-state rule
+ *     slots.c     handles                              admission.c the safe-state rule
+ *     tickets.c   claims and the sum of needs
  *     bind_M.c    hooks and state of module M (attention, evict, prefix)
  *     api_M.c     the public functions of module M
  *     open_pages.c 16-bit pages of quantised groups
@@ -133,6 +134,7 @@ struct pkvi_seq {
     uint32_t unpins;              /* pins taken away so far */
     uint64_t claim;               /* admission: most tokens it will hold; 0 = no ticket */
     uint32_t claim_index;         /* admission: place in the list of claims */
+    struct pkvi_list marked;      /* admission: in the list of claims to be read again, or alone */
     void *state[PKVI_HOOK_SLOTS]; /* the modules' own, see hooks.h */
     bool quiet[PKVI_HOOK_SLOTS];  /* set by a module: its batch points have nothing to do here */
     struct pkvi_table tables[];   /* [n_groups] */
@@ -357,11 +359,20 @@ void pkvi_batches_trim(struct pkv_cache *cache);
 /* admission.c */
 pkv_status pkvi_admission_init(struct pkv_cache *cache);
 void pkvi_admission_destroy(struct pkv_cache *cache);
+/* Would reserving nothing leave more sequences stuck than if `seq`, which has a ticket, had its last
+ * pin not? */
+bool pkvi_admission_bears_pin(struct pkvi_seq *seq);
 /* Gives back scratch that the next check makes anew. */
 void pkvi_admission_trim(struct pkv_cache *cache);
-/* The sequence gives its ticket back, if it has one. */
-void pkvi_admission_forget(struct pkvi_seq *seq);
 pkv_status pkvi_admission_verify(struct pkv_cache *cache, char *text, size_t capacity);
+
+/* tickets.c: the sequence gives its ticket back, if it has one. */
+void pkvi_ticket_forget(struct pkvi_seq *seq);
+/* What a ticket may need has changed: its table or pins, or who shares its tail; the same
+ * for what a batch does to its entries, and for all tickets. Nothing without tickets. */
+void pkvi_ticket_changed(struct pkvi_seq *seq);
+void pkvi_tickets_changed_by(const struct pkvi_batch *batch);
+void pkvi_tickets_changed(struct pkv_cache *cache);
 
 /* bind_attention.c, bind_prefix.c, bind_evict.c: bind the modules at create. A module that is
  * absent leaves its pointers NULL. On failure nothing is left behind. */

@@ -4,26 +4,49 @@
 
 #include "cache/open_pages.h"
 
-/* What metadata may come to while the cache is full of the smallest pages: what an empty cache has,
- * first arrays of every kind and what the budget keeps beside them, and per page its words, its
- * places in tables and counters (arrays that grow by doubling), and its node of the prefix index.
- * Promised to nobody as pages: so a state that is safe stays safe when metadata grows. */
-static uint64_t metadata_to_come(const struct pkv_cache *cache, uint64_t limit)
+/* Metadata that the first pages bring along and every further one (tests/unit/test_admit.c holds it
+ * against what there is), without and with a prefix index. */
+enum { FIRST_ARRAYS = 20 << 10, FIRST_NODES = 92 << 10, PAGE_METADATA = 88, NODE_METADATA = 200 };
+
+/* What metadata comes to when the one sequence has all its pages. */
+static uint64_t metadata_of_one(const struct pkvi_demand *demand)
 {
-    enum { FIRST_ARRAYS = 128 << 10, PAGE_METADATA = 80, NODE_METADATA = 320 };
+    const struct pkv_cache *cache = demand->cache;
+    const bool prefix = cache->hooks[PKVI_HOOK_PREFIX] != NULL;
+    uint64_t pages = 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        pages += demand->total[g];
+    const uint64_t now = atomic_load_explicit(&cache->budget.metadata, memory_order_relaxed);
+    const uint64_t first = cache->empty_metadata + FIRST_ARRAYS + (prefix ? FIRST_NODES : 0u);
+    return pkvi_max_u64(now, first) + pages * (PAGE_METADATA + (prefix ? NODE_METADATA : 0u));
+}
+
+/* What metadata may come to while the cache is full of the smallest pages: what an empty cache has,
+ * first arrays of every kind, and per page its words, its places in tables and counters (arrays that
+ * grow by doubling), and its node of the prefix index. Promised to nobody as pages, and the same
+ * whatever has happened: so a state that is safe stays safe when metadata grows. */
+static uint64_t metadata_to_come(const struct pkvi_demand *demand, uint64_t limit)
+{
+    enum { ARRAYS = 192 << 10, NODES_HELD = 320 };
+    const struct pkv_cache *cache = demand->cache;
     uint64_t smallest = UINT64_MAX;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const struct pkvi_pool *pool = &cache->groups[g].pool;
         smallest = pkvi_min_u64(smallest, pkvi_pool_unit_bytes(pool) / pkvi_pool_unit_pages(pool));
     }
-    const uint64_t per_page = PAGE_METADATA + (cache->hooks[PKVI_HOOK_PREFIX] ? NODE_METADATA : 0);
-    return cache->empty_metadata + FIRST_ARRAYS + limit / 256 + limit / smallest * per_page;
+    const uint64_t per_page =
+        PAGE_METADATA + (cache->hooks[PKVI_HOOK_PREFIX] ? NODES_HELD : 0u);
+    const uint64_t bytes = cache->empty_metadata + ARRAYS + limit / smallest * per_page;
+    return pkvi_min_u64(limit / 8, bytes);
 }
 
 /* What the pools can hand out. Cached pages count as free: a reserve reclaims them. Whatever is in
  * no unit with used pages is the stock: any group can have its memory. */
-static void read_bank(struct pkv_cache *cache, bool exact, struct pkvi_bank *bank)
+static void read_bank(struct pkvi_demand *demand)
 {
+    struct pkv_cache *cache = demand->cache;
+    struct pkvi_bank *bank = &demand->bank;
+    const bool exact = demand->exact;
     bank->n_groups = cache->n_groups;
     uint64_t used = 0;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
@@ -41,28 +64,11 @@ static void read_bank(struct pkv_cache *cache, bool exact, struct pkvi_bank *ban
         used += census.used_bytes;
     }
     const uint64_t limit = pkvi_budget_limit(&cache->budget);
-    uint64_t bound = pkvi_budget_for_pages(&cache->budget);
-    bound = pkvi_min_u64(bound, limit - pkvi_min_u64(limit / 8, metadata_to_come(cache, limit)));
+    const uint64_t metadata =
+        demand->alone ? metadata_of_one(demand) : metadata_to_come(demand, limit);
+    const uint64_t bound = pkvi_min_u64(pkvi_budget_for_pages(&cache->budget),
+                                        pkvi_budget_beside(limit, metadata));
     bank->stock = bound > used ? bound - used : 0;
-}
-
-uint64_t pkvi_demand_most_held(const struct pkv_cache *cache, const struct pkvi_seq *seq,
-                               uint32_t g)
-{
-    const uint32_t window = cache->groups[g].window;
-    if (window == 0 || (seq && seq->n_pins != 0)) return UINT64_MAX;
-    return (((uint64_t)window + cache->page_tokens - 2) >> cache->page_shift) + 1;
-}
-
-/* Must a step of n tokens copy the sequence's partial tail? */
-static bool copies_tail(const struct pkvi_seq *seq, uint32_t g, uint32_t n_tokens)
-{
-    const struct pkv_cache *cache = seq->cache;
-    if ((seq->length & (cache->page_tokens - 1u)) == 0) return false;
-    const uint32_t page =
-        pkvi_table_page(&seq->tables[g], (uint32_t)(seq->length >> cache->page_shift));
-    if (page == PKVI_NO_PAGE) return false;
-    return pkvi_pool_is_shared(&cache->groups[g].pool, page) || pkvi_open_reseals(seq, g, n_tokens);
 }
 
 /* ---- pages that come back ----------------------------------------------------------------------
@@ -128,18 +134,37 @@ static void forget_ended(struct pkv_cache *cache)
     admission->check = 1;
 }
 
-/* The page comes back: true if nothing of its unit is in use now. */
-static bool empties_unit(const struct pkvi_seq *seq, uint32_t g, uint32_t page)
+/* Pages of a unit that are in use as the check goes on; NULL if there was no memory for the counter. */
+static uint64_t *unit_entry(const struct pkv_cache *cache, uint32_t g, uint32_t page)
 {
-    const struct pkvi_admission *admission = seq->cache->admission;
-    const struct pkvi_pool *pool = &seq->cache->groups[g].pool;
-    if (has_single_units(seq->cache, g)) return true;
+    const struct pkvi_admission *admission = cache->admission;
+    const struct pkvi_pool *pool = &cache->groups[g].pool;
     const uint32_t unit = pkvi_pool_unit_of(pool, page);
-    if (unit >= admission->n_in_use[g]) return false;
+    if (unit >= admission->n_in_use[g]) return NULL;
     uint64_t *entry = &admission->in_use[g][unit];
     if (*entry >> 32 != admission->check)
         *entry = (uint64_t)admission->check << 32 | pkvi_pool_used_in_unit(pool, unit);
-    return (uint32_t)-- * entry == 0;
+    return entry;
+}
+
+/* The page comes back: true if nothing of its unit is in use now. */
+static bool empties_unit(const struct pkv_cache *cache, uint32_t g, uint32_t page)
+{
+    if (has_single_units(cache, g)) return true;
+    uint64_t *entry = unit_entry(cache, g, page);
+    return entry && (uint32_t)-- * entry == 0;
+}
+
+/* One more of the page's holders has ended: true if it was the last. Counts nothing, and says so only
+ * of pages with one holder, where there was no memory for the counter. */
+static bool last_holder_ends(const struct pkv_cache *cache, uint32_t g, uint32_t page, uint32_t refs)
+{
+    const struct pkvi_admission *admission = cache->admission;
+    if (page >= admission->n_ended[g]) return refs == 1;
+    uint64_t *entry = &admission->ended[g][page];
+    if (*entry >> 32 != admission->check) *entry = (uint64_t)admission->check << 32;
+    *entry = (*entry & ~UINT64_C(0xffffffff)) | (uint32_t)(*entry + 1);
+    return (uint32_t)*entry == refs;
 }
 
 /* Pages of the table that only this sequence still holds. */
@@ -163,91 +188,148 @@ static uint64_t own_pages(const struct pkvi_seq *seq, uint32_t g)
  * nothing is in use thereby. */
 static void let_go(const struct pkvi_seq *seq, uint32_t g, uint64_t *back, uint64_t *units)
 {
-    const struct pkvi_admission *admission = seq->cache->admission;
+    const struct pkv_cache *cache = seq->cache;
     *back = *units = 0;
     uint32_t cursor = 0;
     struct pkvi_resident r;
     while (pkvi_table_next(&seq->tables[g], &cursor, &r)) {
-        const uint32_t refs = pkvi_pool_refs(&seq->cache->groups[g].pool, r.page);
-        if (r.page < admission->n_ended[g]) {
-            uint64_t *entry = &admission->ended[g][r.page];
-            if (*entry >> 32 != admission->check) *entry = (uint64_t)admission->check << 32;
-            if ((uint32_t)++ * entry != refs) continue;
-        } else if (refs != 1) {
-            continue;
-        }
+        const uint32_t refs = pkvi_pool_refs(&cache->groups[g].pool, r.page);
+        if (!last_holder_ends(cache, g, r.page, refs)) continue;
         ++*back;
-        *units += empties_unit(seq, g, r.page);
+        *units += empties_unit(cache, g, r.page);
     }
+}
+
+/* ---- the newcomer ---------------------------------------------------------------------------- */
+
+/* Takes n idle pages out of the bank, with the units that they open. */
+static bool take_idle(struct pkvi_bank *bank, uint32_t g, uint64_t n, uint64_t opened)
+{
+    if (n > bank->cap[g] || opened > bank->stock / bank->unit_bytes[g] ||
+        n > bank->free[g] + opened * bank->per_unit[g])
+        return false;
+    bank->cap[g] -= n;
+    bank->stock -= opened * bank->unit_bytes[g];
+    bank->free[g] += opened * bank->per_unit[g];
+    bank->free[g] -= n;
+    return true;
+}
+
+/* The newcomer holds its match: others' pages come back only after it, too, idle ones are in use.
+ * Returns units that are opened thereby. */
+static uint64_t hold_match(struct pkvi_demand *demand, uint32_t g)
+{
+    const struct pkv_cache *cache = demand->cache;
+    struct pkvi_admission *admission = cache->admission;
+    const struct pkvi_prefix_grant *grant = demand->newcomer->grant;
+    uint64_t opened = 0;
+    grow_all(demand->cache, g);
+    for (uint32_t i = 0; i < grant->n[g]; i++) {
+        const uint32_t page = grant->pages[g][i];
+        if (pkvi_pool_refs(&cache->groups[g].pool, page) == 0) {
+            uint64_t *entry = has_single_units(cache, g) ? NULL : unit_entry(cache, g, page);
+            opened += !entry || (uint32_t)(*entry)++ == 0;
+        } else if (page < admission->n_ended[g]) {
+            admission->ended[g][page] = (uint64_t)admission->check << 32 | UINT32_MAX;
+        } else {
+            demand->blind = true;
+        }
+    }
+    return opened;
+}
+
+static void let_go_of_match(const struct pkvi_demand *demand, struct pkvi_holder *holder)
+{
+    const struct pkv_cache *cache = demand->cache;
+    const struct pkvi_prefix_grant *grant = demand->newcomer->grant;
+    for (uint32_t g = 0; grant && g < cache->n_groups; g++) {
+        holder->back[g] = holder->units[g] = 0;
+        for (uint32_t i = 0; i < grant->n[g]; i++) {
+            const uint32_t page = grant->pages[g][i];
+            const uint32_t refs = pkvi_pool_refs(&cache->groups[g].pool, page);
+            if (refs != 0 && !last_holder_ends(cache, g, page, refs)) continue;
+            holder->back[g]++;
+            holder->units[g] += empties_unit(cache, g, page);
+        }
+        if (demand->bank.per_unit[g] == 0) holder->units[g] = 0;
+    }
+}
+
+/* Gives the newcomer the place behind all that have tickets. False if its pages are not there. */
+static bool seat_newcomer(struct pkvi_demand *demand)
+{
+    const struct pkv_cache *cache = demand->cache;
+    const struct pkvi_newcomer *newcomer = demand->newcomer;
+    struct pkvi_holder *holder = &cache->admission->holders[cache->admission->n];
+    bool there = true;
+    holder->id = cache->admission->n;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        const uint64_t idle = newcomer->idle[g];
+        /* Where they lie is open: then, at worst, each in a unit of its own. */
+        uint64_t opened = demand->bank.per_unit[g] == 0 ? 0 : idle;
+        if (demand->exact && newcomer->grant) {
+            const uint64_t known = hold_match(demand, g);
+            opened = demand->bank.per_unit[g] == 0 ? 0 : known;
+        }
+        there = take_idle(&demand->bank, g, idle, opened) && there;
+        holder->need[g] = newcomer->need[g];
+        holder->back[g] = idle;
+        holder->units[g] = opened;
+    }
+    return there;
 }
 
 /* ---- needs ---------------------------------------------------------------------------------- */
-
-/* Pages that an admitted sequence may still take once the step is reserved; `own` (NULL = unknown,
- * taken as none) are the pages per group that come free as it moves on. */
-static void read_need(const struct pkvi_seq *seq, const struct pkvi_step *step, const uint64_t *own,
-                      uint64_t *need)
-{
-    const struct pkv_cache *cache = seq->cache;
-    const uint64_t claimed = pkvi_pages_for(cache, seq->claim);
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        const uint64_t next = (uint64_t)seq->tables[g].next + step->adds;
-        uint64_t more = claimed > next ? claimed - next : 0;
-        const uint64_t most = pkvi_demand_most_held(cache, seq, g);
-        const uint64_t held = own ? own[g] + step->adds : 0;
-        more = pkvi_min_u64(more, most > held ? most - held : 0);
-        if (step->n_tokens == 0 && seq->length < seq->claim && copies_tail(seq, g, 1)) more++;
-        need[g] = more;
-    }
-}
-
-/* Pages that the step takes in one group: new ones, and the copy of a shared tail. */
-static uint64_t pages_taken(const struct pkvi_seq *seq, const struct pkvi_step *step, uint32_t g)
-{
-    return step->adds + (step->n_tokens != 0 && copies_tail(seq, g, step->n_tokens) ? 1u : 0u);
-}
 
 static void refresh(void *context, struct pkvi_holder *holder)
 {
     const struct pkvi_demand *demand = context;
     const struct pkvi_admission *admission = demand->cache->admission;
-    if (holder->id >= admission->n) return; /* a probe's newcomer */
+    if (holder->id >= admission->n) return; /* the newcomer */
     const struct pkvi_seq *seq = admission->seqs[holder->id];
     uint64_t own[PKV_MAX_GROUPS];
     bool bounded = false;
     for (uint32_t g = 0; g < demand->cache->n_groups; g++) {
         own[g] = 0;
-        if (pkvi_demand_most_held(demand->cache, seq, g) == UINT64_MAX) continue;
+        if (pkvi_ticket_most_held(demand->cache, seq, g) == UINT64_MAX) continue;
         grow_all(demand->cache, g);
         own[g] = own_pages(seq, g);
         bounded = true;
     }
-    if (bounded) read_need(seq, &admission->steps[holder->id], own, holder->need);
+    if (bounded) pkvi_ticket_need(seq, &admission->steps[holder->id], own, holder->need);
+}
+
+/* In which units the batch's pages will lie is open. So until all its entries have ended no unit of
+ * the group counts as empty, neither those it opens nor old ones. */
+static void end_in_group(struct pkvi_demand *demand, const struct pkvi_seq *seq,
+                         struct pkvi_holder *holder, uint32_t g, uint64_t taken)
+{
+    uint64_t emptied;
+    let_go(seq, g, &holder->back[g], &emptied);
+    holder->back[g] += taken;
+    if (demand->bank.per_unit[g] <= 1) {
+        holder->units[g] = demand->bank.per_unit[g] == 0 ? 0 : emptied + taken;
+        return;
+    }
+    demand->emptied[g] += emptied;
+    if (taken != 0) demand->openers[g]--;
+    holder->units[g] = demand->openers[g] == 0 ? demand->emptied[g] : 0;
+    if (demand->openers[g] == 0) demand->emptied[g] = 0;
 }
 
 static void end(void *context, struct pkvi_holder *holder)
 {
     struct pkvi_demand *demand = context;
     const struct pkvi_admission *admission = demand->cache->admission;
-    if (holder->id >= admission->n) return; /* a probe's newcomer: its back[] is known */
+    if (holder->id >= admission->n) {
+        let_go_of_match(demand, holder);
+        return;
+    }
     const struct pkvi_seq *seq = admission->seqs[holder->id];
     const struct pkvi_step *step = &admission->steps[holder->id];
     for (uint32_t g = 0; g < demand->cache->n_groups; g++) {
         grow_all(demand->cache, g);
-        uint64_t emptied;
-        let_go(seq, g, &holder->back[g], &emptied);
-        const uint64_t taken = pages_taken(seq, step, g);
-        holder->back[g] += taken;
-        if (demand->bank.per_unit[g] <= 1) {
-            holder->units[g] = demand->bank.per_unit[g] == 0 ? 0 : emptied + taken;
-            continue;
-        }
-        /* In which units the batch's pages will lie is open. So until all its entries have ended no
-         * unit of the group counts as empty, neither those it opens nor old ones. */
-        demand->emptied[g] += emptied;
-        if (taken != 0) demand->openers[g]--;
-        holder->units[g] = demand->openers[g] == 0 ? demand->emptied[g] : 0;
-        if (demand->openers[g] == 0) demand->emptied[g] = 0;
+        end_in_group(demand, seq, holder, g, pkvi_ticket_takes(seq, step, g));
     }
 }
 
@@ -258,21 +340,49 @@ static uint32_t pages_added(const struct pkvi_entry *entry)
                       pkvi_pages_for(seq->cache, seq->length));
 }
 
-/* Notes what the batch takes, per sequence and in all. */
+/* Notes what the batch takes in all, and per sequence, or what that changes of the sum. */
 static void read_batch(struct pkvi_demand *demand, uint64_t *taken)
 {
     const struct pkv_cache *cache = demand->cache;
     struct pkvi_admission *admission = cache->admission;
-    memset(admission->steps, 0, ((size_t)admission->n + 1) * sizeof *admission->steps);
     for (uint32_t i = 0; i < demand->n_entries; i++) {
         const struct pkvi_entry *entry = &demand->batch->entries[i];
+        const struct pkvi_seq *seq = entry->seq;
         const struct pkvi_step step = {pages_added(entry), entry->n_tokens};
         for (uint32_t g = 0; g < cache->n_groups; g++) {
-            const uint64_t pages = pages_taken(entry->seq, &step, g);
+            const uint64_t pages = pkvi_ticket_takes(seq, &step, g);
             taken[g] += pages;
             demand->openers[g] += pages != 0;
         }
-        if (entry->seq->claim != 0) admission->steps[entry->seq->claim_index] = step;
+        if (seq->claim == 0) continue;
+        if (demand->exact) {
+            admission->steps[seq->claim_index] = step;
+            continue;
+        }
+        uint64_t need[PKV_MAX_GROUPS];
+        pkvi_ticket_need(seq, &step, NULL, need);
+        for (uint32_t g = 0; g < cache->n_groups; g++)
+            demand->total[g] +=
+                need[g] - admission->counted[(size_t)seq->claim_index * cache->n_groups + g];
+    }
+}
+
+/* What all may still need, and what the batch takes. */
+static void read_needs(struct pkvi_demand *demand, uint64_t *taken)
+{
+    const struct pkv_cache *cache = demand->cache;
+    struct pkvi_admission *admission = cache->admission;
+    pkvi_tickets_read_marked(demand->cache);
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        demand->total[g] =
+            admission->total[g] + (demand->newcomer ? demand->newcomer->need[g] : 0);
+    if (demand->exact)
+        memset(admission->steps, 0, ((size_t)admission->n + 1) * sizeof *admission->steps);
+    read_batch(demand, taken);
+    for (uint32_t i = 0; demand->exact && i < admission->n; i++) {
+        admission->holders[i].id = i;
+        pkvi_ticket_need(admission->seqs[i], &admission->steps[i], NULL,
+                         admission->holders[i].need);
     }
 }
 
@@ -305,7 +415,7 @@ static bool set_open_aside(struct pkvi_demand *demand)
     demand->open_bytes = 0;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         if (!cache->groups[g].quantised) continue;
-        uint64_t stay = demand->n_to_come, step = 0;
+        uint64_t stay = demand->newcomer != NULL, step = 0;
         for (uint32_t i = 0; i < admission->n; i++) {
             const struct pkvi_seq *seq = admission->seqs[i];
             stay += seq->length < seq->claim && !pkvi_open_is_own(seq, g);
@@ -327,42 +437,38 @@ static bool set_open_aside(struct pkvi_demand *demand)
 
 bool pkvi_demand_read(struct pkvi_demand *demand)
 {
-    struct pkv_cache *cache = demand->cache;
-    struct pkvi_admission *admission = cache->admission;
     uint64_t taken[PKV_MAX_GROUPS] = {0};
     memset(demand->emptied, 0, sizeof demand->emptied);
     memset(demand->openers, 0, sizeof demand->openers);
-    read_batch(demand, taken);
-    for (uint32_t i = 0; i < admission->n; i++) {
-        admission->holders[i].id = i;
-        read_need(admission->seqs[i], &admission->steps[i], NULL, admission->holders[i].need);
-    }
-    read_bank(cache, demand->exact, &demand->bank);
+    read_needs(demand, taken);
+    read_bank(demand);
+    if (demand->exact) forget_ended(demand->cache);
     const bool open = set_open_aside(demand);
     const bool pages = pkvi_bank_take(&demand->bank, taken, demand->emptied);
     demand->bank.stock += demand->open_bytes;
-    return open && pages;
+    return (!demand->newcomer || seat_newcomer(demand)) && open && pages;
 }
 
-/* Can everybody have everything at once? */
-static bool all_at_once(const struct pkvi_demand *demand, uint32_t n)
-{
-    const struct pkvi_holder *holders = demand->cache->admission->holders;
-    uint64_t total[PKV_MAX_GROUPS] = {0};
-    for (uint32_t i = 0; i < n; i++)
-        for (uint32_t g = 0; g < demand->cache->n_groups; g++)
-            total[g] += holders[i].need[g];
-    return pkvi_bank_can(&demand->bank, total);
-}
-
-uint32_t pkvi_demand_stuck(struct pkvi_demand *demand, uint32_t n, uint32_t *stuck)
+uint32_t pkvi_demand_stuck(struct pkvi_demand *demand, uint32_t *stuck)
 {
     struct pkvi_admission *admission = demand->cache->admission;
-    if (demand->short_of_open) return n;
-    if (!demand->exact) return all_at_once(demand, n) ? 0 : n;
+    const uint32_t n = admission->n + (demand->newcomer != NULL);
+    if (demand->short_of_open || demand->blind) return n;
+    if (!demand->exact) return pkvi_bank_can(&demand->bank, demand->total) ? 0 : n;
     const struct pkvi_bank_ops ops = {.context = demand, .refresh = refresh, .end = end};
-    forget_ended(demand->cache);
     return pkvi_bank_stuck(&demand->bank, admission->holders, n, admission->order, &ops, stuck);
+}
+
+void pkvi_demand_figures(const struct pkvi_demand *demand, uint64_t *claimed, uint64_t *available)
+{
+    *claimed = 0;
+    *available = demand->bank.stock;
+    for (uint32_t g = 0; g < demand->cache->n_groups; g++) {
+        const struct pkvi_pool *pool = &demand->cache->groups[g].pool;
+        const uint64_t page = pkvi_pool_unit_bytes(pool) / pkvi_pool_unit_pages(pool);
+        *claimed += demand->total[g] * page;
+        *available += demand->bank.free[g] * page;
+    }
 }
 
 void pkvi_demand_missing(const struct pkvi_demand *demand, uint32_t stuck, uint32_t *missing)

@@ -48,6 +48,7 @@ pkv_status pkv_page_ref(pkv_cache *cache, uint32_t group, uint32_t n, const pkv_
     status = pkvi_pool_ref_ids(pool, n, pages);
     if (status != PKV_OK)
         return pkvi_fail(cache, status, "page_ref: a page of group %u is not in use", group);
+    pkvi_tickets_changed(cache); /* it may be somebody's tail */
     return PKV_OK;
 }
 

@@ -27,7 +27,14 @@ pkv_status pkv_seq_pin(pkv_seq handle, uint64_t begin, uint64_t end)
     if (begin >= end)
         return pkvi_fail(handle.cache, PKV_EINVAL, "seq_pin: [%llu, %llu) is empty",
                          (unsigned long long)begin, (unsigned long long)end);
-    return add_pin(seq, (struct pkvi_range){begin, end});
+    const pkv_status added = add_pin(seq, (struct pkvi_range){begin, end});
+    if (added != PKV_OK || seq->claim == 0 || handle.cache->n_windows == 0) return added;
+    if (pkvi_admission_bears_pin(seq)) return PKV_OK;
+    seq->n_pins--;
+    pkvi_ticket_changed(seq);
+    return pkvi_fail(handle.cache, PKV_EUNSAFE,
+                     "seq_pin: with [%llu, %llu) pinned not every admitted sequence could end",
+                     (unsigned long long)begin, (unsigned long long)end);
 }
 
 pkv_status pkv_seq_unpin(pkv_seq handle, uint64_t begin, uint64_t end)
@@ -44,6 +51,7 @@ pkv_status pkv_seq_unpin(pkv_seq handle, uint64_t begin, uint64_t end)
                          (unsigned long long)begin, (unsigned long long)end);
     seq->pins[at] = seq->pins[--seq->n_pins];
     seq->unpins++;
+    pkvi_ticket_changed(seq);
     if (cache->n_windows != 0)
         pkvi_seq_release_unpinned(seq, begin >> cache->page_shift, pkvi_pages_for(cache, end));
     return PKV_OK;

@@ -332,6 +332,7 @@ static void undo_pages(struct pkvi_batch *batch, struct pkvi_seq *seq, uint64_t 
 void pkvi_unreserve_entry(struct pkvi_batch *batch, uint32_t entry, uint64_t length)
 {
     struct pkvi_seq *seq = batch->entries[entry].seq;
+    pkvi_ticket_changed(seq);
     undo_pages(batch, seq, length);
     if (length != seq->length) return;
     uint32_t low = 0;
@@ -368,6 +369,7 @@ static void undo_tables(struct pkvi_batch *batch)
 
 void pkvi_unreserve(struct pkvi_batch *batch)
 {
+    pkvi_tickets_changed_by(batch);
     call_rollback_hooks(batch, PKVI_HOOK_SLOTS - 1);
     undo_tables(batch);
     batch->phase = PKVI_BATCH_OPEN;
@@ -428,5 +430,6 @@ pkv_status pkvi_reserve(struct pkvi_batch *batch)
         return pkvi_fail(cache, status, "batch_reserve: no memory to prepare the commit");
     }
     if (PKVI_UNLIKELY(cache->debug & PKV_DEBUG_CHECKSUM)) unseal_tails(batch);
+    pkvi_tickets_changed_by(batch);
     return PKV_OK;
 }

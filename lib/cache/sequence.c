@@ -26,6 +26,7 @@ static struct pkvi_seq *new_seq(struct pkv_cache *cache)
     struct pkvi_seq *seq = pkvi_mem_zalloc(&cache->mem, seq_bytes(cache));
     if (!seq) return NULL;
     seq->cache = cache;
+    pkvi_list_init(&seq->marked);
     for (uint32_t g = 0; g < cache->n_groups; g++)
         pkvi_table_init(&seq->tables[g]);
     return seq;
@@ -124,7 +125,7 @@ pkv_status pkv_seq_create(pkv_cache *cache, pkv_seq *out)
 void pkvi_seq_destroy(struct pkvi_seq *seq)
 {
     struct pkv_cache *cache = seq->cache;
-    pkvi_admission_forget(seq);
+    pkvi_ticket_forget(seq);
     unregister_seq(seq);
     call_destroy_hooks(seq, PKVI_HOOK_SLOTS - 1);
     pkvi_uncount(&cache->stats, PKVI_COUNT_SEQUENCES, 1);
@@ -154,7 +155,7 @@ static pkv_status copy_pins(struct pkvi_seq *child, const struct pkvi_seq *paren
     return PKV_OK;
 }
 
-static pkv_status fork_seq(const struct pkvi_seq *parent, pkv_seq *out)
+static pkv_status fork_seq(struct pkvi_seq *parent, pkv_seq *out)
 {
     struct pkv_cache *cache = parent->cache;
     struct pkvi_seq *child = new_seq(cache);
@@ -183,6 +184,7 @@ static pkv_status fork_seq(const struct pkvi_seq *parent, pkv_seq *out)
     pkvi_count(&cache->stats, PKVI_COUNT_SEQUENCES, 1);
     pkvi_count(&cache->stats, PKVI_COUNT_TOKENS, child->length);
     pkvi_count(&cache->stats, PKVI_COUNT_BYTES_LIVE, live_bytes(child));
+    pkvi_ticket_changed(parent); /* its tail is shared now */
     *out = pkvi_seq_handle(child);
     return PKV_OK;
 }
@@ -283,6 +285,7 @@ pkv_status pkv_seq_truncate(pkv_seq handle, uint64_t n_tokens)
     pkvi_uncount(&cache->stats, PKVI_COUNT_TOKENS, seq->length - n_tokens);
     seq->length = n_tokens;
     pkvi_uncount(&cache->stats, PKVI_COUNT_BYTES_LIVE, before - live_bytes(seq));
+    pkvi_ticket_changed(seq);
     return PKV_OK;
 }
 
@@ -325,6 +328,7 @@ pkv_status pkvi_seq_attach(struct pkvi_seq *seq, uint64_t n_tokens,
         if (slot != from && hooks && hooks->seq_attach)
             hooks->seq_attach(cache->hook_context[slot], seq, n_tokens);
     }
+    pkvi_ticket_changed(seq);
     return PKV_OK;
 }
 

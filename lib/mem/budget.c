@@ -31,10 +31,14 @@ static uint64_t above(uint64_t a, uint64_t b)
     return a > b ? a - b : 0;
 }
 
+uint64_t pkvi_budget_beside(uint64_t limit, uint64_t metadata)
+{
+    return above(limit, pkvi_max_u64(metadata + spare(limit), headroom(limit)));
+}
+
 uint64_t pkvi_budget_for_pages(struct pkvi_budget *budget)
 {
-    uint64_t limit = READ(budget->limit);
-    return above(limit, pkvi_max_u64(READ(budget->metadata) + spare(limit), headroom(limit)));
+    return pkvi_budget_beside(READ(budget->limit), READ(budget->metadata));
 }
 
 uint64_t pkvi_budget_region_room(struct pkvi_budget *budget)

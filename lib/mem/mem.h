@@ -49,6 +49,8 @@ void pkvi_budget_release_metadata(struct pkvi_budget *budget, uint64_t bytes);
 uint64_t pkvi_budget_region_room(struct pkvi_budget *budget);
 /* Bytes that page memory may take in all, metadata being what it is. O(1), MT-safe. */
 uint64_t pkvi_budget_for_pages(struct pkvi_budget *budget);
+/* The same under a limit and with so much metadata. */
+uint64_t pkvi_budget_beside(uint64_t limit, uint64_t metadata);
 /* The same under another limit and with nothing charged: what a fresh cache could have. */
 uint64_t pkvi_budget_capacity(uint64_t limit);
 /* Bytes in use: metadata + page memory. */

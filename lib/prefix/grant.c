@@ -32,6 +32,7 @@ static pkv_status lay_out(struct pkvi_prefix *px, const pkv_match *match,
 {
     uint32_t pages = match->n_pages + (match->partial_tokens != 0);
     grant->capacity = 0;
+    memset(grant->idle, 0, sizeof grant->idle);
     for (uint32_t g = 0; g < px->config.n_groups; g++) {
         grant->first[g] = pkvi_min_u32(pkvi_prefix_first(px, g, match->n_tokens), pages);
         grant->n[g] = pages - grant->first[g];
@@ -49,36 +50,35 @@ static pkv_status lay_out(struct pkvi_prefix *px, const pkv_match *match,
     return PKV_OK;
 }
 
-/* Fills the grant with node numbers, last to first; false if some page is gone. */
-static bool collect_nodes(const struct pkvi_prefix *px, const struct pkvi_found *found,
-                          struct pkvi_prefix_grant *grant, uint32_t pages)
+/* Fills the grant with pages, last to first; false if some page is gone. */
+static bool find_pages(const struct pkvi_prefix *px, const struct pkvi_found *found,
+                       struct pkvi_prefix_grant *grant, uint32_t pages)
 {
     uint32_t id = found->partial != PKVI_NIL ? found->partial : found->last;
     for (uint32_t i = pages; i-- > 0; id = pkvi_node(&px->core, id)->parent) {
-        uint64_t needed = 0;
         for (uint32_t g = 0; g < px->config.n_groups; g++) {
             if (i < grant->first[g]) continue;
-            needed |= UINT64_C(1) << g;
-            grant->pages[g][i - grant->first[g]] = id;
+            if (!pkvi_node_has(pkvi_node(&px->core, id), g)) return false;
+            const uint32_t page = pkvi_member(&px->core, g, id)->page;
+            grant->pages[g][i - grant->first[g]] = page;
+            grant->idle[g] += pkvi_pool_refs(px->groups[g].pool, page) == 0;
         }
-        if (needed & ~pkvi_node(&px->core, id)->resident) return false;
     }
     return true;
 }
 
-/* Turns node numbers into pages with a reference each, front to back. */
+/* Takes a reference of each page, front to back. */
 static void take_pages(struct pkvi_prefix *px, struct pkvi_prefix_grant *grant)
 {
     for (uint32_t g = 0; g < px->config.n_groups; g++) {
         struct pkvi_use use = {.next_use = UINT32_MAX, .length = grant->n[g]};
         for (uint32_t i = 0; i < grant->n[g]; i++) {
-            uint32_t id = grant->pages[g][i];
+            const uint32_t id = pkvi_owner_node(px->groups[g].pool, grant->pages[g][i]);
             struct pkvi_policy *policy = pkvi_policy_of(px, id, g);
             use.position = grant->first[g] + i;
             policy->now = px->now;
             if (policy->ops->touch) policy->ops->touch(policy, id, &use);
             pkvi_member_busy(px, id, g);
-            grant->pages[g][i] = pkvi_member(&px->core, g, id)->page;
         }
         if (grant->n[g]) pkvi_pool_ref(px->groups[g].pool, grant->n[g], grant->pages[g]);
     }
@@ -106,8 +106,33 @@ static void place_sequence(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
                seq->n_tail * sizeof *seq->tail);
 }
 
+/* The pages of a match that was laid out, if they are all there and `ask` agrees. Lock held. */
+static pkv_status find(struct pkvi_prefix *px, const pkv_match *match,
+                       const struct pkvi_found *found, pkvi_grant_fn ask, void *context,
+                       struct pkvi_prefix_grant *grant)
+{
+    const uint32_t pages = match->n_pages + (match->partial_tokens != 0);
+    if (!find_pages(px, found, grant, pages)) return PKV_ESTALE;
+    return ask ? ask(context, grant) : PKV_OK;
+}
+
+pkv_status pkvi_prefix_look(struct pkvi_prefix *px, const pkv_match *match, pkvi_grant_fn ask,
+                            void *context)
+{
+    struct pkvi_prefix_grant grant = {.memory = NULL};
+    struct pkvi_found found;
+    pkvi_prefix_lock(px);
+    pkv_status status = pkvi_match_resolve(px, match, &found);
+    if (status == PKV_OK) status = lay_out(px, match, &grant);
+    if (status == PKV_OK) status = find(px, match, &found, ask, context, &grant);
+    pkvi_prefix_unlock(px);
+    pkvi_prefix_grant_free(px, &grant);
+    return status;
+}
+
 pkv_status pkvi_prefix_grant(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
-                             const pkv_match *match, uint64_t salt, struct pkvi_prefix_grant *grant)
+                             const pkv_match *match, uint64_t salt, pkvi_grant_fn ask,
+                             void *context, struct pkvi_prefix_grant *grant)
 {
     if (match->n_tokens > (uint64_t)UINT32_MAX << px->page_shift) return PKV_EINVAL;
     pkv_status status = lay_out(px, match, grant);
@@ -116,8 +141,7 @@ pkv_status pkvi_prefix_grant(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq
     px->now = px->config.clock(px->config.clock_user);
     struct pkvi_found found;
     status = resolve_for(px, match, salt, &found);
-    uint32_t pages = match->n_pages + (match->partial_tokens != 0);
-    if (status == PKV_OK && !collect_nodes(px, &found, grant, pages)) status = PKV_ESTALE;
+    if (status == PKV_OK) status = find(px, match, &found, ask, context, grant);
     if (status == PKV_OK) {
         take_pages(px, grant);
         place_sequence(px, seq, match, &found);

@@ -166,6 +166,12 @@ static inline struct pkvi_policy *pkvi_policy_of(const struct pkvi_prefix *px, u
     return pkvi_space_of(px, id)->domain->lanes[group].policy;
 }
 
+/* Node of a page that is published: a page's owner is its number + 1. */
+static inline uint32_t pkvi_owner_node(const struct pkvi_pool *pool, uint32_t page)
+{
+    return (uint32_t)((uintptr_t)pkvi_pool_owner(pool, page) - 1);
+}
+
 /* Publishes a page that a table holds as the node's page of the group. */
 void pkvi_member_publish(struct pkvi_prefix *px, uint32_t id, uint32_t group, uint32_t page,
                          const struct pkvi_prefix_seq *seq);

@@ -32,7 +32,7 @@ static void on_idle(void *context, struct pkvi_pool *pool, uint32_t n, const uin
         n -= m;
         uint32_t k = pkvi_pool_release_owned(pool, m, pages + n, idle);
         for (uint32_t i = 0; i < k; i++)
-            idle[i] = (uint32_t)((uintptr_t)pkvi_pool_owner(pool, idle[i]) - 1);
+            idle[i] = pkvi_owner_node(pool, idle[i]);
         pkvi_members_idle(px, group, idle, k, &begun);
     }
     pkvi_prefix_unlock(px);

@@ -92,20 +92,29 @@ pkv_status pkvi_prefix_match_seq(struct pkvi_prefix *prefix, const struct pkvi_p
 struct pkvi_prefix_grant {
     uint32_t first[PKV_MAX_GROUPS], n[PKV_MAX_GROUPS];
     uint32_t *pages[PKV_MAX_GROUPS]; /* into `memory` */
+    uint64_t idle[PKV_MAX_GROUPS];   /* how many of them nobody held before */
     uint32_t *memory;
     size_t capacity;
     uint32_t first_salted; /* logical page; UINT32_MAX = none */
 };
 
+/* Asked, with the index locked, about pages that are about to be taken (they have no reference yet):
+ * PKV_OK, or why not. Takes no lock of rank PREFIX or before. */
+typedef pkv_status (*pkvi_grant_fn)(void *context, const struct pkvi_prefix_grant *grant);
+
+/* Calls `ask` (never NULL) about the pages of a match and takes none. As grant. */
+pkv_status pkvi_prefix_look(struct pkvi_prefix *prefix, const pkv_match *match, pkvi_grant_fn ask,
+                            void *context);
+
 /* Is the match whole, and may a sequence with this salt have its pages? PKV_EINVAL, PKV_EFOREIGN,
  * PKV_ESTALE; PKV_ESTATE if they were computed under an eviction policy of another salt. O(1). */
 pkv_status pkvi_prefix_may_grant(struct pkvi_prefix *prefix, const pkv_match *match, uint64_t salt);
-/* Takes references to what was matched, and puts the (empty) sequence's state behind it. On failure
- * (as may_grant, PKV_ENOMEM) nothing changed. It is not undone: the caller must be able to use the
- * pages. O(pages). */
+/* Takes references to what was matched, if `ask` (may be NULL) has nothing against it, and puts the
+ * (empty) sequence's state behind it. On failure (as may_grant, what `ask` says, PKV_ENOMEM) nothing
+ * changed. It is not undone: the caller must be able to use the pages. O(pages). */
 pkv_status pkvi_prefix_grant(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *seq,
-                             const pkv_match *match, uint64_t salt,
-                             struct pkvi_prefix_grant *grant);
+                             const pkv_match *match, uint64_t salt, pkvi_grant_fn ask,
+                             void *context, struct pkvi_prefix_grant *grant);
 /* Frees the grant's memory; the references are the caller's. */
 void pkvi_prefix_grant_free(struct pkvi_prefix *prefix, struct pkvi_prefix_grant *grant);
 

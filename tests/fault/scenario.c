@@ -422,6 +422,14 @@ static void play_prefix(struct scenario *s)
         }
         TRY(pkv_seq_create(s->cache, &s->seqs[3]));
         TRY(pkv_seq_attach(s->seqs[3], &match));
+        pkv_admit_outlook outlook = {.struct_size = sizeof outlook};
+        uint32_t missing[2];
+        TRY(pkv_admit_probe_match(s->cache, &match, 100, &outlook, missing, 2));
+        CHECK(outlook.safe == 1);
+        pkv_seq admitted;
+        TRY(pkv_seq_create(s->cache, &admitted));
+        TRY(pkv_admit_attach(admitted, &match, 100));
+        TRY(pkv_seq_destroy(admitted));
         grow(s, s->seqs[3], NULL, 3);
     }
     pkv_seq fresh;

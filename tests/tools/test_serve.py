@@ -14,6 +14,8 @@ import tempfile
 import unittest
 import xml.dom.minidom
 
+import admission_model
+
 SIM = sys.argv.pop(1)
 SEED = int(os.environ.get("PKV_SEED", random.randrange(1 << 31)))
 
@@ -240,6 +242,34 @@ class Prefix(Base):
             out = json.loads(run("--synthetic", "chat,requests=60", "--memory", "1GiB", "--policy", name, "--json",
                                  "--compare", "none", check=0).stdout)
             self.assertEqual(out["runs"][0]["completed"] + out["runs"][0]["never_fit"], 60, name)
+
+
+class SharedPrompt(Base):
+    """150 requests that share a system prompt of 4096 tokens: what they share is counted once."""
+
+    def throughput(self, memory, rule):
+        workload = admission_model.Workload()
+        requests = workload.trace()
+        path = self.trace([r[:3] for r in requests], [r[3] for r in requests])
+        done = run("--trace", path, "--model", "llama-3-8b", "--memory", memory, "--admission", rule,
+                   "--compare", "none", "--json", check=0)
+        result = json.loads(done.stdout)["runs"][0]
+        self.assertEqual(result["completed"], workload.n)
+        if rule == "safe":
+            self.assertEqual(result["preemptions"], 0)
+        exact = workload.run(memory, {"watermark": "watermark", "safe": "final"}[rule])
+        return result["output_tokens_per_second"], exact
+
+    def test_watermark_is_as_good_as_the_exact_rule(self):
+        for mib in 800, 1024, 1536:
+            got, exact = self.throughput(mib << 20, "watermark")
+            self.assertGreaterEqual(got, 0.97 * exact, f"{mib} MiB: {got:.1f}, exact {exact:.1f}")
+            self.assertLess(got, 1.05 * exact, f"{mib} MiB: {got:.1f}, exact {exact:.1f}")
+
+    def test_safe_is_as_good_as_final_lengths(self):
+        for mib in 800, 1024, 1536:
+            got, exact = self.throughput(mib << 20, "safe")
+            self.assertGreaterEqual(got, 0.97 * exact, f"{mib} MiB: {got:.1f}, exact {exact:.1f}")
 
 
 class Pressure(Base):

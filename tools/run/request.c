@@ -45,36 +45,36 @@ void request_release(request *r)
     r->n_cached = r->n_drafted = 0;
 }
 
-/* A sequence that holds the known start of the tokens. The last token is never attached: the model
- * must run on it to say what comes next. */
-static pkv_status attach(const request *r, pkv_cache *cache, pkv_seq *seq, uint32_t *n_cached)
+/* Admits a new sequence that holds the known start of the tokens, or changes nothing. The last token
+ * is never attached: the model must run on it to say what comes next. */
+static pkv_status admit(const request *r, pkv_cache *cache, uint64_t claim, pkv_seq seq,
+                        uint32_t *n_cached)
 {
     pkv_match match = {.struct_size = sizeof match};
-    pkv_status status = pkv_seq_create(cache, seq);
-    if (status) return status;
-    for (int attempt = 0; attempt < 3; attempt++) { /* pages may be reclaimed between the two */
+    pkv_status status = PKV_ESTALE;
+    *n_cached = 0;
+    for (int attempt = 0; attempt < 3 && status == PKV_ESTALE; attempt++) {
+        /* pages may be reclaimed between the two */
         status = pkv_prefix_match(cache, &r->space, r->tokens, r->n_tokens - 1, &match);
-        if (status == PKV_ENOTSUP) return PKV_OK; /* no prefix index */
-        if (!status) status = pkv_seq_attach(*seq, &match);
-        if (status != PKV_ESTALE) break;
+        if (status == PKV_ENOTSUP) return pkv_admit(seq, claim); /* no prefix index */
+        if (!status) status = pkv_admit_attach(seq, &match, claim);
     }
-    if (status)
-        pkv_seq_destroy(*seq);
-    else
-        *n_cached = (uint32_t)match.n_tokens;
+    if (!status) *n_cached = (uint32_t)match.n_tokens;
     return status;
 }
 
 pkv_status request_attach(request *r, pkv_cache *cache, uint32_t n_draft)
 {
-    uint32_t n_cached = 0;
-    pkv_status status = attach(r, cache, &r->seq, &n_cached);
+    pkv_seq seq;
+    pkv_status status = pkv_seq_create(cache, &seq);
     if (status) return status;
-    status = pkv_admit(r->seq, (uint64_t)r->max_tokens + n_draft);
+    uint32_t n_cached = 0;
+    status = admit(r, cache, (uint64_t)r->max_tokens + n_draft, seq, &n_cached);
     if (status) {
-        pkv_seq_destroy(r->seq);
+        pkv_seq_destroy(seq);
         return status;
     }
+    r->seq = seq;
     r->has_seq = true;
     r->n_cached = n_cached;
     return PKV_OK;

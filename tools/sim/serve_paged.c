@@ -137,14 +137,26 @@ static uint64_t outstanding(serve_sequence *const *list, size_t n)
     return tokens;
 }
 
-/* Are there pages for a new sequence of so many tokens, of which the match has some? */
-static int probe(paged *p, const serve_sequence *s, uint64_t tokens, tool_error *err)
+/* What starting a sequence of so many tokens would mean, of which the match has some. */
+static int probe(paged *p, const serve_sequence *s, uint64_t tokens, pkv_admit_outlook *outlook,
+                 tool_error *err)
 {
-    uint32_t safe = 0;
+    *outlook = (pkv_admit_outlook){.struct_size = sizeof *outlook};
     if (tokens > INT32_MAX) tokens = INT32_MAX; /* the longest sequence; it will not fit */
-    pkv_status status = pkv_admit_probe(p->cache, tokens, s->match.n_tokens, &safe, NULL, 0);
-    if (status != PKV_OK) return failed(p, "pkv_admit_probe", status, err);
-    return safe == 1;
+    const pkv_match *match = s->match.n_tokens > 0 ? &s->match : NULL;
+    pkv_status status = pkv_admit_probe_match(p->cache, match, tokens, outlook, NULL, 0);
+    if (status != PKV_OK) return failed(p, "pkv_admit_probe_match", status, err);
+    return outlook->safe == 1;
+}
+
+/* May a sequence start, by the safe rule? Running requests end at different times, so their final
+ * lengths may exceed what there is for them by a fifth: few then have to sit out, and not for long. */
+static int bearable(paged *p, const serve_sequence *s, tool_error *err)
+{
+    pkv_admit_outlook outlook;
+    const int got = probe(p, s, serve_final_length(s->request), &outlook, err);
+    if (got != 1) return got;
+    return (double)outlook.claimed_bytes <= 1.2 * (double)outlook.available_bytes;
 }
 
 /* May a sequence start, by the watermark rule? */
@@ -152,13 +164,15 @@ static int room(paged *p, const serve_sequence *s, uint64_t prompts, tool_error 
 {
     double page = (double)bytes_alone(p, 1);
     double kept = floor(p->options->watermark * (double)p->limit / page) * p->page_tokens;
-    return probe(p, s, s->target + prompts + (uint64_t)kept, err);
+    pkv_admit_outlook outlook;
+    return probe(p, s, s->target + prompts + (uint64_t)kept, &outlook, err);
 }
 
 /* Nothing else runs: can it be brought to its end? */
 static int fits_alone(paged *p, const serve_sequence *s, tool_error *err)
 {
-    const int got = probe(p, s, serve_final_length(s->request), err);
+    pkv_admit_outlook outlook;
+    const int got = probe(p, s, serve_final_length(s->request), &outlook, err);
     return got == 0 ? SERVE_TOO_LARGE : got;
 }
 
@@ -174,12 +188,13 @@ static int open_sequence(paged *p, serve_sequence *s, tool_error *err)
 {
     pkv_status status = pkv_seq_create(p->cache, &s->seq);
     if (status != PKV_OK) return failed(p, "pkv_seq_create", status, err);
-    const char *call = "pkv_seq_attach";
-    if (s->match.n_tokens > 0) status = pkv_seq_attach(s->seq, &s->match);
-    if (status == PKV_OK && p->options->admission == SERVE_SAFE) {
-        call = "pkv_admit";
-        status = pkv_admit(s->seq, serve_final_length(s->request));
-    }
+    const bool safe = p->options->admission == SERVE_SAFE, found = s->match.n_tokens > 0;
+    const uint64_t final = serve_final_length(s->request);
+    const char *call = safe && found ? "pkv_admit_attach" : safe ? "pkv_admit" : "pkv_seq_attach";
+    if (safe)
+        status = found ? pkv_admit_attach(s->seq, &s->match, final) : pkv_admit(s->seq, final);
+    else if (found)
+        status = pkv_seq_attach(s->seq, &s->match);
     if (status == PKV_OK) {
         s->length = s->match.n_tokens;
         return 1;
@@ -229,8 +244,9 @@ static int start(serve_memory *m, serve_sequence *s, serve_sequence *const *list
         got = fits_alone(p, s, err);
     } else {
         got = bytes > easily_had(p) ? 0 : fits_now(p, s, list, n, err);
+        if (got == 1 && p->options->admission == SERVE_SAFE) got = bearable(p, s, err);
         /* What a match found may be held by others or by nobody: the library knows. */
-        if (got == 1 && p->options->admission == SERVE_WATERMARK && s->match.n_tokens > 0)
+        else if (got == 1 && s->match.n_tokens > 0)
             got = room(p, s, outstanding(list, n), err);
     }
     if (got != 1) return got;

@@ -337,6 +337,11 @@ static void op_admit(struct world *w)
             "pkv_admit_probe", WORLD_NONE))
         return;
     WORLD_CHECK(w, safe <= 1, "safe is %u", safe);
+    pkv_admit_outlook outlook = {.struct_size = sizeof outlook};
+    if (!world_did(w, pkv_admit_probe_match(w->cache, NULL, tokens, &outlook, missing, w->n_groups),
+                   "pkv_admit_probe_match", WORLD_NONE))
+        return;
+    WORLD_CHECK(w, outlook.safe <= 1, "safe is %u", outlook.safe);
     struct world_seq *s = world_any_seq(w);
     if (s == NULL) return;
     if (s->ticket) {

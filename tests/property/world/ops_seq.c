@@ -172,7 +172,8 @@ static void op_pin(struct world *w)
     const uint32_t begin = world_below(w, WORLD_LENGTH), end = begin + 1 + world_below(w, 20);
     const pkv_status status = pkv_seq_pin(s->handle, begin, end);
     if (is_busy(w, s, status)) return;
-    if (!world_did(w, status, "pkv_seq_pin", WORLD_NONE)) return;
+    if (!world_did(w, status, "pkv_seq_pin", s->ticket ? WORLD_OTHERS(PKV_EUNSAFE) : WORLD_NONE))
+        return;
     s->pin[s->n_pins].begin = begin;
     s->pin[s->n_pins++].end = end;
 }
@@ -335,13 +336,18 @@ static void op_attach(struct world *w)
                 match.n_tokens <= n && match.partial_tokens < w->page_tokens &&
                     match.n_tokens == match.n_pages * w->page_tokens + match.partial_tokens,
                 "a match of %llu tokens", (unsigned long long)match.n_tokens);
-    const pkv_status status = pkv_seq_attach(s->handle, &match);
+    const bool admit = !s->ticket && world_once(w, 3);
+    const pkv_status status = admit ? pkv_admit_attach(s->handle, &match, WORLD_LENGTH)
+                                    : pkv_seq_attach(s->handle, &match);
     if (s->length != 0 || s->batch >= 0) {
         WORLD_CHECK(w, status == PKV_ESTATE || status == PKV_EBUSY,
                     "attached to a sequence of %u tokens: %s", s->length, pkv_status_name(status));
         return;
     }
-    if (!world_did(w, status, "pkv_seq_attach", WORLD_NONE)) return;
+    if (!world_did(w, status, admit ? "pkv_admit_attach" : "pkv_seq_attach",
+                   admit ? WORLD_OTHERS(PKV_EUNSAFE) : WORLD_NONE))
+        return;
+    s->ticket = s->ticket || admit;
     s->space = in;
     s->length = (uint32_t)match.n_tokens;
     s->n_pages = world_pages_for(w, s->length);

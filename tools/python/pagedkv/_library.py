@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ._checks import checked
 from ._structs import (
+    AdmitOutlook,
     BatchHandle,
     BlockTableStruct,
     ConfigStruct,
@@ -114,7 +115,12 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "pkv_export_slot_mapping": (i32, (_BATCH, u32, _BUF, u64)),
     # admission.h
     "pkv_admit_probe": (i32, (ptr, u64, u64, _P(u32), _BUF, u32)),
+    "pkv_admit_probe_match": (
+        i32,
+        (ptr, _P(MatchStruct), u64, _P(AdmitOutlook), _BUF, u32),
+    ),
     "pkv_admit": (i32, (_SEQ, u64)),
+    "pkv_admit_attach": (i32, (_SEQ, _P(MatchStruct), u64)),
     "pkv_admit_release": (i32, (_SEQ,)),
     "pkv_admit_check_batch": (i32, (_BATCH, _P(u32))),
     # attention.h

@@ -525,6 +525,21 @@ class MatchStruct(Struct):
     ]
 
 
+class AdmitOutlook(Struct):
+    """What admitting a sequence would mean: ``safe``, and bytes of pages that everybody may still
+    take (``claimed_bytes``) beside those that there are for it (``available_bytes``)."""
+
+    c_name = "pkv_admit_outlook"
+    _fields_ = [
+        ("struct_size", size),
+        ("safe", u32),
+        ("reserved32", u32),
+        ("claimed_bytes", u64),
+        ("available_bytes", u64),
+        ("reserved", u64 * 4),
+    ]
+
+
 class PrefixQuotaStruct(Struct):
     c_name = "pkv_prefix_quota"
     _fields_ = [("struct_size", size), ("share", u64), ("max", u64), ("reserved", u64 * 2)]
@@ -623,6 +638,7 @@ STRUCTS: tuple[type[Struct], ...] = (
     EvictInfo,
     NamespaceStruct,
     MatchStruct,
+    AdmitOutlook,
     PrefixQuotaStruct,
     PrefixNodeStruct,
     PrefixStats,

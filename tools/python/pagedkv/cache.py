@@ -18,6 +18,7 @@ from ._checks import BOUNDS, integer, integers
 from ._library import lib
 from ._structs import (
     CONSTANTS,
+    AdmitOutlook,
     ConfigStruct,
     Event,
     GroupConfigStruct,
@@ -30,7 +31,7 @@ from ._structs import (
 from .arrays import DTYPES, PAGE_FORMATS, address
 from .errors import InvalidArgument, check, make_error
 from .evict import EvictPolicy
-from .prefix import PrefixIndex
+from .prefix import Match, PrefixIndex
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -464,6 +465,27 @@ class Cache:
             "pkv_admit_probe",
         )
         return bool(safe.value), list(missing)
+
+    def admit_probe_match(
+        self, match: Match | None, max_tokens: int
+    ) -> tuple[AdmitOutlook, list[int]]:
+        """What admitting a sequence of max_tokens that attaches a match (None = nothing) would mean
+        now: pages of it that others hold cost nothing. Pages missing per group."""
+        self.release_dropped(claims=True)
+        outlook = AdmitOutlook(struct_size=C.sizeof(AdmitOutlook))
+        missing = (C.c_uint32 * self.n_groups)()
+        self.check(
+            lib.pkv_admit_probe_match(
+                self.handle,
+                match.ref if match else None,
+                max_tokens,
+                C.byref(outlook),
+                missing,
+                self.n_groups,
+            ),
+            "pkv_admit_probe_match",
+        )
+        return outlook, list(missing)
 
     # single pages
 

@@ -175,13 +175,20 @@ class Sequence:
         """Makes an empty sequence hold the matched tokens."""
         self.cache.check(lib.pkv_seq_attach(self.handle, match.ref), "pkv_seq_attach")
 
-    def attach_prefix(self, tokens: npt.ArrayLike, namespace: bytes = b"") -> int:
+    def attach_prefix(
+        self, tokens: npt.ArrayLike, namespace: bytes = b"", claim: int | None = None
+    ) -> int:
         """Finds and attaches the longest known prefix of tokens: how many it is. Pass all tokens
-        but the last, on which the model must run anyway."""
+        but the last, on which the model must run anyway. With a claim the sequence is admitted,
+        too, or nothing is attached and it is :class:`Unsafe`."""
         if namespace:
             self.set_namespace(namespace)
         match = self.match(tokens)
-        if match.n_tokens:
+        if claim is not None and match.n_tokens:
+            self.admit_attach(match, claim)
+        elif claim is not None:
+            self.admit(claim)
+        elif match.n_tokens:
             self.attach(match)
         return match.n_tokens
 
@@ -220,6 +227,14 @@ class Sequence:
         """Claims room for max_tokens; :class:`Unsafe` if the state would not stay safe."""
         self.cache.release_dropped(claims=True)
         self.cache.check(lib.pkv_admit(self.handle, max_tokens), "pkv_admit")
+        self._claimed = True
+
+    def admit_attach(self, match: Match, max_tokens: int) -> None:
+        """:meth:`attach` and :meth:`admit` in one: both, or nothing changes."""
+        self.cache.release_dropped(claims=True)
+        self.cache.check(
+            lib.pkv_admit_attach(self.handle, match.ref, max_tokens), "pkv_admit_attach"
+        )
         self._claimed = True
 
     def admit_release(self) -> None:

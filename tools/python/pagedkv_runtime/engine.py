@@ -291,10 +291,13 @@ class Engine:
         seq = self.store.cache.sequence()
         try:
             attached = 0
+            claim = len(request.prompt) + request.params.max_tokens
             if self.prefix:
-                attached = seq.attach_prefix(request.tokens[:-1], self.namespace)
-            if self.safe:
-                seq.admit(len(request.prompt) + request.params.max_tokens)
+                attached = seq.attach_prefix(
+                    request.tokens[:-1], self.namespace, claim if self.safe else None
+                )
+            elif self.safe:
+                seq.admit(claim)
         except BaseException:
             seq.close()
             raise
