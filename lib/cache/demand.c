@@ -124,6 +124,7 @@ void pkvi_demand_free(struct pkv_cache *cache)
 static void forget_ended(struct pkv_cache *cache)
 {
     struct pkvi_admission *admission = cache->admission;
+    admission->match_held = false;
     if (++admission->check != 0) return;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         if (admission->n_ended[g] != 0)
@@ -160,6 +161,7 @@ static bool empties_unit(const struct pkv_cache *cache, uint32_t g, uint32_t pag
 static bool last_holder_ends(const struct pkv_cache *cache, uint32_t g, uint32_t page, uint32_t refs)
 {
     const struct pkvi_admission *admission = cache->admission;
+    if (refs == 1 && !admission->match_held) return true; /* this one: nothing to count */
     if (page >= admission->n_ended[g]) return refs == 1;
     uint64_t *entry = &admission->ended[g][page];
     if (*entry >> 32 != admission->check) *entry = (uint64_t)admission->check << 32;
@@ -224,6 +226,7 @@ static uint64_t hold_match(struct pkvi_demand *demand, uint32_t g)
     const struct pkvi_prefix_grant *grant = demand->newcomer->grant;
     uint64_t opened = 0;
     grow_all(demand->cache, g);
+    admission->match_held = admission->match_held || grant->n[g] != 0;
     for (uint32_t i = 0; i < grant->n[g]; i++) {
         const uint32_t page = grant->pages[g][i];
         if (pkvi_pool_refs(&cache->groups[g].pool, page) == 0) {

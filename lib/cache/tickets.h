@@ -35,6 +35,7 @@ struct pkvi_admission {
     uint64_t *in_use[PKV_MAX_GROUPS];
     uint32_t n_in_use[PKV_MAX_GROUPS];
     uint32_t check;
+    bool match_held; /* in this check a newcomer holds pages beside those that have references */
 };
 
 /* PKV_ENOMEM. Undone by destroy. */

@@ -9,5 +9,6 @@ int bench_decode_growth(int argc, char **argv);
 int bench_step(int argc, char **argv);
 int bench_prefix(int argc, char **argv);
 int bench_evict(int argc, char **argv);
+int bench_admit(int argc, char **argv);
 
 #endif

@@ -9,6 +9,7 @@ static const cli_verb verbs[] = {
     {"decode-growth", bench_decode_growth,
      "recomputation, a concatenating cache and pagedkv as a sequence grows"},
     {"evict", bench_evict, "commits and attention with eviction policies beside the same without"},
+    {"admit", bench_admit, "decisions of admission beside running sequences"},
     {"prefix", bench_prefix, "matching, publishing and evicting in the prefix index"},
     {NULL, NULL, NULL},
 };
