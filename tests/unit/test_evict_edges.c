@@ -421,7 +421,9 @@ START_TEST(the_last_key_of_a_page_counts)
 {
     enum { SMALL = 8 };
     open_with(SMALL, PKV_STORAGE_HOST, PKV_SIGNAL_KEYSUM);
-    const pkv_evict_config c = named("keydiff", 4 * SMALL);
+    pkv_evict_config c = named("keydiff", 4 * SMALL);
+    c.sinks = 0;
+    c.window = SMALL;
     const pkv_seq seq = new_seq(&c);
     for (uint32_t page = 0; page < 5; page++) {
         float keys[SMALL][DIM] = {{0}}, queries[SMALL][DIM] = {{0}};
