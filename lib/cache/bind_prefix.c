@@ -84,7 +84,17 @@ static uint64_t on_reclaim_bytes(void *context, uint64_t bytes)
 static pkv_status on_verify(void *context, char *text, size_t capacity)
 {
     const struct pkvi_prefix_binding *binding = context;
-    return pkvi_prefix_verify(binding->prefix, text, capacity);
+    struct pkv_cache *cache = binding->cache;
+    const uint32_t n = cache->sequences.used;
+    struct pkvi_prefix_seq **seqs = pkvi_mem_scratch(&cache->mem, (size_t)n + 1, sizeof *seqs);
+    if (!seqs) return PKV_ENOMEM;
+    for (uint32_t slot = 0; slot < n; slot++) {
+        const struct pkvi_seq *seq = pkvi_slots_at(&cache->sequences, slot);
+        if (seq) seqs[slot] = pkvi_prefix_of(seq);
+    }
+    const pkv_status status = pkvi_prefix_verify(binding->prefix, seqs, n, text, capacity);
+    pkvi_mem_free_scratch(&cache->mem, seqs, (size_t)n + 1, sizeof *seqs);
+    return status;
 }
 
 static void on_cache_destroy(void *context)

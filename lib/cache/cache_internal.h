@@ -285,6 +285,9 @@ uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
                             struct pkvi_batch *requester);
 /* Frees about `bytes` of pages over all groups, cheapest first. Returns the bytes freed. */
 uint64_t pkvi_cache_reclaim_bytes(struct pkv_cache *cache, uint64_t bytes);
+/* Pages of the group that reclaiming could free, at most. O(entries of the requester). */
+uint64_t pkvi_cache_reclaimable(const struct pkv_cache *cache, uint32_t group,
+                                const struct pkvi_batch *requester);
 /* How many of n pages no reclaiming could yield, at least; reclaims nothing. O(groups + entries of
  * the requester). */
 uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n,

@@ -318,6 +318,11 @@ static pkv_status check_memory(struct check *check, const pkv_config *config)
     if (config->region_bytes % PKVI_REGION_UNIT != 0)
         return complain(check, PKV_EINVAL, "region_bytes: %" PRIu64 " is not a multiple of 2 MiB",
                         config->region_bytes);
+    const uint64_t limit =
+        config->memory_limit != 0 ? config->memory_limit : PKVI_DEFAULT_MEMORY_LIMIT;
+    if (config->storage != PKV_STORAGE_EXTERNAL && config->region_bytes > limit)
+        return complain(check, PKV_EINVAL, "region_bytes: %" PRIu64 " exceed the memory limit %" PRIu64,
+                        config->region_bytes, limit);
     return PKV_OK;
 }
 

@@ -25,8 +25,9 @@ pkv_status pkv_export_csr(pkv_batch handle, uint32_t group, int32_t *indptr, int
     if (status != PKV_OK) return status;
     struct pkv_cache *cache = handle.cache;
     if (!n_indices) return pkvi_fail(cache, PKV_EINVAL, "export_csr: n_indices is NULL");
-    if (!indices && *n_indices != 0)
-        return pkvi_fail(cache, PKV_EINVAL, "export_csr: indices is NULL");
+    if (!indptr || (!last_page_len && batch->n_entries != 0) || (!indices && *n_indices != 0))
+        return pkvi_fail(cache, PKV_EINVAL,
+                         "export_csr: indptr, indices or last_page_len is NULL");
     uint64_t total = 0;
     for (uint32_t i = 0; i < batch->n_entries; i++)
         total += batch->entries[i].seq->tables[group].resident;
@@ -37,8 +38,6 @@ pkv_status pkv_export_csr(pkv_batch handle, uint32_t group, int32_t *indptr, int
     if (capacity < total)
         return pkvi_fail(cache, PKV_ERANGE, "export_csr: room for %u of %llu indices", capacity,
                          (unsigned long long)total);
-    if (!indptr || (!last_page_len && batch->n_entries != 0))
-        return pkvi_fail(cache, PKV_EINVAL, "export_csr: indptr or last_page_len is NULL");
     const uint32_t mask = cache->page_tokens - 1;
     uint32_t at = 0;
     for (uint32_t i = 0; i < batch->n_entries; i++) {

@@ -31,6 +31,16 @@ static bool reclaim(struct pkv_cache *cache, uint32_t group, uint32_t n,
     return (pkvi_cache_reclaim_bytes(cache, units * pkvi_pool_unit_bytes(pool)) | freed) != 0;
 }
 
+uint64_t pkvi_cache_reclaimable(const struct pkv_cache *cache, uint32_t group,
+                                const struct pkvi_batch *requester)
+{
+    const struct pkvi_hooks *evict = cache->hooks[PKVI_HOOK_EVICT];
+    uint64_t pages = pkvi_pool_cached(&cache->groups[group].pool);
+    if (evict && evict->reclaimable)
+        pages += evict->reclaimable(cache->hook_context[PKVI_HOOK_EVICT], group, requester);
+    return pages;
+}
+
 uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n,
                              const struct pkvi_batch *requester)
 {

@@ -143,6 +143,31 @@ static pkv_status not_enough(struct pkvi_batch *batch, uint32_t group)
                      batch->shortfall[group], group, batch->n_entries);
 }
 
+/* Each group from `from` on could have its pages, but there is not memory for all of them? Then the
+ * last one lacks the rest, and is the answer; else n_groups. Pages that share a unit with others may
+ * cost nothing: they are left out. */
+static uint32_t hopeless_together(struct pkvi_batch *batch, uint32_t from)
+{
+    struct pkv_cache *cache = batch->cache;
+    const uint32_t n_groups = cache->n_groups;
+    uint64_t wanted = 0, available = 0;
+    uint32_t last = n_groups;
+    if (cache->storage == PKV_STORAGE_EXTERNAL) return n_groups;
+    for (uint32_t g = 0; g < n_groups; g++) {
+        const struct pkvi_pool *pool = &cache->groups[g].pool;
+        available += pkvi_cache_reclaimable(cache, g, batch) * pkvi_pool_unit_bytes(pool);
+        if (g < from || batch->needed[g] == 0 || pkvi_pool_unit_pages(pool) != 1) continue;
+        wanted += batch->needed[g] * pkvi_pool_unit_bytes(pool);
+        last = g;
+    }
+    available += pkvi_regions_available(&cache->regions);
+    if (wanted <= available) return n_groups;
+    const uint64_t page = pkvi_pool_unit_bytes(&cache->groups[last].pool);
+    batch->shortfall[last] =
+        (uint32_t)pkvi_min_u64(pkvi_ceil_div_u64(wanted - available, page), UINT32_MAX);
+    return last;
+}
+
 /* The first group from `from` on that cannot have its pages, whatever is reclaimed; n_groups if all
  * can. Fills the shortfall. Asked before anything is reclaimed: a batch that fails should not cost
  * cached pages. */
@@ -154,7 +179,7 @@ static uint32_t first_hopeless(struct pkvi_batch *batch, uint32_t from)
         batch->shortfall[g] = pkvi_cache_hopeless(batch->cache, g, batch->needed[g], batch);
         if (batch->shortfall[g] != 0 && first == n_groups) first = g;
     }
-    return first;
+    return first < n_groups ? first : hopeless_together(batch, from);
 }
 
 static pkv_status count_needs(struct pkvi_batch *batch, uint64_t total_new, uint64_t *all)

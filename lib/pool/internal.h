@@ -135,8 +135,9 @@ uint32_t pkvi_pool_slot_pages(const struct pkvi_pool *pool, uint32_t slot);
 /* Address space for a region, for huge or for single OS pages; charges nothing. *base is NULL if
  * regions are not mapped. PKV_ENOMEM. */
 pkv_status pkvi_regions_map(struct pkvi_regions *regions, bool split, void **base);
-/* Unmaps and takes `charge` off the budget. */
-void pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge);
+/* Unmaps and takes `charge` off the budget; returns the bytes that are free thereby: none if the OS
+ * kept the memory, which then stays charged. */
+uint64_t pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge);
 
 /* ---- classes.c; lock held ------------------------------------------------------------------- */
 

@@ -21,9 +21,15 @@ pkv_status pkvi_regions_map(struct pkvi_regions *regions, bool split, void **map
     return PKV_OK;
 }
 
-void pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge)
+uint64_t pkvi_regions_put(struct pkvi_regions *regions, void *base, uint64_t charge)
 {
     const struct pkvi_os *os = regions->os;
-    if (base) os->unmap(os->user, base, regions->config.region_bytes);
+    const size_t bytes = regions->config.region_bytes;
+    if (base && !os->unmap(os->user, base, bytes) && !os->decommit(os->user, base, bytes)) {
+        /* The memory is still there, and nobody will give it back: it stays charged. */
+        atomic_fetch_add_explicit(&regions->lost, charge, memory_order_relaxed);
+        return 0;
+    }
     if (charge) pkvi_budget_release_region(regions->budget, charge);
+    return charge;
 }

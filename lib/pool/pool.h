@@ -58,6 +58,7 @@ struct pkvi_regions {
     struct pkvi_regions_config config;
     struct pkvi_budget *budget;
     const struct pkvi_os *os;
+    _Atomic uint64_t lost; /* bytes that the OS refused to take back: charged until the end */
 };
 
 /* Also installs itself as the budget's pressure hook. False if the mutex cannot be made. */

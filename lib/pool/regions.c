@@ -80,8 +80,7 @@ static uint64_t give_empty(struct pkvi_regions *regions, uint64_t bytes, enum gi
     uint64_t given = 0, charge;
     void *base;
     while (given < bytes && take_empty(regions, except, kind, &base, &charge)) {
-        pkvi_regions_put(regions, base, charge);
-        given += charge;
+        given += pkvi_regions_put(regions, base, charge);
     }
     return given;
 }
@@ -181,7 +180,7 @@ uint64_t pkvi_regions_spare(struct pkvi_regions *regions)
 
 pkv_status pkvi_regions_verify(struct pkvi_regions *regions, char *text, size_t capacity)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = atomic_load(&regions->lost);
     pkvi_mutex_lock(&regions->lock);
     for (struct pkvi_pool *pool = NULL; (pool = next_pool(regions, pool));) {
         pkvi_mutex_lock(&pool->lock);

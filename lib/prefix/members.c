@@ -164,7 +164,9 @@ void pkvi_member_evict(struct pkvi_prefix *px, uint32_t id, uint32_t group,
     struct pkvi_space *space = pkvi_space_of(px, id);
     uint64_t also = px->full_groups >> group & 1 ? px->all_groups : 0;
     pkvi_index_prefetch_removal(&px->core, id);
-    if (pkvi_member(&px->core, group, id)->flags & PKVI_MEMBER_INNER) px->n_holes++;
+    const struct pkvi_node *node = pkvi_node(&px->core, id);
+    const bool inner = (pkvi_member(&px->core, group, id)->flags & PKVI_MEMBER_INNER) != 0;
+    if (inner || (px->full_groups == 0 && (node->children || node->holds))) px->n_holes++;
     for (uint32_t g = 0; g < px->config.n_groups; g++) {
         const struct pkvi_member *m = pkvi_member(&px->core, g, id);
         if (g != group && (!(also >> g & 1) || !pkvi_node_has(pkvi_node(&px->core, id), g) ||

@@ -141,8 +141,11 @@ static bool make_room(struct pkvi_prefix *px)
 void pkvi_pins_expire(struct pkvi_prefix *px)
 {
     struct pkvi_pins *pins = &px->pins;
-    while (pins->n && pins->pin[pins->heap[BY_END][0]].expires <= px->now)
+    while (pins->n) {
+        const uint64_t expires = pins->pin[pins->heap[BY_END][0]].expires;
+        if (expires == UINT64_MAX || expires > px->now) return; /* never, or not yet */
         end(px, pins->heap[BY_END][0]);
+    }
 }
 
 bool pkvi_pins_give_way(struct pkvi_prefix *px)

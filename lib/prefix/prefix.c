@@ -147,14 +147,68 @@ static const char *check_members(const struct pkvi_prefix *px, uint32_t id)
     return NULL;
 }
 
-static const char *check_spaces(const struct pkvi_prefix *px)
+/* What nodes and sequences say of each namespace and node. */
+struct tally {
+    uint32_t *cursors;   /* [nodes] sequences that stand there */
+    uint64_t *pages;     /* [namespaces] */
+    uint32_t *sequences; /* [namespaces] */
+};
+
+static const char *tally_sequences(const struct pkvi_prefix *px, const struct tally *tally,
+                                   struct pkvi_prefix_seq *const *seqs, uint32_t n)
 {
-    uint64_t in_spaces = 0, in_index = 0;
-    for (uint32_t i = 0; i < px->n_spaces; i++)
-        if (px->space[i]->live) in_spaces += px->space[i]->pages;
-    for (uint32_t g = 0; g < px->config.n_groups; g++)
-        in_index += px->core.n_resident[g];
-    return in_spaces == in_index ? NULL : "prefix: the namespaces' pages do not add up";
+    for (uint32_t i = 0; i < n; i++) {
+        const struct pkvi_prefix_seq *seq = seqs[i];
+        if (!seq) continue;
+        tally->sequences[seq->space->slot]++;
+        if (seq->cursor == PKVI_NIL || seq->space_generation != seq->space->generation) continue;
+        if (seq->cursor >= px->core.fresh_node) return "prefix: a cursor stands at no node";
+        const struct pkvi_node *node = pkvi_node(&px->core, seq->cursor);
+        tally->cursors[seq->cursor]++;
+        if (node->space != seq->space->slot || node->depth + 1 != seq->published)
+            return "prefix: a cursor's node is another page, or in another namespace";
+    }
+    return NULL;
+}
+
+/* A node is held by cursors and by the ghosts of its members. */
+static const char *tally_nodes(const struct pkvi_prefix *px, const struct tally *tally)
+{
+    for (uint32_t id = 0; id < px->core.fresh_node; id++) {
+        const struct pkvi_node *node = pkvi_node(&px->core, id);
+        if (node->space == PKVI_NIL) continue;
+        if (node->space >= px->n_spaces || !px->space[node->space]->live)
+            return "prefix: a node is in no namespace";
+        uint32_t holds = tally->cursors[id];
+        for (uint32_t g = 0; g < px->config.n_groups; g++) {
+            holds += (pkvi_member(&px->core, g, id)->flags & PKVI_MEMBER_GHOST) != 0;
+            tally->pages[node->space] += pkvi_node_has(node, g);
+        }
+        if (holds != node->holds) return "prefix: a node's holds are not those of its cursors";
+    }
+    return NULL;
+}
+
+static const char *check_spaces(const struct pkvi_prefix *px, const struct tally *tally)
+{
+    for (uint32_t i = 0; i < px->n_spaces; i++) {
+        const struct pkvi_space *space = px->space[i];
+        if (!space->live) continue;
+        if (space->pages != tally->pages[i]) return "prefix: a namespace's pages are miscounted";
+        if (space->sequences != tally->sequences[i])
+            return "prefix: a namespace's sequences are miscounted";
+        if (space->domain->has_quota != (space->domain != px->common))
+            return "prefix: a namespace shares its quota, or has none of its own";
+    }
+    return NULL;
+}
+
+static const char *check_tally(const struct pkvi_prefix *px, const struct tally *tally,
+                               struct pkvi_prefix_seq *const *seqs, uint32_t n)
+{
+    const char *broken = tally_sequences(px, tally, seqs, n);
+    if (!broken) broken = tally_nodes(px, tally);
+    return broken ? broken : check_spaces(px, tally);
 }
 
 /* Every cached page of a pool is some node's. */
@@ -173,16 +227,25 @@ static const char *check_pools(const struct pkvi_prefix *px)
     return NULL;
 }
 
-pkv_status pkvi_prefix_verify(struct pkvi_prefix *px, char *text, size_t capacity)
+pkv_status pkvi_prefix_verify(struct pkvi_prefix *px, struct pkvi_prefix_seq *const *seqs,
+                              uint32_t n, char *text, size_t capacity)
 {
+    const size_t nodes = (size_t)px->core.fresh_node + 1, spaces = px->n_spaces;
+    const struct tally tally = {pkvi_mem_scratch(px->mem, nodes, sizeof *tally.cursors),
+                                pkvi_mem_scratch(px->mem, spaces, sizeof *tally.pages),
+                                pkvi_mem_scratch(px->mem, spaces, sizeof *tally.sequences)};
+    const bool room = tally.cursors && tally.pages && tally.sequences;
     pkvi_prefix_lock(px);
     const char *broken = pkvi_index_check(&px->core);
     for (uint32_t id = 0; id < px->core.fresh_node && !broken; id++)
         if (pkvi_node(&px->core, id)->space != PKVI_NIL) broken = check_members(px, id);
-    if (!broken) broken = check_spaces(px);
+    if (!broken && room) broken = check_tally(px, &tally, seqs, n);
     if (!broken) broken = check_pools(px);
     pkvi_prefix_unlock(px);
-    if (!broken) return PKV_OK;
+    pkvi_mem_free_scratch(px->mem, tally.cursors, nodes, sizeof *tally.cursors);
+    pkvi_mem_free_scratch(px->mem, tally.pages, spaces, sizeof *tally.pages);
+    pkvi_mem_free_scratch(px->mem, tally.sequences, spaces, sizeof *tally.sequences);
+    if (!broken) return room ? PKV_OK : PKV_ENOMEM;
     pkvi_text(text, capacity, "%s", broken);
     return PKV_ECORRUPT;
 }

@@ -144,7 +144,9 @@ pkv_status pkvi_prefix_list(struct pkvi_prefix *prefix, const pkv_namespace *spa
                             pkv_prefix_node *nodes, int32_t *tokens, uint32_t capacity,
                             uint32_t *n);
 
-/* Every invariant; PKV_ECORRUPT names the first broken one. Quiescent only. O(nodes). */
-pkv_status pkvi_prefix_verify(struct pkvi_prefix *prefix, char *text, size_t capacity);
+/* Every invariant, given all n sequences that there are (NULL among them are skipped); PKV_ECORRUPT
+ * names the first broken one, PKV_ENOMEM. Quiescent only. O(nodes + sequences). */
+pkv_status pkvi_prefix_verify(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *const *seqs,
+                              uint32_t n, char *text, size_t capacity);
 
 #endif

@@ -190,18 +190,31 @@ static bool fill_node(const struct publisher *p, uint32_t id, uint32_t logical, 
     return room;
 }
 
+/* Has the sequence a page there in any group? */
+static bool has_page(const struct publisher *p, uint32_t logical)
+{
+    for (uint32_t g = 0; g < p->px->config.n_groups; g++)
+        if (pkvi_table_page(&p->tables[g], logical) != PKVI_NO_PAGE) return true;
+    return false;
+}
+
 /* Pages up to the cursor may have been reclaimed although the sequence goes on: it has duplicates
  * of its own. They take the place of what is gone, so that what follows can be reached. O(1) unless
- * pages were taken from inside some chain since the last time. */
+ * pages were taken from inside some chain since the last time. Where all groups have windows only what the sequence
+ * still holds can come back, and counts. */
 static void restore_path(const struct publisher *p)
 {
     const struct pkvi_prefix *px = p->px;
     const bool holes = p->seq->holes_seen != px->n_holes;
+    const bool windows_only = px->full_groups == 0;
+    const uint64_t wanted = windows_only ? px->all_groups : px->full_groups;
     uint32_t logical = p->seq->published, had;
     p->seq->holes_seen = px->n_holes;
+    if (windows_only && !holes) return;
     for (uint32_t id = p->seq->cursor; id != PKVI_NIL; id = pkvi_node(&px->core, id)->parent) {
         logical--;
-        if ((pkvi_node(&px->core, id)->resident & px->full_groups) != px->full_groups) {
+        if (windows_only && !has_page(p, logical)) return;
+        if ((pkvi_node(&px->core, id)->resident & wanted) != wanted) {
             if (!fill_node(p, id, logical, &had)) return;
         } else if (!holes) {
             return;

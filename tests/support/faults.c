@@ -76,6 +76,7 @@ static void *os_map(void *user, size_t size, size_t alignment)
 static bool os_unmap(void *user, void *address, size_t size)
 {
     struct pkvt_os *os = user;
+    if (atomic_load(&os->keep_memory)) return false;
     atomic_fetch_sub(&os->live_maps, 1);
     atomic_fetch_sub(&os->live_bytes, size);
     return pkvi_os_default()->unmap(NULL, address, size);
@@ -83,6 +84,8 @@ static bool os_unmap(void *user, void *address, size_t size)
 
 static bool os_decommit(void *user, void *address, size_t size)
 {
+    const struct pkvt_os *os = user;
+    if (atomic_load(&os->keep_memory)) return false;
     return !refuse_other(user) && pkvi_os_default()->decommit(NULL, address, size);
 }
 

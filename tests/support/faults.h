@@ -5,6 +5,7 @@
 #define PKVT_FAULTS_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include <pagedkv/config.h>
@@ -27,6 +28,7 @@ struct pkvt_os {
     _Atomic uint64_t maps;     /* map calls */
     _Atomic uint64_t fail_map; /* refuse this map call (1 = the first); 0 = none */
     _Atomic uint64_t fail_maps_from;
+    _Atomic bool keep_memory; /* refuse to take memory back: unmap and decommit */
     _Atomic uint64_t others; /* calls of advice, random, I/O */
     _Atomic uint64_t fail_other;
     _Atomic uint64_t live_maps, live_bytes;

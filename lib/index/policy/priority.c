@@ -146,7 +146,7 @@ static void finish(struct pkvi_policy *policy, const uint32_t *path, uint32_t n,
  * the heap, out of the way, so that a use can renew it. */
 static void expire(struct priority *p)
 {
-    while (p->n && p->heap[0].ends <= p->base.now) {
+    while (p->n && p->heap[0].ends != UINT64_MAX && p->heap[0].ends <= p->base.now) {
         uint32_t id = p->heap[0].id;
         p->heap[0].ends = UINT64_MAX;
         sift(p, 0);
