@@ -4,7 +4,7 @@ and the module headers (lib/M/M.h) of lower layers. And of tools/: a tool includ
 those of tools/common and the public ones; tools/common and the parts of a tool (tools/T/part)
 include none of the tool above them.
 
-Order (docs/architecture.md): base, os, mem, stats, index, pool, table, kernels, attn, evict,
+Order (docs/architecture.md): base, os, mem, stats, index, pool, table, state, kernels, attn, evict,
 prefix, cache."""
 import pathlib
 import re
@@ -12,7 +12,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "lib"
 TOOLS = ROOT.parent / "tools"
-ORDER = ["base", "os", "mem", "stats", "index", "pool", "table", "kernels", "attn", "evict", "prefix", "cache"]
+ORDER = ["base", "os", "mem", "stats", "index", "pool", "table", "state", "kernels", "attn", "evict", "prefix", "cache"]
 RANK = {name: i for i, name in enumerate(ORDER)}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')

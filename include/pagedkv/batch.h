@@ -42,8 +42,8 @@ PKV_API pkv_status pkv_batch_remove(pkv_batch batch, uint32_t entry);
  * O(sequences + new pages). */
 PKV_API pkv_status pkv_batch_reserve(pkv_batch batch);
 
-/* Pages missing per group after the last failed reserve (zeros after a success).
- * missing[0..n_groups). */
+/* Pages missing per group after the last failed reserve (zeros after a success). n_groups must be the
+ * number of groups with pages, or of all groups: then slots missing in state groups follow. */
 PKV_API pkv_status pkv_batch_shortfall(pkv_batch batch, uint32_t *missing, uint32_t n_groups);
 
 /* Ends a reserved batch: lengths advance, full pages are sealed and published, pages that left
@@ -53,7 +53,8 @@ PKV_API pkv_status pkv_batch_commit(pkv_batch batch);
 
 /* As commit, but entry i keeps only its first accepted[i] (0..n_tokens) new tokens: the verified
  * part of a speculative step. The rest is rolled back before anything is sealed or published.
- * `n` must equal the number of entries. */
+ * `n` must equal the number of entries. With state groups the state after accepted[i] tokens must have
+ * been asked for (pkv_batch_keep_states), else PKV_EDROPPED. */
 PKV_API pkv_status pkv_batch_commit_partial(pkv_batch batch, const uint32_t *accepted, uint32_t n);
 
 /* Ends a batch in any state as if it had never begun. The handle is stale afterwards. */

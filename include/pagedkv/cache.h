@@ -98,7 +98,7 @@ typedef struct pkv_group_info {
 
 PKV_API pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info *info);
 
-/* Number of groups, and the group and the index inside it of a model layer. */
+/* Number of groups with pages, and the group and the index inside it of a model layer. */
 PKV_API pkv_status pkv_cache_group_count(pkv_cache *cache, uint32_t *n_groups);
 PKV_API pkv_status pkv_cache_layer_group(pkv_cache *cache, uint32_t layer, uint32_t *group,
                                          uint32_t *index);

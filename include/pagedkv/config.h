@@ -51,12 +51,17 @@ typedef struct pkv_group_config {
      * in admission, and show as pages_open in the statistics. Storage HOST or NONE; PKV_ENOTSUP with
      * EXTERNAL. What attention sees: attention.h. */
     pkv_dtype dtype_k, dtype_v;
-    /* Not in this version: PKV_EINVAL with a text unless zero. */
+    /* A *state group* (state.h): n_layers recurrent layers that each keep a state of state_bytes
+     * bytes per sequence, instead of keys and values. Such groups stand behind those with pages, of
+     * which there is at least one; only n_layers, max_pages (slots) and the external buffer are
+     * theirs, and their layers have no model layer number. Needs pkv_config.prefix = 0 (PKV_ENOTSUP).
+     * (The field stands further down.) Of the other fields, not in this version, PKV_EINVAL with a
+     * text unless zero: */
     pkv_storage storage;  /* storage of this group; 0 = as the cache */
     uint32_t page_tokens; /* tokens per page of this group; 0 = as the cache */
     uint32_t v_in_k;      /* 1 = a value is the leading head_dim_v elements of its key (MLA) */
     uint32_t chunk;       /* chunked-local attention: a query at p sees keys from p - p % chunk on */
-    uint64_t state_bytes; /* a recurrent group: bytes of one layer's state instead of pages */
+    uint64_t state_bytes; /* 0, or a state group: bytes of one layer's state, see above */
     uint64_t reserved[8]; /* zero */
 } pkv_group_config;
 

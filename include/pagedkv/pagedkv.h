@@ -10,6 +10,7 @@
 #include "page.h"
 #include "sequence.h"
 #include "batch.h"
+#include "state.h"
 #include "export.h"
 #include "admission.h"
 #include "attention.h"

@@ -23,8 +23,9 @@ PKV_API pkv_status pkv_seq_destroy(pkv_seq seq);
 PKV_API pkv_status pkv_seq_fork(pkv_seq seq, pkv_seq *child);
 
 /* Shortens the sequence to its first n_tokens (speculative rollback); n_tokens == length is a
- * no-op, more is PKV_EINVAL. PKV_EDROPPED if the new end lies in evicted territory, or if a window
- * group no longer holds what a query at n_tokens would need; PKV_ENOMEM if evictions would have to
+ * no-op, more is PKV_EINVAL. PKV_EDROPPED if the new end lies in evicted territory, if a window
+ * group no longer holds what a query at n_tokens would need, or if there are state groups and no
+ * checkpoint at n_tokens > 0 (state.h); PKV_ENOMEM if evictions would have to
  * be undone (evict.h, journal_steps) and there is no memory for that. O(pages released). */
 PKV_API pkv_status pkv_seq_truncate(pkv_seq seq, uint64_t n_tokens);
 

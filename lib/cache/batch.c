@@ -17,7 +17,7 @@ static void free_batch(struct pkvi_batch *batch)
     pkvi_mem_free_array(mem, batch->copy_counts, batch->copy_count_capacity,
                         sizeof *batch->copy_counts);
     pkvi_mem_free_array(mem, batch->pages, batch->page_capacity, sizeof *batch->pages);
-    pkvi_mem_free_array(mem, batch->shortfall, cache->n_groups, sizeof *batch->shortfall);
+    pkvi_mem_free_array(mem, batch->shortfall, pkvi_all_groups(cache), sizeof *batch->shortfall);
     pkvi_mem_free_array(mem, batch->needed, cache->n_groups, sizeof *batch->needed);
     pkvi_mem_free(mem, batch, sizeof *batch);
 }
@@ -27,7 +27,8 @@ static struct pkvi_batch *new_batch(struct pkv_cache *cache)
     struct pkvi_batch *batch = pkvi_mem_zalloc(&cache->mem, sizeof *batch);
     if (!batch) return NULL;
     batch->cache = cache;
-    batch->shortfall = pkvi_mem_array(&cache->mem, cache->n_groups, sizeof *batch->shortfall);
+    batch->shortfall =
+        pkvi_mem_array(&cache->mem, pkvi_all_groups(cache), sizeof *batch->shortfall);
     batch->needed = pkvi_mem_array(&cache->mem, cache->n_groups, sizeof *batch->needed);
     if (batch->shortfall && batch->needed) return batch;
     free_batch(batch);
@@ -108,7 +109,7 @@ static void end_batch(struct pkvi_batch *batch)
     memset(batch->n_with_state, 0, sizeof batch->n_with_state);
     batch->n_token_ids = 0;
     batch->n_copies = 0;
-    memset(batch->shortfall, 0, cache->n_groups * sizeof *batch->shortfall);
+    memset(batch->shortfall, 0, pkvi_all_groups(cache) * sizeof *batch->shortfall);
     pkvi_uncount(&cache->stats, PKVI_COUNT_BATCHES, 1);
     pkvi_mutex_lock(&cache->lock);
     pkvi_slots_remove(&cache->batches, batch->id);
@@ -397,6 +398,19 @@ pkv_status pkv_batch_commit(pkv_batch handle)
     return PKV_OK;
 }
 
+/* May the entry keep only its first tokens, as far as the modules are concerned? */
+static bool can_accept(const struct pkvi_batch *batch, uint32_t entry, uint32_t accepted)
+{
+    const struct pkv_cache *cache = batch->cache;
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks && hooks->can_accept &&
+            !hooks->can_accept(cache->hook_context[slot], batch, entry, accepted))
+            return false;
+    }
+    return true;
+}
+
 pkv_status pkv_batch_commit_partial(pkv_batch handle, const uint32_t *accepted, uint32_t n)
 {
     struct pkvi_batch *batch;
@@ -412,6 +426,12 @@ pkv_status pkv_batch_commit_partial(pkv_batch handle, const uint32_t *accepted, 
             return pkvi_fail(handle.cache, PKV_EINVAL,
                              "batch_commit_partial: entry %u has %u new tokens, not %u", i,
                              batch->entries[i].n_tokens, accepted[i]);
+    for (uint32_t i = 0; i < n; i++)
+        if (!can_accept(batch, i, accepted[i]))
+            return pkvi_fail(
+                handle.cache, PKV_EDROPPED,
+                "batch_commit_partial: entry %u has no state after %u of its %u tokens", i,
+                accepted[i], batch->entries[i].n_tokens);
     commit(batch, accepted);
     return PKV_OK;
 }
@@ -434,7 +454,7 @@ pkv_status pkv_batch_shortfall(pkv_batch handle, uint32_t *missing, uint32_t n_g
     const pkv_status status = pkvi_batch_get(handle, "batch_shortfall", &batch);
     if (status != PKV_OK) return status;
     if (!missing) return pkvi_fail(handle.cache, PKV_EINVAL, "batch_shortfall: missing is NULL");
-    if (n_groups != handle.cache->n_groups)
+    if (n_groups != handle.cache->n_groups && n_groups != pkvi_all_groups(handle.cache))
         return pkvi_fail(handle.cache, PKV_EINVAL,
                          "batch_shortfall: the cache has %u groups, not %u", handle.cache->n_groups,
                          n_groups);

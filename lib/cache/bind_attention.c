@@ -11,7 +11,7 @@
 static size_t frequency_count(const pkv_config *config)
 {
     size_t n = 0;
-    for (uint32_t g = 0; config->rope && g < config->n_groups; g++)
+    for (uint32_t g = 0; config->rope && g < pkvi_config_paged(config); g++)
         n += pkvi_config_rope(config, g).rotary_dims / 2;
     return n;
 }

@@ -100,9 +100,11 @@ static pkv_status init_open_pool(struct pkv_cache *cache, struct pkvi_group *gro
                           cache->ranks);
 }
 
-/* The pools of the first n groups, and the regions. */
+/* The pools of the first n groups, state groups last, and the regions. */
 static void destroy_pools(struct pkv_cache *cache, uint32_t n)
 {
+    for (; n > cache->n_groups; n--)
+        pkvi_pool_destroy(&cache->states.groups[n - 1 - cache->n_groups].pool);
     while (n-- > 0) {
         if (cache->groups[n].quantised) pkvi_pool_destroy(&cache->groups[n].open_pool);
         pkvi_pool_destroy(&cache->groups[n].pool);
@@ -121,22 +123,24 @@ static pkv_status init_pools(struct pkv_cache *cache, const pkv_config *config)
     };
     if (!pkvi_regions_init(&cache->regions, &regions, &cache->budget, cache->os, cache->ranks))
         return PKV_ENOMEM;
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        struct pkvi_group *group = &cache->groups[g];
+    for (uint32_t g = 0; g < pkvi_all_groups(cache); g++) {
+        struct pkvi_group *group = g < cache->n_groups ? &cache->groups[g] : NULL;
+        struct pkvi_state_group *states = group ? NULL : &cache->states.groups[g - cache->n_groups];
         const pkv_group_config given = pkvi_config_group(config, g);
         const struct pkvi_pool_config pool = {
             .group = g,
-            .page_bytes = group->page_bytes,
-            .layer_bytes = group->layer_bytes,
+            .page_bytes = group ? group->page_bytes : states->slot_bytes,
+            .layer_bytes = group ? group->layer_bytes : states->layer_bytes,
             .max_pages = given.max_pages,
             .storage = config->storage,
             .external_base = given.external_base,
             .external_bytes = given.external_bytes,
             .debug = config->debug,
         };
-        pkv_status status = pkvi_pool_init(&group->pool, &pool, &cache->regions, &cache->mem,
-                                           &cache->stats, cache->ranks);
-        if (status == PKV_OK && group->quantised) {
+        pkv_status status =
+            pkvi_pool_init(group ? &group->pool : &states->pool, &pool, &cache->regions,
+                           &cache->mem, &cache->stats, cache->ranks);
+        if (status == PKV_OK && group && group->quantised) {
             status = init_open_pool(cache, group, &pool);
             if (status != PKV_OK) pkvi_pool_destroy(&group->pool);
         }
@@ -164,6 +168,7 @@ static pkv_status bind_modules(struct pkv_cache *cache, const pkv_config *config
     status = pkvi_prefix_bind(cache, config);
     if (status == PKV_OK) status = pkvi_evict_bind(cache, config);
     if (status == PKV_OK) pkvi_open_bind(cache);
+    if (status == PKV_OK) pkvi_state_bind(cache);
     if (status != PKV_OK) unbind_modules(cache);
     return status;
 }
@@ -187,7 +192,7 @@ static pkv_status fill(struct pkv_cache *cache, const pkv_config *config)
     if (status == PKV_OK) return PKV_OK;
     pkvi_admission_destroy(cache);
 no_admission:
-    destroy_pools(cache, cache->n_groups);
+    destroy_pools(cache, pkvi_all_groups(cache));
 no_pools:
     pkvi_geometry_free(cache);
 no_geometry:
@@ -246,7 +251,7 @@ void pkv_cache_destroy(pkv_cache *cache)
     pkvi_slots_destroy(&cache->batches, &cache->mem);
     pkvi_slots_destroy(&cache->sequences, &cache->mem);
     pkvi_admission_destroy(cache);
-    destroy_pools(cache, cache->n_groups);
+    destroy_pools(cache, pkvi_all_groups(cache));
     pkvi_geometry_free(cache);
     pkvi_stats_destroy(&cache->stats, &cache->mem);
     destroy_locks(cache);

@@ -15,6 +15,7 @@
  *     bind_M.c    hooks and state of module M (attention, evict, prefix)
  *     api_M.c     the public functions of module M
  *     open_pages.c 16-bit pages of quantised groups
+ *     bind_state.c, api_state.c  recurrent states
  *
  * Locks (ranks in base/base.h): cache->lock guards the slot tables and the free batches,
  * cache->admission_lock the claims, cache->error_lock the last error. No hook is called with any of
@@ -43,6 +44,7 @@
 #include "mem/mem.h"
 #include "os/os.h"
 #include "pool/pool.h"
+#include "state/state.h"
 #include "stats/stats.h"
 #include "table/table.h"
 
@@ -92,10 +94,11 @@ struct pkv_cache {
     uint32_t page_shift;  /* log2 P */
     uint32_t n_groups;
     uint32_t n_layers;
-    uint32_t n_windows;        /* groups with a sliding window */
-    uint64_t token_bytes;      /* K and V of one token in all groups */
-    struct pkvi_group *groups; /* [n_groups] */
-    struct pkvi_layer *layers; /* [n_layers], by model layer number */
+    uint32_t n_windows;           /* groups with a sliding window */
+    uint64_t token_bytes;         /* K and V of one token in all groups */
+    struct pkvi_group *groups;    /* [n_groups] */
+    struct pkvi_layer *layers;    /* [n_layers], by model layer number */
+    struct pkvi_state_set states; /* state groups: they stand behind the others in the config */
     pkv_storage storage;
     uint32_t debug; /* PKV_DEBUG_* */
     uint32_t watermark_pages;
@@ -147,6 +150,7 @@ struct pkvi_entry {
     uint32_t n_tokens;  /* new tokens, >= 1 */
     uint32_t accepted;  /* set by commit before the hooks run: 0..n_tokens */
     uint64_t tokens;    /* offset into batch->tokens, or PKVI_NO_TOKENS */
+    uint32_t n_states;  /* states wanted, those after the last tokens; 0 = one */
 };
 #define PKVI_NO_TOKENS UINT64_MAX
 
@@ -186,7 +190,7 @@ struct pkvi_batch {
     uint32_t n_copies, copy_capacity;
     struct pkvi_copy_count *copy_counts; /* hash by (group, page), linear probing */
     uint32_t copy_count_capacity;        /* power of two, at least twice copy_capacity */
-    uint32_t *shortfall;                 /* [n_groups] */
+    uint32_t *shortfall;                 /* [n_groups + states.n] */
     uint32_t *needed;                    /* [n_groups] scratch of reserve */
     uint32_t *pages;                     /* scratch of reserve: pages being handed out */
     uint64_t page_capacity;
@@ -247,6 +251,12 @@ static inline uint64_t pkvi_resident_tokens(const struct pkvi_seq *seq, uint32_t
     const uint64_t in_tail = seq->length & (cache->page_tokens - 1u);
     if (in_tail != 0) tokens -= cache->page_tokens - in_tail;
     return tokens;
+}
+
+/* Groups of the config, those with states included. */
+static inline uint32_t pkvi_all_groups(const struct pkv_cache *cache)
+{
+    return cache->n_groups + cache->states.n;
 }
 
 /* ---- services for the modules' bindings (bind_prefix.c, bind_evict.c) ----------------------- */
@@ -319,6 +329,8 @@ bool pkvi_config_known(size_t size);
 void pkvi_config_read(const pkv_config *from, pkv_config *config);
 pkv_group_config pkvi_config_group(const pkv_config *config, uint32_t group);
 pkv_rope_config pkvi_config_rope(const pkv_config *config, uint32_t group);
+/* Groups with pages; the rest of config.n_groups are state groups. */
+uint32_t pkvi_config_paged(const pkv_config *config);
 /* Sizes of the array elements in the headers that had a pkv_config of `size` bytes. */
 void pkvi_config_sizes(size_t size, size_t *group_size, size_t *rope_size);
 bool pkvi_group_size_known(size_t size);
@@ -330,6 +342,8 @@ pkv_dtype pkvi_dtype_v(const pkv_group_config *group);
 
 /* geometry.c: sizes of one group as the config describes it; the pool is not touched. */
 void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_group *group);
+/* The same of a state group; `index` counts all groups. */
+void pkvi_geometry_state(const pkv_config *config, uint32_t index, struct pkvi_state_group *group);
 /* Unit in which memory comes to pages: the OS page, or a byte where there is none behind them. */
 uint64_t pkvi_geometry_os_page(const pkv_config *config);
 /* Region size for a config (0 = none fits the limit); needs no cache. */
@@ -383,5 +397,21 @@ pkv_status pkvi_attention_bind(struct pkv_cache *cache, const pkv_config *config
 void pkvi_attention_unbind(struct pkv_cache *cache);
 pkv_status pkvi_prefix_bind(struct pkv_cache *cache, const pkv_config *config);
 pkv_status pkvi_evict_bind(struct pkv_cache *cache, const pkv_config *config);
+
+/* bind_state.c: binds if there are state groups. */
+void pkvi_state_bind(struct pkv_cache *cache);
+/* States that an entry takes slots for. */
+static inline uint32_t pkvi_state_rows(const struct pkvi_entry *entry)
+{
+    return entry->n_states != 0 ? entry->n_states : 1;
+}
+/* Rows of slots ([states.n] each) that a reserved batch's entry writes to, one per state. */
+const uint32_t *pkvi_state_of_entry(const struct pkvi_batch *batch, uint32_t entry);
+static inline struct pkvi_states *pkvi_states_of(const struct pkvi_seq *seq)
+{
+    return seq->state[PKVI_HOOK_STATE];
+}
+/* pkv_cache_verify: every state group's slots, and the states of every sequence. */
+pkv_status pkvi_state_verify(struct pkv_cache *cache, char *text, size_t capacity);
 
 #endif

@@ -44,6 +44,7 @@ static const struct bounds bounds_table[] = {
     {"dtype_k", PKV_DTYPE_F32, PKV_DTYPE_V4},
     {"dtype_v", PKV_DTYPE_F32, PKV_DTYPE_V4},
     {"max_pages", 0, PKVI_MAX_PAGES},
+    {"state_bytes", 0, PKVI_MAX_REGION},
     {"rotary_dims", 0, PKV_MAX_HEAD_DIM},
 };
 
@@ -197,7 +198,6 @@ static pkv_status check_unused(struct check *check, const pkv_group_config *grou
                         : group->page_tokens != 0 ? "page_tokens"
                         : group->v_in_k != 0      ? "v_in_k"
                         : group->chunk != 0       ? "chunk"
-                        : group->state_bytes != 0 ? "state_bytes"
                                                   : NULL;
     if (field) return complain(check, PKV_EINVAL, "%s: not in this version, must be 0", field);
     if (!all_zero(group->reserved, sizeof group->reserved / sizeof group->reserved[0]))
@@ -225,9 +225,53 @@ static pkv_status check_overlaps(struct check *check, const pkv_config *config)
     return PKV_OK;
 }
 
+/* A group of states: what describes keys, values and pages must be zero. */
+static pkv_status check_state_group(struct check *check, const pkv_config *config,
+                                    const pkv_group_config *group)
+{
+    pkv_status status = check_range(check, "n_layers", group->n_layers);
+    if (status == PKV_OK) status = check_range(check, "state_bytes", group->state_bytes);
+    if (status == PKV_OK) status = check_range(check, "max_pages", group->max_pages);
+    if (status != PKV_OK) return status;
+    const char *field = group->kv_heads != 0     ? "kv_heads"
+                        : group->q_heads != 0    ? "q_heads"
+                        : group->head_dim_k != 0 ? "head_dim_k"
+                        : group->head_dim_v != 0 ? "head_dim_v"
+                        : group->window != 0     ? "window"
+                        : group->dtype != 0      ? "dtype"
+                        : group->dtype_k != 0    ? "dtype_k"
+                        : group->dtype_v != 0    ? "dtype_v"
+                        : group->layers          ? "layers"
+                                                 : NULL;
+    if (field) return complain(check, PKV_EINVAL, "%s: a state group has none", field);
+    if (group->n_layers > PKVI_MAX_REGION / 2 / group->state_bytes)
+        return complain(check, PKV_EINVAL,
+                        "state_bytes: %" PRIu32 " layers of %" PRIu64 " bytes are too much",
+                        group->n_layers, group->state_bytes);
+    status = check_unused(check, group);
+    if (status == PKV_OK) status = check_external(check, config, group);
+    if (status == PKV_OK && config->prefix != 0)
+        return complain(check, PKV_ENOTSUP, "state_bytes: not beside a prefix index (prefix)");
+    return status;
+}
+
+/* Groups with pages first, at least one. */
+static pkv_status check_order(struct check *check, const pkv_config *config)
+{
+    const uint32_t n_paged = pkvi_config_paged(config);
+    if (n_paged == 0)
+        return complain(check, PKV_EINVAL, "groups[0].state_bytes: a group with pages comes first");
+    for (uint32_t g = n_paged; g < config->n_groups; g++)
+        if (pkvi_config_group(config, g).state_bytes == 0)
+            return complain(check, PKV_EINVAL,
+                            "groups[%" PRIu32 "]: a group with pages behind a state group", g);
+    return PKV_OK;
+}
+
 static pkv_status check_group(struct check *check, const pkv_config *config,
                               const pkv_group_config *group)
 {
+    if (group->state_bytes != 0) return check_state_group(check, config, group);
     pkv_status status = check_range(check, "n_layers", group->n_layers);
     if (status == PKV_OK) status = check_range(check, "kv_heads", group->kv_heads);
     if (status == PKV_OK && group->q_heads != 0)
@@ -253,14 +297,15 @@ static pkv_status check_group(struct check *check, const pkv_config *config,
 static pkv_status check_layers(struct check *check, const pkv_config *config)
 {
     uint64_t seen[PKV_MAX_LAYERS / 64] = {0};
+    const uint32_t n_paged = pkvi_config_paged(config);
     uint32_t total = 0;
-    for (uint32_t g = 0; g < config->n_groups; g++)
+    for (uint32_t g = 0; g < n_paged; g++)
         total += pkvi_config_group(config, g).n_layers;
     if (total > PKV_MAX_LAYERS)
         return complain(check, PKV_EINVAL, "groups: %" PRIu32 " layers in all, at most %d", total,
                         PKV_MAX_LAYERS);
     uint32_t next = 0;
-    for (uint32_t g = 0; g < config->n_groups; g++) {
+    for (uint32_t g = 0; g < n_paged; g++) {
         const pkv_group_config group = pkvi_config_group(config, g);
         for (uint32_t i = 0; i < group.n_layers; i++) {
             const uint32_t layer = group.layers ? group.layers[i] : next;
@@ -326,7 +371,25 @@ static pkv_status check_memory(struct check *check, const pkv_config *config)
     return PKV_OK;
 }
 
-/* A token needs a page in every group, and the cache its own memory. */
+/* What one page or slot of a group takes. */
+struct page_size {
+    uint64_t bytes;
+    const char *name;
+};
+
+static struct page_size page_size(const pkv_config *config, uint32_t index)
+{
+    struct pkvi_group group = {0};
+    struct pkvi_state_group states = {0};
+    if (index >= pkvi_config_paged(config)) {
+        pkvi_geometry_state(config, index, &states);
+        return (struct page_size){states.slot_bytes, "slot"};
+    }
+    pkvi_geometry_group(config, index, &group);
+    return (struct page_size){group.page_bytes, "page"};
+}
+
+/* A token needs a page in every group, a step two states, and the cache its own memory. */
 static pkv_status check_limit(struct check *check, const pkv_config *config)
 {
     if (config->storage == PKV_STORAGE_EXTERNAL) return PKV_OK;
@@ -334,11 +397,10 @@ static pkv_status check_limit(struct check *check, const pkv_config *config)
         config->memory_limit != 0 ? config->memory_limit : PKVI_DEFAULT_MEMORY_LIMIT;
     const uint64_t kept = limit - pkvi_budget_capacity(limit);
     uint64_t needed = kept > PKVI_MIN_METADATA ? kept : PKVI_MIN_METADATA;
-    for (uint32_t g = 0; g < config->n_groups; g++) {
-        struct pkvi_group group = {0};
-        pkvi_geometry_group(config, g, &group);
-        needed += pkvi_pool_cost(group.page_bytes, pkvi_geometry_os_page(config), 1);
-    }
+    const uint32_t n_paged = pkvi_config_paged(config);
+    for (uint32_t g = 0; g < config->n_groups; g++)
+        needed += pkvi_pool_cost(page_size(config, g).bytes, pkvi_geometry_os_page(config),
+                                 g < n_paged ? 1 : 2);
     if (needed > limit || pkvi_geometry_region_bytes(config) == 0)
         return complain(check, PKV_EINVAL,
                         "memory_limit: %" PRIu64 " leave no room for a page of every group, which "
@@ -352,25 +414,24 @@ static pkv_status check_limit(struct check *check, const pkv_config *config)
 static pkv_status check_sizes(struct check *check, const pkv_config *config)
 {
     for (uint32_t g = 0; g < config->n_groups; g++) {
-        struct pkvi_group group = {0};
-        pkvi_geometry_group(config, g, &group);
+        const struct page_size size = page_size(config, g);
         const pkv_group_config given = pkvi_config_group(config, g);
         const uint64_t bytes = given.external_bytes;
-        if (config->storage == PKV_STORAGE_EXTERNAL && bytes < group.page_bytes)
+        if (config->storage == PKV_STORAGE_EXTERNAL && bytes < size.bytes)
             return complain(check, PKV_EINVAL,
-                            "groups[%" PRIu32 "].external_bytes: %" PRIu64
-                            " hold no page of %" PRIu64 " bytes",
-                            g, bytes, group.page_bytes);
-        if (config->storage == PKV_STORAGE_EXTERNAL && given.max_pages == 0 &&
-            bytes / group.page_bytes > PKVI_MAX_PAGES)
-            return complain(check, PKV_EINVAL,
-                            "groups[%" PRIu32 "].external_bytes: more than %" PRId32 " pages", g,
-                            PKVI_MAX_PAGES);
-        if (config->region_bytes != 0 && config->region_bytes < group.page_bytes)
-            return complain(check, PKV_EINVAL,
-                            "region_bytes: %" PRIu64 " hold no page of group %" PRIu32 ", %" PRIu64
+                            "groups[%" PRIu32 "].external_bytes: %" PRIu64 " hold no %s of %" PRIu64
                             " bytes",
-                            config->region_bytes, g, group.page_bytes);
+                            g, bytes, size.name, size.bytes);
+        if (config->storage == PKV_STORAGE_EXTERNAL && given.max_pages == 0 &&
+            bytes / size.bytes > PKVI_MAX_PAGES)
+            return complain(check, PKV_EINVAL,
+                            "groups[%" PRIu32 "].external_bytes: more than %" PRId32 " %ss", g,
+                            PKVI_MAX_PAGES, size.name);
+        if (config->region_bytes != 0 && config->region_bytes < size.bytes)
+            return complain(check, PKV_EINVAL,
+                            "region_bytes: %" PRIu64 " hold no %s of group %" PRIu32 ", %" PRIu64
+                            " bytes",
+                            config->region_bytes, size.name, g, size.bytes);
     }
     return check_limit(check, config);
 }
@@ -443,7 +504,8 @@ pkv_status pkv_config_check(const pkv_config *given, char *text, size_t capacity
     if (config->prefix != 0 && !pkvi_prefix_policy_known(config->prefix_policy))
         return complain(&check, PKV_EINVAL, "prefix_policy: '%s' is not a policy for a cache",
                         config->prefix_policy);
-    status = check_layers(&check, config);
+    status = check_order(&check, config);
+    if (status == PKV_OK) status = check_layers(&check, config);
     if (status == PKV_OK) status = check_rope(&check, config);
     if (status == PKV_OK) status = check_overlaps(&check, config);
     if (status == PKV_OK) status = check_sizes(&check, config);

@@ -63,6 +63,14 @@ pkv_rope_config pkvi_config_rope(const pkv_config *config, uint32_t group)
     return ours;
 }
 
+uint32_t pkvi_config_paged(const pkv_config *config)
+{
+    uint32_t n = 0;
+    while (n < config->n_groups && pkvi_config_group(config, n).state_bytes == 0)
+        n++;
+    return n;
+}
+
 pkv_dtype pkvi_dtype_open(const pkv_group_config *group)
 {
     return group->dtype != 0 ? group->dtype : PKV_DTYPE_F16;

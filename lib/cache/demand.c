@@ -17,7 +17,8 @@ static uint64_t metadata_of_one(const struct pkvi_demand *demand)
     for (uint32_t g = 0; g < cache->n_groups; g++)
         pages += demand->total[g];
     const uint64_t now = atomic_load_explicit(&cache->budget.metadata, memory_order_relaxed);
-    const uint64_t first = cache->empty_metadata + FIRST_ARRAYS + (prefix ? FIRST_NODES : 0u);
+    const uint64_t first = cache->empty_metadata + (1u + cache->states.n) * (uint64_t)FIRST_ARRAYS +
+                           (prefix ? FIRST_NODES : 0u);
     return pkvi_max_u64(now, first) + pages * (PAGE_METADATA + (prefix ? NODE_METADATA : 0u));
 }
 
@@ -61,6 +62,11 @@ static void read_bank(struct pkvi_demand *demand)
         used += census.used_bytes;
         if (!cache->groups[g].quantised) continue;
         pkvi_pool_census(&cache->groups[g].open_pool, exact, &census);
+        used += census.used_bytes;
+    }
+    for (uint32_t s = 0; s < cache->states.n; s++) {
+        struct pkvi_pool_census census;
+        pkvi_pool_census(&cache->states.groups[s].pool, exact, &census);
         used += census.used_bytes;
     }
     const uint64_t limit = pkvi_budget_limit(&cache->budget);
@@ -396,9 +402,8 @@ static void read_needs(struct pkvi_demand *demand, uint64_t *taken)
 
 /* Bytes that n more open pages need: freed places in used units are filled first, so units never
  * outnumber what their pages need at most. */
-static uint64_t open_bytes(const struct pkvi_group *group, uint64_t n)
+static uint64_t open_bytes(const struct pkvi_pool *pool, uint64_t n)
 {
-    const struct pkvi_pool *pool = &group->open_pool;
     return pkvi_ceil_div_u64(n, pkvi_pool_unit_pages(pool)) * pkvi_pool_unit_bytes(pool);
 }
 
@@ -409,13 +414,43 @@ static uint64_t take_from_stock(struct pkvi_bank *bank, uint64_t bytes)
     return bytes - taken;
 }
 
-/* Sets open pages aside. False if the step's are not there. */
+/* States, likewise: every admitted sequence keeps one of its own, and one more slot per group stays
+ * free for steps, so that any sequence can take a token: the slot it read comes back at the commit.
+ * Returns bytes that are missing; adds the step's own to demand->open_bytes. */
+static uint64_t set_states_aside(struct pkvi_demand *demand)
+{
+    struct pkv_cache *cache = demand->cache;
+    const struct pkvi_admission *admission = cache->admission;
+    if (cache->states.n == 0) return 0;
+    uint64_t stay = demand->newcomer != NULL, step = 0, lacking = 0;
+    for (uint32_t i = 0; i < admission->n; i++)
+        stay += !pkvi_states_own(&cache->states, pkvi_states_of(admission->seqs[i]));
+    for (uint32_t i = 0; i < demand->n_entries; i++) {
+        const struct pkvi_entry *entry = &demand->batch->entries[i];
+        const bool stays = !pkvi_states_own(&cache->states, pkvi_states_of(entry->seq));
+        stay += stays && entry->seq->claim == 0;
+        step += pkvi_state_rows(entry) - stays;
+    }
+    const uint64_t spare = admission->n != 0 || demand->newcomer;
+    for (uint32_t s = 0; s < cache->states.n; s++) {
+        struct pkvi_pool *pool = &cache->states.groups[s].pool;
+        struct pkvi_pool_census census;
+        pkvi_pool_census(pool, demand->exact, &census);
+        if (stay + pkvi_max_u64(spare, step) > census.cap) lacking++;
+        if (cache->storage == PKV_STORAGE_EXTERNAL) continue;
+        lacking += take_from_stock(&demand->bank, open_bytes(pool, stay + spare));
+        demand->open_bytes += open_bytes(pool, step > spare ? step - spare : 0);
+    }
+    return lacking;
+}
+
+/* Sets open pages and states aside. False if the step's are not there. */
 static bool set_open_aside(struct pkvi_demand *demand)
 {
     const struct pkv_cache *cache = demand->cache;
     const struct pkvi_admission *admission = cache->admission;
-    uint64_t lacking = 0;
     demand->open_bytes = 0;
+    uint64_t lacking = set_states_aside(demand);
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         if (!cache->groups[g].quantised) continue;
         uint64_t stay = demand->newcomer != NULL, step = 0;
@@ -431,8 +466,8 @@ static bool set_open_aside(struct pkvi_demand *demand)
             stay += stays && !counted;
             step += needed - stays;
         }
-        lacking += take_from_stock(&demand->bank, open_bytes(&cache->groups[g], stay));
-        demand->open_bytes += open_bytes(&cache->groups[g], step);
+        lacking += take_from_stock(&demand->bank, open_bytes(&cache->groups[g].open_pool, stay));
+        demand->open_bytes += open_bytes(&cache->groups[g].open_pool, step);
     }
     demand->short_of_open = lacking != 0;
     return lacking + take_from_stock(&demand->bank, demand->open_bytes) == 0;

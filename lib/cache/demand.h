@@ -23,7 +23,7 @@ struct pkvi_demand {
     bool blind; /* no memory to count who holds the newcomer's pages */
     uint64_t total[PKV_MAX_GROUPS]; /* unless exact: pages that all may still take */
     struct pkvi_bank bank;
-    uint64_t open_bytes; /* of the stock, for open pages that only the step itself holds */
+    uint64_t open_bytes; /* of the stock, for open pages and states that only the step holds */
     bool short_of_open;  /* admitted sequences could not all have theirs */
     /* Per group: entries that take pages and have not ended; and units of which nothing will be in
      * use once they have: those the batch opens, and those that others left. */

@@ -51,6 +51,16 @@ void pkvi_geometry_group(const pkv_config *config, uint32_t index, struct pkvi_g
     group->open_page_bytes = group->n_layers * group->open_layer_bytes;
 }
 
+void pkvi_geometry_state(const pkv_config *config, uint32_t index, struct pkvi_state_group *group)
+{
+    const pkv_group_config from = pkvi_config_group(config, index);
+    group->n_layers = from.n_layers;
+    group->state_bytes = from.state_bytes;
+    group->layer_bytes =
+        pkvi_ceil_div_u64(from.state_bytes, PKVI_STATE_ALIGNMENT) * PKVI_STATE_ALIGNMENT;
+    group->slot_bytes = group->n_layers * group->layer_bytes;
+}
+
 uint64_t pkvi_geometry_os_page(const pkv_config *config)
 {
     const struct pkvi_os *os = pkvi_os_default();
@@ -63,12 +73,19 @@ uint64_t pkvi_geometry_region_bytes(const pkv_config *config)
     uint64_t page_bytes[2 * PKV_MAX_GROUPS];
     uint32_t n = 0;
     uint64_t largest = 0;
-    for (uint32_t g = 0; g < config->n_groups; g++) {
+    const uint32_t n_paged = pkvi_config_paged(config);
+    for (uint32_t g = 0; g < n_paged; g++) {
         struct pkvi_group group = {0};
         pkvi_geometry_group(config, g, &group);
         page_bytes[n++] = group.page_bytes;
         if (group.quantised) page_bytes[n++] = group.open_page_bytes;
         largest = pkvi_max_u64(largest, pkvi_max_u64(group.page_bytes, group.open_page_bytes));
+    }
+    for (uint32_t g = n_paged; g < config->n_groups; g++) {
+        struct pkvi_state_group group = {0};
+        pkvi_geometry_state(config, g, &group);
+        page_bytes[n++] = group.slot_bytes;
+        largest = pkvi_max_u64(largest, group.slot_bytes);
     }
     if (config->region_bytes != 0)
         return config->region_bytes >= largest ? config->region_bytes : 0;
@@ -94,15 +111,22 @@ pkv_status pkvi_geometry_init(struct pkv_cache *cache, const pkv_config *config)
 {
     cache->page_tokens = config->page_tokens;
     cache->page_shift = pkvi_log2_u32(config->page_tokens);
-    cache->n_groups = config->n_groups;
-    for (uint32_t g = 0; g < config->n_groups; g++)
+    cache->n_groups = pkvi_config_paged(config);
+    cache->states.n = config->n_groups - cache->n_groups;
+    cache->states.mem = &cache->mem;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
         cache->n_layers += pkvi_config_group(config, g).n_layers;
     cache->groups = pkvi_mem_array(&cache->mem, cache->n_groups, sizeof *cache->groups);
     cache->layers = pkvi_mem_array(&cache->mem, cache->n_layers, sizeof *cache->layers);
-    if (!cache->groups || !cache->layers) {
+    if (cache->states.n != 0)
+        cache->states.groups =
+            pkvi_mem_array(&cache->mem, cache->states.n, sizeof *cache->states.groups);
+    if (!cache->groups || !cache->layers || (cache->states.n != 0 && !cache->states.groups)) {
         pkvi_geometry_free(cache);
         return PKV_ENOMEM;
     }
+    for (uint32_t s = 0; s < cache->states.n; s++)
+        pkvi_geometry_state(config, cache->n_groups + s, &cache->states.groups[s]);
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         pkvi_geometry_group(config, g, &cache->groups[g]);
         cache->token_bytes += cache->groups[g].token_bytes;
@@ -116,8 +140,11 @@ void pkvi_geometry_free(struct pkv_cache *cache)
 {
     pkvi_mem_free_array(&cache->mem, cache->groups, cache->n_groups, sizeof *cache->groups);
     pkvi_mem_free_array(&cache->mem, cache->layers, cache->n_layers, sizeof *cache->layers);
+    pkvi_mem_free_array(&cache->mem, cache->states.groups, cache->states.n,
+                        sizeof *cache->states.groups);
     cache->groups = NULL;
     cache->layers = NULL;
+    cache->states.groups = NULL;
 }
 
 pkv_status pkv_cache_group_info(pkv_cache *cache, uint32_t group, pkv_group_info *info)

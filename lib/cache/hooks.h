@@ -22,7 +22,7 @@
 struct pkvi_seq;
 struct pkvi_batch;
 
-enum { PKVI_HOOK_PREFIX = 0, PKVI_HOOK_EVICT = 1, PKVI_HOOK_OPEN = 2, PKVI_HOOK_SLOTS = 3 };
+enum { PKVI_HOOK_PREFIX = 0, PKVI_HOOK_EVICT = 1, PKVI_HOOK_OPEN = 2, PKVI_HOOK_STATE = 3, PKVI_HOOK_SLOTS = 4 };
 
 struct pkvi_hooks {
     /* A sequence was created: seq->state[slot] is NULL and may be set. */
@@ -39,6 +39,9 @@ struct pkvi_hooks {
      * not in the table: will seq_truncate put it back? Changes nothing. */
     bool (*restorable)(void *context, const struct pkvi_seq *seq, uint32_t group, uint32_t logical,
                        uint64_t n_tokens);
+
+    /* May the sequence go on at n_tokens, below its length, as far as this module is concerned? */
+    bool (*can_truncate)(void *context, const struct pkvi_seq *seq, uint64_t n_tokens);
 
     /* `seq` is about to be shortened from seq->length to n_tokens: makes room for everything that
      * seq_truncate will put back. May refuse; what room was made may stay. */
@@ -60,6 +63,10 @@ struct pkvi_hooks {
     /* The batch is aborted, or a later hook refused the reserve: undo `reserve`. Tables still hold
      * the reserved pages. Frees batch->state[slot]. */
     void (*rollback)(void *context, struct pkvi_batch *batch);
+
+    /* May entry number `entry` be committed with its first `accepted` new tokens only? */
+    bool (*can_accept)(void *context, const struct pkvi_batch *batch, uint32_t entry,
+                       uint32_t accepted);
 
     /* The batch is committed: lengths have advanced by entry.accepted tokens each, surplus pages of
      * a partial commit are gone, window pages are still there. Publish full pages, observe, drop

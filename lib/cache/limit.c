@@ -82,6 +82,11 @@ pkv_status pkv_cache_limit_shortfall(pkv_cache *cache, uint64_t bytes,
         pkvi_pool_census(&cache->groups[g].open_pool, true, &census);
         used += census.used_bytes;
     }
+    for (uint32_t s = 0; s < cache->states.n && cache->storage != PKV_STORAGE_EXTERNAL; s++) {
+        struct pkvi_pool_census census;
+        pkvi_pool_census(&cache->states.groups[s].pool, true, &census);
+        used += census.used_bytes;
+    }
     out.metadata = atomic_load_explicit(&cache->budget.metadata, memory_order_relaxed);
     const uint64_t others = out.host + out.magazines;
     out.sequences = used > others ? used - others : 0;

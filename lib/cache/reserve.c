@@ -426,7 +426,7 @@ static pkv_status take_pages(struct pkvi_batch *batch, uint64_t total_new)
         return pkvi_fail(batch->cache, status, "batch_reserve: no memory for the tables");
     status = allocate(batch);
     if (status != PKV_OK) return status;
-    memset(batch->shortfall, 0, batch->cache->n_groups * sizeof *batch->shortfall);
+    memset(batch->shortfall, 0, pkvi_all_groups(batch->cache) * sizeof *batch->shortfall);
     hand_out(batch);
     return PKV_OK;
 }
@@ -435,7 +435,7 @@ pkv_status pkvi_reserve(struct pkvi_batch *batch)
 {
     struct pkv_cache *cache = batch->cache;
     uint64_t total_new = 0;
-    memset(batch->shortfall, 0, cache->n_groups * sizeof *batch->shortfall);
+    memset(batch->shortfall, 0, pkvi_all_groups(cache) * sizeof *batch->shortfall);
     pkv_status status = plan(batch, &total_new);
     if (PKVI_UNLIKELY(status != PKV_OK)) {
         batch->n_copies = 0;
@@ -451,7 +451,7 @@ pkv_status pkvi_reserve(struct pkvi_batch *batch)
     status = call_reserve_hooks(batch);
     if (PKVI_UNLIKELY(status != PKV_OK)) {
         undo_tables(batch);
-        if (status == PKV_ENOPAGES) return status; /* open pages: the text is there */
+        if (status == PKV_ENOPAGES) return status; /* open pages, states: the text is there */
         return pkvi_fail(cache, status, "batch_reserve: no memory to prepare the commit");
     }
     if (PKVI_UNLIKELY(cache->debug & PKV_DEBUG_CHECKSUM)) unseal_tails(batch);

@@ -234,6 +234,19 @@ static bool can_continue_at(const struct pkvi_seq *seq, uint32_t g, uint64_t n_t
     return true;
 }
 
+/* May the sequence go on at n_tokens, as far as the modules are concerned? */
+static bool modules_can_truncate(const struct pkvi_seq *seq, uint64_t n_tokens)
+{
+    const struct pkv_cache *cache = seq->cache;
+    for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
+        const struct pkvi_hooks *hooks = cache->hooks[slot];
+        if (hooks && hooks->can_truncate &&
+            !hooks->can_truncate(cache->hook_context[slot], seq, n_tokens))
+            return false;
+    }
+    return true;
+}
+
 /* Room for everything that the modules will put back. */
 static pkv_status prepare_truncate(struct pkvi_seq *seq, uint64_t n_tokens)
 {
@@ -263,6 +276,9 @@ pkv_status pkv_seq_truncate(pkv_seq handle, uint64_t n_tokens)
             return pkvi_fail(cache, PKV_EDROPPED,
                              "seq_truncate: group %u no longer holds what position %llu needs", g,
                              (unsigned long long)n_tokens);
+    if (!modules_can_truncate(seq, n_tokens))
+        return pkvi_fail(cache, PKV_EDROPPED, "seq_truncate: there is no checkpoint at %llu",
+                         (unsigned long long)n_tokens);
     int attempt = 0;
     pkv_status prepared;
     do

@@ -51,6 +51,14 @@ pkv_status pkv_cache_stats(pkv_cache *cache, pkv_stats *stats)
         out.regions += counts.regions;
         out.regions_split += counts.split;
     }
+    for (uint32_t s = 0; s < cache->states.n; s++) {
+        struct pkvi_pool_counts counts;
+        pkvi_pool_counts(&cache->states.groups[s].pool, &counts);
+        out.bytes_held += counts.held_bytes;
+        out.pages_unbacked += counts.cold;
+        out.regions += counts.regions;
+        out.regions_split += counts.split;
+    }
     pkvi_struct_write(stats, stats->struct_size, &out);
     return PKV_OK;
 }

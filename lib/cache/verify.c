@@ -195,6 +195,7 @@ static pkv_status verify_all(struct verify *v)
     if (status == PKV_OK) status = pkvi_regions_verify(&cache->regions, v->text, v->capacity);
     for (uint32_t g = 0; g < cache->n_groups && status == PKV_OK; g++)
         status = check_group(v, g);
+    if (status == PKV_OK) status = pkvi_state_verify(cache, v->text, v->capacity);
     if (status == PKV_OK) status = pkvi_admission_verify(cache, v->text, v->capacity);
     for (int slot = 0; slot < PKVI_HOOK_SLOTS && status == PKV_OK; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];

@@ -504,6 +504,73 @@ static void play_end(struct scenario *s)
     CHECK(s->os.live_maps == 0);
 }
 
+/* Writes the states of a reserved batch's entry. */
+static void play_states_of(struct scenario *s, pkv_batch batch, uint32_t entry)
+{
+    pkv_page from, to[4];
+    uint32_t n;
+    TRY(pkv_batch_states(batch, entry, 0, &from, to, 4, &n));
+    for (uint32_t i = 0; i < n; i++) {
+        void *at;
+        TRY(pkv_state_address(s->cache, 0, to[i], 1, &at));
+        memset(at, (int)i, 100);
+    }
+}
+
+/* A hybrid model's cache: states beside pages. */
+static void play_states(struct scenario *s)
+{
+    const pkv_group_config groups[2] = {{.n_layers = 1, .kv_heads = HEADS, .head_dim_k = DIM},
+                                        {.n_layers = 2, .state_bytes = 100}};
+    pkv_config config;
+    CHECK(pkv_config_init(&config, sizeof config) == PKV_OK);
+    config.groups = groups;
+    config.n_groups = 2;
+    config.prefix = 0;
+    config.memory_limit = (uint64_t)8 << 20;
+    config.debug = PKV_DEBUG_POISON | PKV_DEBUG_CHECKSUM;
+    config.allocator = &s->allocator.vtable;
+    TRY(pkvi_cache_create(&config, &s->os.hooks, &s->cache));
+    uint32_t n;
+    CHECK(pkv_cache_state_count(s->cache, &n) == PKV_OK && n == 1);
+    for (int i = 0; i < 2; i++)
+        TRY(pkv_seq_create(s->cache, &s->seqs[i]));
+    pkv_batch batch;
+    for (int round = 0; round < 6; round++) {
+        TRY(pkv_batch_begin(s->cache, &batch));
+        for (uint32_t i = 0; i < 2; i++) {
+            TRY(pkv_batch_add(batch, s->seqs[i], NULL, 10));
+            TRY(pkv_batch_keep_states(batch, i, 3));
+        }
+        TRY(pkv_batch_reserve(batch));
+        for (uint32_t i = 0; i < 2; i++)
+            play_states_of(s, batch, i);
+        TRY(pkv_batch_commit_partial(batch, (const uint32_t[]){8, 10}, 2));
+        TRY(pkv_seq_checkpoint(s->seqs[0]));
+    }
+    TRY(pkv_seq_fork(s->seqs[0], &s->seqs[2]));
+    TRY(pkv_seq_truncate(s->seqs[0], 16));
+    TRY(pkv_seq_drop_checkpoint(s->seqs[0], 8));
+    uint64_t marks[8];
+    TRY(pkv_seq_checkpoints(s->seqs[2], marks, 8, &n));
+    CHECK(n == 6 && marks[5] == 48);
+    pkv_page slot;
+    TRY(pkv_seq_state(s->seqs[0], 0, &slot));
+    CHECK(slot != PKV_PAGE_NONE);
+    pkv_state_info info = {.struct_size = sizeof info};
+    TRY(pkv_cache_state_info(s->cache, 0, &info));
+    CHECK(info.slots_used == 7); /* six checkpoints, of which two are states, and one state */
+    for (int i = 0; i < 3; i++)
+        TRY(pkv_seq_destroy(s->seqs[i]));
+    memset(s->seqs, 0, sizeof s->seqs);
+    disarm(s);
+    verify(s, __LINE__);
+    pkv_cache_destroy(s->cache);
+    s->cache = NULL;
+    s->call = "pkv_cache_destroy";
+    CHECK(s->allocator.live_blocks == 0 && s->os.live_maps == 0);
+}
+
 void scenario_play(struct scenario *s)
 {
     s->faulty = s->allocator.fail_at != 0 || s->allocator.fail_from != 0 || s->os.fail_map != 0 ||
@@ -516,4 +583,5 @@ void scenario_play(struct scenario *s)
     play_prefix(s);
     play_index(s);
     play_end(s);
+    play_states(s);
 }

@@ -131,7 +131,8 @@ START_TEST(configs)
     REFUSED(groups[1].page_tokens, 16, "groups[1].page_tokens: not in this version");
     REFUSED(groups[1].v_in_k, 1, "groups[1].v_in_k: not in this version");
     REFUSED(groups[1].chunk, 8192, "groups[1].chunk: not in this version");
-    REFUSED(groups[1].state_bytes, 4096, "groups[1].state_bytes: not in this version");
+    REFUSED(groups[1].state_bytes, 4096, "groups[1].kv_heads: a state group has none");
+    REFUSED(groups[0].state_bytes, UINT64_MAX, "groups[0].state_bytes");
     REFUSED(groups[0].external_bytes, 4096, "groups[0].external_base");
     REFUSED(groups[0].reserved[0], 1, "groups[0].reserved");
     const uint32_t twice[2] = {0, 0}, far[2] = {0, 3};

@@ -50,6 +50,7 @@ static void op_add(struct world *w)
     if (!world_did(w, status, "pkv_batch_add", WORLD_NONE)) return;
     b->entry[b->n_entries++] = e;
     s->batch = (int)(b - w->batch);
+    world_keep_states(w, b, (uint32_t)b->n_entries - 1);
     if (!e.named || !world_once(w, 8)) return;
     /* The same ids again: as if they had come late. */
     world_did(w, pkv_batch_set_tokens(b->handle, (uint32_t)b->n_entries - 1, e.token, n),
@@ -175,6 +176,7 @@ static bool fill(struct world *w, struct world_batch *b)
         }
     }
     world_write(w, b);
+    world_write_states(w, b);
     if (w->plan != NULL && world_once(w, 12)) {
         world_attend(w, b);
         float mass[WORLD_PAGES];
@@ -243,18 +245,22 @@ static void op_reserve(struct world *w)
     if (world_once(w, 3) && !ask(w, b, &asked)) return;
     if (b->n_entries == 0) return;
     const pkv_status status = pkv_batch_reserve(b->handle);
-    uint32_t missing[WORLD_GROUPS] = {0};
-    WORLD_CHECK(w, pkv_batch_shortfall(b->handle, missing, w->n_groups) == PKV_OK, "shortfall");
+    uint32_t missing[WORLD_GROUPS + WORLD_STATES] = {0};
+    const uint32_t n_all = w->n_groups + w->n_states;
+    WORLD_CHECK(w,
+                pkv_batch_shortfall(b->handle, missing, w->n_groups) == PKV_OK &&
+                    pkv_batch_shortfall(b->handle, missing, n_all) == PKV_OK,
+                "shortfall");
     WORLD_CHECK(w, status != PKV_ENOPAGES || !asked || !is_proof(w),
                 "admission allowed a step that finds no pages");
     if (!world_did(w, status, "pkv_batch_reserve", WORLD_OTHERS(PKV_ENOPAGES))) {
         bool any = false;
-        for (uint32_t g = 0; g < w->n_groups; g++)
+        for (uint32_t g = 0; g < n_all; g++)
             any = any || missing[g] > 0;
         WORLD_CHECK(w, any || status != PKV_ENOPAGES, "no pages, and none is missing");
         return;
     }
-    for (uint32_t g = 0; g < w->n_groups; g++)
+    for (uint32_t g = 0; g < n_all; g++)
         WORLD_CHECK(w, missing[g] == 0, "a shortfall after success");
     b->reserved = true;
     check_reserved(w, b);
@@ -309,6 +315,17 @@ static void op_commit(struct world *w)
     const bool partial = world_once(w, 3);
     for (int e = 0; e < b->n_entries; e++)
         accepted[e] = partial ? world_below(w, b->entry[e].n + 1) : b->entry[e].n;
+    bool there = true;
+    for (int e = 0; e < b->n_entries; e++)
+        there = there && world_has_state(w, &b->entry[e], accepted[e]);
+    if (!there) {
+        const pkv_status refused =
+            pkv_batch_commit_partial(b->handle, accepted, (uint32_t)b->n_entries);
+        WORLD_CHECK(w, refused == PKV_EDROPPED, "accepted without a state: %s",
+                    pkv_status_name(refused));
+        for (int e = 0; e < b->n_entries; e++)
+            if (!world_has_state(w, &b->entry[e], accepted[e])) accepted[e] = b->entry[e].n;
+    }
     const pkv_status status =
         partial ? pkv_batch_commit_partial(b->handle, accepted, (uint32_t)b->n_entries)
                 : pkv_batch_commit(b->handle);

@@ -248,7 +248,7 @@ static void op_events(struct world *w)
     for (uint32_t i = 0; i < n; i++) {
         WORLD_CHECK(w, events[i].number > w->last_event || w->last_event == 0,
                     "numbers of events do not grow");
-        WORLD_CHECK(w, events[i].kind > 0 && events[i].group < w->n_groups + 1,
+        WORLD_CHECK(w, events[i].kind > 0 && events[i].group <= w->n_groups + w->n_states,
                     "an event of kind %d", events[i].kind);
         w->last_event = events[i].number;
     }

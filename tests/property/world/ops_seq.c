@@ -92,13 +92,8 @@ static bool is_short(const struct world *w, const struct world_seq *s, uint32_t 
     return false;
 }
 
-static void op_truncate(struct world *w)
+void world_truncate(struct world *w, struct world_seq *s, uint32_t n)
 {
-    struct world_seq *s = world_any_seq(w);
-    if (s == NULL) return;
-    uint32_t n = world_below(w, s->length + 2);
-    if (!world_once(w, 3) && s->length > 12) n = s->length - world_below(w, 12);
-    if (world_once(w, 12)) n = 0;
     const pkv_status status = pkv_seq_truncate(s->handle, n);
     if (is_busy(w, s, status)) return;
     if (n > s->length) {
@@ -109,7 +104,7 @@ static void op_truncate(struct world *w)
         WORLD_CHECK(w, status == PKV_OK, "truncated to itself: %s", pkv_status_name(status));
         return;
     }
-    const bool was_short = is_short(w, s, n);
+    const bool was_short = is_short(w, s, n) || (w->n_states > 0 && n > 0 && !s->mark[n]);
     bool journal = false;
     for (uint32_t g = 0; g < w->n_groups; g++)
         journal = journal || s->policy[g].journal > 0;
@@ -122,6 +117,7 @@ static void op_truncate(struct world *w)
         if (n % w->page_tokens == 0 || n / w->page_tokens != s->length / w->page_tokens)
             s->open[g] = PKV_PAGE_NONE;
     s->length = n;
+    memset(s->mark + n + 1, 0, WORLD_LENGTH - n);
     s->n_pages = world_pages_for(w, n);
     world_look(w, s);
     for (uint32_t g = 0; g < w->n_groups; g++) {
@@ -143,6 +139,16 @@ static void op_truncate(struct world *w)
         s->dep = world_next_dep(w, s, s->dep);
     world_check_seq(w, s);
     world_check_contents(w, s);
+}
+
+static void op_truncate(struct world *w)
+{
+    struct world_seq *s = world_any_seq(w);
+    if (s == NULL) return;
+    uint32_t n = world_below(w, s->length + 2);
+    if (!world_once(w, 3) && s->length > 12) n = s->length - world_below(w, 12);
+    if (world_once(w, 12)) n = 0;
+    world_truncate(w, s, n);
 }
 
 /* ---- pins and policies ---------------------------------------------------------------------- */

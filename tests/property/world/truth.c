@@ -314,6 +314,7 @@ static const char *owner_of(struct world *w, uint32_t g, const struct world_seq 
 
 void world_check_contents(struct world *w, const struct world_seq *s)
 {
+    world_check_states(w, s);
     for (uint32_t g = 0; g < w->n_groups; g++) {
         pkv_evict_run runs[WORLD_PAGES];
         uint32_t n = 0, held = 0;

@@ -167,7 +167,8 @@ static void choose_config(struct world *w)
     c->groups = w->group_config;
     c->memory_limit = (uint64_t)(large ? 12 + world_below(w, 40) : 16 + world_below(w, 16)) << 20;
     c->event_capacity = world_once(w, 2) ? 64 : 0;
-    c->prefix = !world_once(w, 8);
+    c->prefix = !world_once(w, 4);
+    world_choose_states(w);
     c->prefix_policy = policies[world_below(w, 10)];
     bool known = c->prefix_policy == NULL;
     const char *name;
@@ -228,6 +229,11 @@ bool world_open(struct world *w)
         WORLD_CHECK(w, pkv_cache_group_info(w->cache, g, &w->group[g].info) == PKV_OK,
                     "group info");
     }
+    for (uint32_t s = 0; s < w->n_states; s++) {
+        w->state[s].info.struct_size = sizeof w->state[s].info;
+        WORLD_CHECK(w, pkv_cache_state_info(w->cache, s, &w->state[s].info) == PKV_OK,
+                    "state info");
+    }
     w->worlds++;
     return world_make_plan(w);
 }
@@ -270,6 +276,12 @@ static void check_nothing_left(struct world *w)
                     "group %u: %llu pages in use and %llu cached at the end", g,
                     (unsigned long long)stats.pages_used, (unsigned long long)stats.pages_cached);
     }
+    for (uint32_t s = 0; s < w->n_states; s++) {
+        pkv_state_info *info = &w->state[s].info;
+        WORLD_CHECK(w, pkv_cache_state_info(w->cache, s, info) == PKV_OK && info->slots_used == 0,
+                    "state group %u: %llu slots in use at the end", s,
+                    (unsigned long long)info->slots_used);
+    }
     char text[256];
     WORLD_CHECK(w, pkv_cache_verify(w->cache, text, sizeof text) == PKV_OK, "at the end: %s", text);
 }
@@ -289,6 +301,7 @@ void world_close(struct world *w)
             "%llu blocks and %llu mappings are left", (unsigned long long)w->allocator.live_blocks,
             (unsigned long long)w->os.live_maps);
     }
+    world_end_states(w);
     for (uint32_t g = 0; g < WORLD_GROUPS; g++) {
         free(w->group[g].buffer);
         free(w->group[g].shadow.slot);
@@ -299,7 +312,7 @@ void world_close(struct world *w)
 /* ---- in between ----------------------------------------------------------------------------- */
 
 static const struct world_op *const tables[] = {world_seq_ops, world_batch_ops, world_cache_ops,
-                                                world_prefix_ops};
+                                                world_prefix_ops, world_state_ops};
 #define TABLES (sizeof tables / sizeof *tables)
 
 void world_step(struct world *w)

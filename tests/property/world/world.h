@@ -25,6 +25,7 @@
 #define WORLD_SEQS 10
 #define WORLD_BATCHES 2
 #define WORLD_GROUPS 3
+#define WORLD_STATES 2 /* state groups */
 #define WORLD_LENGTH 256 /* most tokens of a sequence */
 #define WORLD_PAGES (WORLD_LENGTH / 8 + 2)
 #define WORLD_STEP 40 /* most new tokens of an entry */
@@ -71,11 +72,13 @@ struct world_seq {
     bool silent;   /* publishes nothing further, or perhaps not */
     uint64_t born; /* world->disturbed when everything of it was published; see check.c */
     bool ticket;
+    bool mark[WORLD_LENGTH + 1]; /* checkpoints, by position */
 };
 
 struct world_entry {
     struct world_seq *seq;
     uint32_t n;
+    uint32_t n_states; /* states asked for, those after the last tokens */
     bool named; /* token ids were given */
     bool tree;
     int32_t token[WORLD_STEP];
@@ -121,13 +124,19 @@ struct world {
     struct pkvt_allocator allocator;
     struct pkvt_os os;
     pkv_config config;
-    pkv_group_config group_config[WORLD_GROUPS];
-    pkv_rope_config rope[WORLD_GROUPS];
+    pkv_group_config group_config[WORLD_GROUPS + WORLD_STATES];
+    pkv_rope_config rope[WORLD_GROUPS + WORLD_STATES];
     pkv_cache *cache;
     pkv_plan *plan;
-    uint32_t page_tokens, n_groups, n_layers;
+    uint32_t page_tokens, n_groups, n_layers, n_states;
     uint64_t limit;
     struct world_group group[WORLD_GROUPS];
+    struct {
+        pkv_state_info info;
+        void *buffer;     /* EXTERNAL */
+        uint64_t *shadow; /* NONE: the state in every slot, by index */
+        uint32_t n_shadow;
+    } state[WORLD_STATES];
     struct world_seq seq[WORLD_SEQS];
     struct world_batch batch[WORLD_BATCHES];
     struct world_policy defaults[WORLD_GROUPS];
@@ -219,6 +228,20 @@ uint64_t world_next_dep(struct world *w, const struct world_seq *s, uint64_t dep
 /* Is a full page missing that a policy dropped? */
 bool world_misses(const struct world *w, const struct world_seq *s);
 
+/* ---- states.c ------------------------------------------------------------------------------- */
+
+/* State groups behind the others, which are chosen. */
+void world_choose_states(struct world *w);
+/* What a batch asks for before it is reserved, entry by entry. */
+void world_keep_states(struct world *w, struct world_batch *b, uint32_t entry);
+/* Writes the states of a reserved batch; those it starts from must be what they were. */
+void world_write_states(struct world *w, struct world_batch *b);
+/* The state and the checkpoints of a sequence are as they should be. */
+void world_check_states(struct world *w, const struct world_seq *s);
+/* Is there a state after this many of an entry's tokens? */
+bool world_has_state(const struct world *w, const struct world_entry *e, uint32_t accepted);
+void world_end_states(struct world *w); /* nothing is left, buffers go */
+
 /* ---- check.c -------------------------------------------------------------------------------- */
 
 void world_look(struct world *w, struct world_seq *s); /* notes the pages held */
@@ -242,10 +265,12 @@ struct world_op {
     uint32_t weight;
 };
 extern const struct world_op world_seq_ops[], world_batch_ops[], world_cache_ops[],
-    world_prefix_ops[]; /* each ends with a NULL name */
+    world_prefix_ops[], world_state_ops[]; /* each ends with a NULL name */
 
 struct world_seq *world_any_seq(struct world *w); /* live, or NULL */
 struct world_seq *world_free_seq(struct world *w);
+/* Truncates, and judges whether that may be. */
+void world_truncate(struct world *w, struct world_seq *s, uint32_t n);
 /* The next token of a sequence at a position: mostly of a few common streams. */
 int32_t world_token(struct world *w, uint32_t at);
 

@@ -233,6 +233,22 @@ class GroupInfo(Struct):
     ]
 
 
+class StateInfo(Struct):
+    c_name = "pkv_state_info"
+    _fields_ = [
+        ("struct_size", size),
+        ("n_layers", u32),
+        ("group", u32),
+        ("state_bytes", u64),
+        ("layer_bytes", u64),
+        ("slot_bytes", u64),
+        ("slots_used", u64),
+        ("slots_free", u64),
+        ("slots_total", u64),
+        ("reserved", u64 * 4),
+    ]
+
+
 class SeqInfo(Struct):
     """State of a sequence in one group (``pkv_seq_info``)."""
 
@@ -624,6 +640,7 @@ STRUCTS: tuple[type[Struct], ...] = (
     SeqInfo,
     CopyStruct,
     OpenPageStruct,
+    StateInfo,
     BlockRow,
     BlockTableStruct,
     RowsStruct,
