@@ -74,6 +74,25 @@ class Batch:
             self.cache.check(status, "pkv_batch_remove")
         del self._sequences[entry]
 
+    def keep_states(self, entry: int, n: int) -> None:
+        """The entry wants the recurrent states after each of its last n new tokens, which
+        :meth:`commit_partial` may then stop at."""
+        self.cache.check(lib.pkv_batch_keep_states(self.handle, entry, n), "pkv_batch_keep_states")
+
+    def states(self, entry: int, state: int = 0) -> tuple[int | None, list[int]]:
+        """Slots of a state group in a reserved batch's entry: the state it starts from (None: the
+        initial one), and those that it writes to, in the order of tokens."""
+        n, start = C.c_uint32(), C.c_uint64()
+        lib.pkv_batch_states(self.handle, entry, state, None, None, 0, C.byref(n))
+        slots = (C.c_uint64 * max(1, n.value))()
+        self.cache.check(
+            lib.pkv_batch_states(
+                self.handle, entry, state, C.byref(start), C.addressof(slots), n.value, C.byref(n)
+            ),
+            "pkv_batch_states",
+        )
+        return start.value or None, list(slots[: n.value])
+
     def reserve(self) -> None:
         """Reserves pages for every new token; :class:`OutOfPages` with ``missing`` per group."""
         status = lib.pkv_batch_reserve(self.handle)

@@ -69,6 +69,9 @@ class Group:
     attention; ``dtype`` is the pages' element type; ``external`` the buffer of "external" storage.
     ``dtype_k`` ("k8", "k4") and ``dtype_v`` ("v8", "v4") quantise full pages; pages that are not
     full stay in ``dtype``.
+
+    With ``state_bytes`` it is a state group: ``n_layers`` recurrent layers that each keep a state
+    of so many bytes; ``kv_heads`` and ``head_dim`` are 0, and it stands behind those with pages.
     """
 
     n_layers: int
@@ -84,6 +87,7 @@ class Group:
     layers: SequenceOf[int] | None = None
     rope: RopeInfo | None = None
     external: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
+    state_bytes: int = 0
 
 
 def _fill_group(target: GroupConfigStruct, group: Group, keep: list[Any]) -> None:
@@ -96,7 +100,9 @@ def _fill_group(target: GroupConfigStruct, group: Group, keep: list[Any]) -> Non
     target.max_pages = group.max_pages
     if group.dtype not in DTYPES:
         raise ValueError(f"dtype {group.dtype!r} is not one of {', '.join(DTYPES)}")
-    target.dtype = DTYPES[group.dtype]
+    target.state_bytes = group.state_bytes
+    if not group.state_bytes:
+        target.dtype = DTYPES[group.dtype]
     for name, value in (("dtype_k", group.dtype_k), ("dtype_v", group.dtype_v)):
         if value is None:
             continue
@@ -215,7 +221,7 @@ class Cache:
             raise make_error(status, "pkv_cache_create", detail=reason.value.decode())
         self._handle = handle.value
         self.page_tokens = page_tokens
-        self.n_groups = len(self.groups)
+        self.n_groups = sum(not group.state_bytes for group in self.groups)
         #: Group of every model layer.
         self.layer_groups = self._map_layers()
         #: The cache's prefix index: matches, pins, quotas, digests.
@@ -235,7 +241,7 @@ class Cache:
     def _map_layers(self) -> dict[int, int]:
         """Group by layer number, as the library counts layers."""
         found: dict[int, int] = {}
-        for number, group in enumerate(self.groups):
+        for number, group in enumerate(self.groups[: self.n_groups]):
             first = len(found)
             layers = group.layers
             if layers is None:
@@ -402,6 +408,27 @@ class Cache:
             lib.pkv_cache_group_info(self.handle, group, C.byref(info)), "pkv_cache_group_info"
         )
         return info
+
+    def _state(self, state: int, slot: int, layer: int) -> npt.NDArray[np.uint8]:
+        """The bytes of one layer's state, for as long as the slot is held."""
+        where = C.c_void_p()
+        self.check(
+            lib.pkv_state_address(self.handle, state, slot, layer, C.byref(where)),
+            "pkv_state_address",
+        )
+        size = self.groups[self.n_groups + state].state_bytes
+        return np.ctypeslib.as_array((C.c_uint8 * size).from_address(where.value or 0))
+
+    def read_state(self, state: int, slot: int, layer: int) -> npt.NDArray[np.uint8]:
+        """A copy of one layer's recurrent state in a slot, as bytes."""
+        return self._state(state, slot, layer).copy()
+
+    def write_state(self, state: int, slot: int, layer: int, value: npt.NDArray[Any]) -> None:
+        """Writes one layer's recurrent state into a slot that :meth:`Batch.states` gave."""
+        target = self._state(state, slot, layer)
+        if value.nbytes != target.nbytes:
+            raise ValueError(f"{value.nbytes} bytes for a state of {target.nbytes}")
+        target[:] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
     def layer_group(self, layer: int) -> tuple[int, int]:
         """Group of a model layer and its index inside the group."""

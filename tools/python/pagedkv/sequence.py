@@ -105,6 +105,33 @@ class Sequence:
         """Keeps the first n_tokens only (speculative rollback)."""
         self.cache.check(lib.pkv_seq_truncate(self.handle, n_tokens), "pkv_seq_truncate")
 
+    def checkpoint(self) -> None:
+        """Keeps the present recurrent state, so that :meth:`truncate` can come back to here."""
+        self.cache.check(lib.pkv_seq_checkpoint(self.handle), "pkv_seq_checkpoint")
+
+    def drop_checkpoint(self, n_tokens: int) -> None:
+        """Gives up the checkpoint at n_tokens."""
+        self.cache.check(
+            lib.pkv_seq_drop_checkpoint(self.handle, n_tokens), "pkv_seq_drop_checkpoint"
+        )
+
+    def checkpoints(self) -> list[int]:
+        """Positions of the checkpoints, ascending."""
+        n = C.c_uint32()
+        lib.pkv_seq_checkpoints(self.handle, None, 0, C.byref(n))
+        found = (C.c_uint64 * max(1, n.value))()
+        self.cache.check(
+            lib.pkv_seq_checkpoints(self.handle, C.addressof(found), n.value, C.byref(n)),
+            "pkv_seq_checkpoints",
+        )
+        return list(found[: n.value])
+
+    def state(self, state: int = 0) -> int | None:
+        """The slot of the present state in a state group; None if the sequence is empty."""
+        slot = C.c_uint64()
+        self.cache.check(lib.pkv_seq_state(self.handle, state, C.byref(slot)), "pkv_seq_state")
+        return slot.value or None
+
     @property
     def length(self) -> int:
         """Committed tokens."""
