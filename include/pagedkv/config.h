@@ -54,7 +54,7 @@ typedef struct pkv_group_config {
     /* A *state group* (state.h): n_layers recurrent layers that each keep a state of state_bytes
      * bytes per sequence, instead of keys and values. Such groups stand behind those with pages, of
      * which there is at least one; only n_layers, max_pages (slots) and the external buffer are
-     * theirs, and their layers have no model layer number. Needs pkv_config.prefix = 0 (PKV_ENOTSUP).
+     * theirs, and their layers have no model layer number.
      * (The field stands further down.) Of the other fields, not in this version, PKV_EINVAL with a
      * text unless zero: */
     pkv_storage storage;  /* storage of this group; 0 = as the cache */

@@ -23,8 +23,17 @@
  * pkv_batch_commit_partial can then accept up to any of them.
  *
  * Slots count against memory_limit, and against the group's max_pages, and are reserved all or
- * nothing with the pages. They are not moved by pkv_cache_compact. A cache with state groups has no
- * prefix index in this version (pkv_config.prefix must be 0). Storages: HOST; EXTERNAL and NONE by
+ * nothing with the pages. They are not moved by pkv_cache_compact.
+ *
+ * In the prefix index (prefix.h) states are published at ends of pages: where a step of a page or more
+ * ended, every 16 pages of single tokens, and where the host made a checkpoint, if the token ids are
+ * known by then. A match is the longest prefix whose pages are all there and that has a state at its
+ * end; pkv_seq_attach makes that state the sequence's. pkv_seq_state_stop says where a prompt's steps
+ * should end. Published states that nobody holds are reclaimed like pages, by the same policy; quotas
+ * count them like a group's pages. Functions of prefix.h take them for the pages of group
+ * pkv_state_info.group.
+ *
+ * Storages: HOST; EXTERNAL and NONE by
  * the slot's index (pkv_page_index), which is dense per state group. */
 #ifndef PAGEDKV_STATE_H
 #define PAGEDKV_STATE_H
@@ -47,7 +56,8 @@ typedef struct pkv_state_info {
     uint64_t slots_used;  /* held by sequences, checkpoints and reserved batches */
     uint64_t slots_free;  /* with memory, unused */
     uint64_t slots_total; /* with memory */
-    uint64_t reserved[4]; /* 0 in this version */
+    uint64_t slots_cached; /* only in the prefix index: reclaimable */
+    uint64_t reserved[3]; /* 0 in this version */
 } pkv_state_info;
 
 /* Number of state groups. MT-safe, O(1). */
@@ -102,6 +112,14 @@ PKV_API pkv_status pkv_seq_drop_checkpoint(pkv_seq seq, uint64_t n_tokens);
  * capacity 0. O(checkpoints). */
 PKV_API pkv_status pkv_seq_checkpoints(pkv_seq seq, uint64_t *n_tokens, uint32_t capacity,
                                        uint32_t *n);
+
+/* Where the next step of a sequence that is to get n_tokens tokens in all (its prompt) should end, so
+ * that a state worth keeping is published there: *stop is in (length, n_tokens], or n_tokens if the
+ * sequence has so many. The ends that follow are: where the match that was attached (one of 0 tokens,
+ * too) was cut short for want of a state, the last end of a page before n_tokens, and before that
+ * distances that double, from 16 pages on. A host may stop elsewhere, or more often. Without a prefix
+ * index: n_tokens. PKV_EINVAL, PKV_ENOTSUP (no state groups). O(log n_tokens). */
+PKV_API pkv_status pkv_seq_state_stop(pkv_seq seq, uint64_t n_tokens, uint64_t *stop);
 
 #ifdef __cplusplus
 }

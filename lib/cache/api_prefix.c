@@ -103,6 +103,12 @@ void pkvi_prefix_hand_over(struct pkvi_seq *seq, struct pkvi_prefix *prefix, uin
     const pkv_status status = pkvi_seq_attach(seq, n_tokens, attach, PKVI_HOOK_PREFIX);
     PKVI_ASSERT(status == PKV_OK); /* empty, idle, and room was made */
     (void)status;
+    if (cache->states.n != 0 && n_tokens != 0) {
+        uint32_t row[PKV_MAX_GROUPS];
+        for (uint32_t s = 0; s < cache->states.n; s++)
+            row[s] = grant->pages[cache->n_groups + s][0];
+        pkvi_states_advance(&cache->states, pkvi_states_of(seq), row);
+    }
     if (grant->first_salted != UINT32_MAX)
         pkvi_evict_depend(pkvi_seq_evict(seq), grant->first_salted);
     pkvi_prefix_grant_free(prefix, grant);
@@ -113,7 +119,8 @@ pkv_status pkv_seq_attach(pkv_seq handle, const pkv_match *match)
     struct pkvi_seq *seq = NULL;
     struct pkvi_prefix *prefix = NULL;
     pkv_status status = pkvi_seq_get_idle(handle, "seq_attach", &seq);
-    if (status == PKV_OK) status = pkvi_prefix_for_match(handle.cache, "seq_attach", match, &prefix);
+    if (status == PKV_OK)
+        status = pkvi_prefix_for_match(handle.cache, "seq_attach", match, &prefix);
     if (status != PKV_OK) return status;
     if (seq->length != 0)
         return pkvi_fail(handle.cache, PKV_ESTATE, "seq_attach: the sequence is not empty");
@@ -185,7 +192,8 @@ pkv_status pkv_seq_set_tokens(pkv_seq handle, uint64_t first, const int32_t *tok
                          "seq_set_tokens: the first missing id is that of token %llu, not %llu",
                          (unsigned long long)known, (unsigned long long)first);
     struct pkvi_evict_seq *evict = pkvi_seq_evict(seq);
-    pkvi_prefix_publish(prefix, pkvi_prefix_of(seq), seq->tables, first, tokens, n,
+    const struct pkvi_prefix_source source = pkvi_prefix_source_of(seq);
+    pkvi_prefix_publish(prefix, pkvi_prefix_of(seq), &source, first, tokens, n,
                         evict ? pkvi_prefix_may_publish : NULL, evict);
     if (first + n == seq->length) wake(seq);
     return PKV_OK;
@@ -282,9 +290,9 @@ pkv_status pkv_prefix_reclaim(pkv_cache *cache, uint32_t group, uint64_t n, uint
     struct pkvi_prefix *prefix;
     const pkv_status status = module_of(cache, "prefix_reclaim", &prefix);
     if (status != PKV_OK) return status;
-    if (group >= cache->n_groups)
+    if (group >= pkvi_all_groups(cache))
         return pkvi_fail(cache, PKV_EINVAL, "prefix_reclaim: group %u of %u", group,
-                         cache->n_groups);
+                         pkvi_all_groups(cache));
     const uint64_t pages = pkvi_prefix_reclaim_pages(prefix, group, n);
     if (freed) *freed = pages;
     return PKV_OK;

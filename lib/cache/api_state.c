@@ -2,6 +2,7 @@
 #include <pagedkv/state.h>
 
 #include "cache/cache_internal.h"
+#include "cache/prefix.h"
 
 static pkv_status check_group(struct pkv_cache *cache, const char *caller, uint32_t state)
 {
@@ -46,6 +47,7 @@ pkv_status pkv_cache_state_info(pkv_cache *cache, uint32_t state, pkv_state_info
         .slots_used = counts.used,
         .slots_free = counts.free,
         .slots_total = counts.total,
+        .slots_cached = counts.cached,
     };
     pkvi_struct_write(info, info->struct_size, &out);
     return PKV_OK;
@@ -186,5 +188,19 @@ pkv_status pkv_seq_checkpoints(pkv_seq handle, uint64_t *n_tokens, uint32_t capa
                          "seq_checkpoints: room for %u positions, there are %u", capacity, *n);
     for (uint32_t i = 0; i < *n; i++)
         n_tokens[i] = states->marks[i];
+    return PKV_OK;
+}
+
+pkv_status pkv_seq_state_stop(pkv_seq handle, uint64_t n_tokens, uint64_t *stop)
+{
+    struct pkvi_seq *seq;
+    pkv_status status = pkvi_seq_get(handle, "seq_state_stop", &seq);
+    if (status == PKV_OK) status = check_any(handle.cache, "seq_state_stop");
+    if (status != PKV_OK) return status;
+    if (!stop) return pkvi_fail(handle.cache, PKV_EINVAL, "seq_state_stop: stop is NULL");
+    const struct pkvi_prefix_binding *binding = pkvi_prefix_binding_of(handle.cache);
+    *stop = binding
+                ? pkvi_prefix_seq_stop(binding->prefix, pkvi_prefix_of(seq), seq->length, n_tokens)
+                : n_tokens;
     return PKV_OK;
 }

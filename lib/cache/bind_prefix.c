@@ -57,7 +57,8 @@ static void on_commit(void *context, struct pkvi_batch *batch)
         const struct pkvi_entry *entry = &batch->entries[i];
         struct pkvi_seq *seq = entry->seq;
         struct pkvi_evict_seq *evict = pkvi_seq_evict(seq);
-        pkvi_prefix_publish(binding->prefix, pkvi_prefix_of(seq), seq->tables,
+        const struct pkvi_prefix_source source = pkvi_prefix_source_of(seq);
+        pkvi_prefix_publish(binding->prefix, pkvi_prefix_of(seq), &source,
                             seq->length - entry->accepted,
                             entry->tokens == PKVI_NO_TOKENS ? NULL : batch->tokens + entry->tokens,
                             entry->accepted, evict ? pkvi_prefix_may_publish : NULL, evict);
@@ -141,9 +142,13 @@ static pkv_status create_module(struct pkv_cache *cache, const pkv_config *confi
     for (uint32_t g = 0; g < cache->n_groups; g++)
         groups[g] = (struct pkvi_prefix_group){.pool = &cache->groups[g].pool,
                                                .window = cache->groups[g].window};
+    for (uint32_t s = 0; s < cache->states.n; s++)
+        groups[cache->n_groups + s] = (struct pkvi_prefix_group){
+            .pool = &cache->states.groups[s].pool, .window = PKVI_STATE_WINDOW};
     struct pkvi_prefix_config prefix = {
         .page_tokens = cache->page_tokens,
-        .n_groups = cache->n_groups,
+        .n_groups = pkvi_all_groups(cache),
+        .n_states = cache->states.n,
         .groups = groups,
         .policy = config->prefix_policy,
         .clock = cache->clock,

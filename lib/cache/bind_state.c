@@ -77,7 +77,7 @@ static pkv_status take_slots(struct pkvi_batch *batch, uint32_t s, uint32_t n, u
     struct pkvi_pool *pool = &cache->states.groups[s].pool;
     pkv_status status = pkvi_pool_alloc(pool, n, slots);
     for (int attempt = 0; attempt < PKVI_ALLOC_ATTEMPTS && status == PKV_ENOPAGES; attempt++) {
-        if (!pkvi_cache_reclaim_for(cache, pool, n)) break;
+        if (!pkvi_cache_reclaim_slots(cache, s, n)) break;
         status = pkvi_pool_alloc(pool, n, slots);
     }
     if (status != PKV_ENOPAGES) return status;

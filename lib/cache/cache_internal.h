@@ -311,6 +311,9 @@ uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n
  */
 bool pkvi_cache_reclaim_for(struct pkv_cache *cache, struct pkvi_pool *pool, uint32_t n);
 
+/* The same for n slots of a state group: cached states first. */
+bool pkvi_cache_reclaim_slots(struct pkv_cache *cache, uint32_t state, uint32_t n);
+
 /* After attempt number `attempt` (from 0) of something ended with `status`: is another one worth
  * it? Only if it was refused memory because pages leave no room for metadata: then cached pages are
  * reclaimed until there is some. `bytes`: what it needs, if that may be much. What cannot

@@ -250,8 +250,6 @@ static pkv_status check_state_group(struct check *check, const pkv_config *confi
                         group->n_layers, group->state_bytes);
     status = check_unused(check, group);
     if (status == PKV_OK) status = check_external(check, config, group);
-    if (status == PKV_OK && config->prefix != 0)
-        return complain(check, PKV_ENOTSUP, "state_bytes: not beside a prefix index (prefix)");
     return status;
 }
 

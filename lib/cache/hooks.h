@@ -1,10 +1,10 @@
 /* The fixed points at which the cache calls the prefix index and the eviction module.
  *
- * Each of the two modules is bound to the cache by a file of this directory (bind_prefix.c, bind_evict.c)
- * that fills one `struct pkvi_hooks` and keeps a context; the modules themselves (lib/prefix,
- * lib/evict) never see a cache, a sequence or a batch. Every pointer may be NULL: the point is then
- * skipped. The cache calls the hooks of slot 0 (prefix) before those of slot 1 (evict), and undoes
- * in the opposite order. The batch points (reserve, rollback, commit) are skipped if no sequence of
+ * Each of the two modules is bound to the cache by a file of this directory (bind_prefix.c,
+ * bind_evict.c) that fills one `struct pkvi_hooks` and keeps a context; the modules themselves
+ * (lib/prefix, lib/evict) never see a cache, a sequence or a batch. Every pointer may be NULL: the
+ * point is then skipped. The cache calls the hooks in the order of their slots and undoes in the
+ * opposite order. The batch points (reserve, rollback, commit) are skipped if no sequence of
  * the batch has state of the module, or all that have are marked quiet.
  *
  * Rules: a hook that returns a status may refuse, and has then changed nothing; the cache rolls
@@ -22,7 +22,13 @@
 struct pkvi_seq;
 struct pkvi_batch;
 
-enum { PKVI_HOOK_PREFIX = 0, PKVI_HOOK_EVICT = 1, PKVI_HOOK_OPEN = 2, PKVI_HOOK_STATE = 3, PKVI_HOOK_SLOTS = 4 };
+enum {
+    PKVI_HOOK_STATE = 0, /* before the index, which publishes what a commit made */
+    PKVI_HOOK_PREFIX = 1,
+    PKVI_HOOK_EVICT = 2,
+    PKVI_HOOK_OPEN = 3,
+    PKVI_HOOK_SLOTS = 4
+};
 
 struct pkvi_hooks {
     /* A sequence was created: seq->state[slot] is NULL and may be set. */

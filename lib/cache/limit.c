@@ -84,7 +84,10 @@ pkv_status pkv_cache_limit_shortfall(pkv_cache *cache, uint64_t bytes,
     }
     for (uint32_t s = 0; s < cache->states.n && cache->storage != PKV_STORAGE_EXTERNAL; s++) {
         struct pkvi_pool_census census;
-        pkvi_pool_census(&cache->states.groups[s].pool, true, &census);
+        struct pkvi_pool *pool = &cache->states.groups[s].pool;
+        pkvi_pool_census(pool, true, &census);
+        out.cached +=
+            pkvi_pool_cached(pool) * pkvi_pool_unit_bytes(pool) / pkvi_pool_unit_pages(pool);
         used += census.used_bytes;
     }
     out.metadata = atomic_load_explicit(&cache->budget.metadata, memory_order_relaxed);

@@ -24,8 +24,15 @@ static inline struct pkvi_prefix_seq *pkvi_prefix_of(const struct pkvi_seq *seq)
  * PKV_EVERSION, PKV_ENOTSUP). */
 pkv_status pkvi_prefix_for_match(pkv_cache *cache, const char *caller, const pkv_match *match,
                                  struct pkvi_prefix **prefix);
-/* Takes a match's pages for an empty sequence if `ask` (may be NULL) agrees (pkvi_prefix_grant), with
- * room for them in its tables; then nothing can keep hand_over from giving them to it. */
+/* Where its pages and states are. */
+static inline struct pkvi_prefix_source pkvi_prefix_source_of(const struct pkvi_seq *seq)
+{
+    return (struct pkvi_prefix_source){
+        .tables = seq->tables, .states = pkvi_states_of(seq), .length = seq->length};
+}
+
+/* Takes a match's pages for an empty sequence if `ask` (may be NULL) agrees (pkvi_prefix_grant),
+ * with room for them in its tables; then nothing can keep hand_over from giving them to it. */
 pkv_status pkvi_prefix_take(struct pkvi_seq *seq, struct pkvi_prefix *prefix,
                             const pkv_match *match, pkvi_grant_fn ask, void *context,
                             struct pkvi_prefix_grant *grant);

@@ -60,6 +60,11 @@ uint32_t pkvi_cache_hopeless(struct pkv_cache *cache, uint32_t group, uint32_t n
         others += pkvi_ceil_div_u64(pkvi_pool_cached(other), pkvi_pool_unit_pages(other)) *
                   pkvi_pool_unit_bytes(other);
     }
+    for (uint32_t s = 0; s < cache->states.n && cache->storage != PKV_STORAGE_EXTERNAL; s++) {
+        const struct pkvi_pool *other = &cache->states.groups[s].pool;
+        others += pkvi_ceil_div_u64(pkvi_pool_cached(other), pkvi_pool_unit_pages(other)) *
+                  pkvi_pool_unit_bytes(other);
+    }
     most += evictable + others / pkvi_pool_unit_bytes(pool) * pkvi_pool_unit_pages(pool) +
             (others != 0 ? pkvi_pool_unit_pages(pool) : 0);
     const uint64_t held = pkvi_pool_out(pool);
@@ -96,7 +101,22 @@ bool pkvi_cache_reclaim_for(struct pkv_cache *cache, struct pkvi_pool *pool, uin
     uint64_t cached = 0;
     for (uint32_t g = 0; g < cache->n_groups; g++)
         cached += pkvi_pool_cached(&cache->groups[g].pool) * cache->groups[g].page_bytes;
+    for (uint32_t s = 0; s < cache->states.n; s++)
+        cached +=
+            pkvi_pool_cached(&cache->states.groups[s].pool) * cache->states.groups[s].slot_bytes;
     return cached >= bytes && pkvi_cache_reclaim_bytes(cache, bytes) != 0;
+}
+
+bool pkvi_cache_reclaim_slots(struct pkv_cache *cache, uint32_t state, uint32_t n)
+{
+    struct pkvi_pool *pool = &cache->states.groups[state].pool;
+    const struct pkvi_hooks *prefix = cache->hooks[PKVI_HOOK_PREFIX];
+    const uint32_t missing = pkvi_pool_missing(pool, n);
+    if (prefix && missing != 0 && pkvi_pool_cached(pool) != 0 &&
+        prefix->reclaim(cache->hook_context[PKVI_HOOK_PREFIX], cache->n_groups + state, missing,
+                        NULL) != 0)
+        return true;
+    return cache->storage != PKV_STORAGE_EXTERNAL && pkvi_cache_reclaim_for(cache, pool, n);
 }
 
 bool pkvi_cache_retry(struct pkv_cache *cache, pkv_status status, int attempt, uint64_t bytes)

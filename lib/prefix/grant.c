@@ -98,6 +98,8 @@ static void place_sequence(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
         pkvi_space_settle(px, found->space);
     }
     pkvi_cursor_move(px, seq, found->last);
+    const uint64_t reached = match->opaque[PKVI_MATCH_JUNCTION];
+    seq->junction = reached > match->n_pages ? (uint32_t)reached : 0;
     seq->published = match->n_pages;
     seq->n_tail = match->partial_tokens;
     seq->broken = false;

@@ -78,6 +78,7 @@ struct pkvi_prefix {
     uint32_t page_shift;
     uint64_t full_groups; /* bit g */
     uint64_t all_groups;
+    uint64_t state_groups;
 
     struct pkvi_mutex lock; /* guards everything below */
     struct pkvi_index core;
@@ -121,6 +122,7 @@ struct pkvi_prefix_seq {
     uint32_t cursor;     /* node of its last published page; PKVI_NIL = none. Held, unless the
                           * namespace's generation is another one */
     uint32_t published;  /* pages up to the cursor */
+    uint32_t junction;   /* pages that it could have attached, had there been a state; 0 = no more */
     uint64_t holes_seen; /* pkvi_prefix.n_holes when its path was last seen to be whole */
     uint32_t n_tail;     /* tokens known beyond these pages */
     bool broken;         /* a node is missing: no further publication */
@@ -228,8 +230,16 @@ uint32_t pkvi_inner_victim(const struct pkvi_prefix *px, uint32_t group);
 /* ---- grant.c: with the lock held ------------------------------------------------------------ */
 
 /* What a match keeps in pkv_match.opaque: nodes by generation << 32 | number (UINT64_MAX = none),
- * the namespace by generation << 32 | slot, the first page with a salt, and a mark. */
-enum { PKVI_MATCH_LAST, PKVI_MATCH_PARTIAL, PKVI_MATCH_SPACE, PKVI_MATCH_SALTED, PKVI_MATCH_MARK };
+ * the namespace by generation << 32 | slot, the first page with a salt, a mark, and how many pages
+ * there are, be there a state at their end or not. */
+enum {
+    PKVI_MATCH_LAST,
+    PKVI_MATCH_PARTIAL,
+    PKVI_MATCH_SPACE,
+    PKVI_MATCH_SALTED,
+    PKVI_MATCH_MARK,
+    PKVI_MATCH_JUNCTION
+};
 #define PKVI_MATCH_MAGIC UINT64_C(0x706b766d61746368)
 
 /* What a match refers to, if it is still what it was. */
@@ -250,6 +260,10 @@ void pkvi_pins_destroy(struct pkvi_prefix *px);
 void pkvi_pins_expire(struct pkvi_prefix *px);
 /* Ends the softest pin. False if all are firm. */
 bool pkvi_pins_give_way(struct pkvi_prefix *px);
+
+/* ---- place.c -------------------------------------------------------------------------------- */
+/* Is the state after a step of n tokens from position `first` on worth publishing? */
+bool pkvi_place_wanted(const struct pkvi_prefix *px, uint64_t first, uint32_t n);
 
 /* ---- digest.c ------------------------------------------------------------------------------- */
 void pkvi_digests_destroy(struct pkvi_prefix *px);

@@ -26,6 +26,7 @@ struct walk {
     uint32_t best, best_pages;    /* longest that also has every window */
     uint32_t run[PKV_MAX_GROUPS]; /* window groups: pages resident in a row up to `last` */
 
+    uint32_t reached; /* pages of the plain walk, states or not */
     struct longest found;
 };
 
@@ -119,7 +120,8 @@ static uint32_t longest_partial(const struct walk *w, uint32_t last, uint32_t pa
 {
     const struct pkvi_index *ix = &w->px->core;
     uint64_t at = (uint64_t)pages << w->px->page_shift;
-    if (at >= w->n) return PKVI_NIL;
+    /* There are no states inside pages. */
+    if (at >= w->n || w->px->state_groups) return PKVI_NIL;
     uint32_t most = (uint32_t)pkvi_min_u64(w->n - at, w->px->config.page_tokens - 1u);
     uint32_t id = pkvi_siblings_longest(ix, w->space->slot, last, 0, w->tokens + at, most, shared);
     if (PKVI_UNLIKELY(w->salt)) {
@@ -214,6 +216,7 @@ static void fill(const struct walk *w, pkv_match *match)
     match->opaque[PKVI_MATCH_SPACE] = (uint64_t)w->space->generation << 32 | w->space->slot;
     match->opaque[PKVI_MATCH_SALTED] = found->first_salted;
     match->opaque[PKVI_MATCH_MARK] = PKVI_MATCH_MAGIC;
+    match->opaque[PKVI_MATCH_JUNCTION] = w->reached;
 }
 
 static void match_in(struct pkvi_prefix *px, struct pkvi_space *space, const int32_t *tokens,
@@ -232,6 +235,7 @@ static void match_in(struct pkvi_prefix *px, struct pkvi_space *space, const int
                      .best = PKVI_NIL,
                      .found = {PKVI_NIL, 0, PKVI_NIL, 0, PKVI_NO_SALTED}};
     walk_plain(&w);
+    w.reached = w.n_pages;
     finish(&w);
     if (PKVI_UNLIKELY(salt)) walk_branches(&w);
     fill(&w, match);

@@ -50,6 +50,7 @@ static bool copy_groups(struct pkvi_prefix *px)
         px->groups[g] = px->config.groups[g];
         px->all_groups |= UINT64_C(1) << g;
         if (!px->groups[g].window) px->full_groups |= UINT64_C(1) << g;
+        if (g >= n - px->config.n_states) px->state_groups |= UINT64_C(1) << g;
         for (int r = 0; r < PKVI_RINGS; r++)
             pkvi_list_init(&px->rings[g][r]);
     }

@@ -12,6 +12,7 @@
 
 #include "mem/mem.h"
 #include "pool/pool.h"
+#include "state/state.h"
 #include "stats/stats.h"
 #include "table/table.h"
 
@@ -20,12 +21,17 @@ struct pkvi_prefix_seq;
 
 struct pkvi_prefix_group {
     struct pkvi_pool *pool;
-    uint32_t window; /* tokens; 0 = full attention */
+    uint32_t window; /* tokens; 0 = full attention. A state group: PKVI_STATE_WINDOW */
 };
+
+/* What a sequence that goes on behind a page needs of a state group is the state at the page's end,
+ * and nothing of earlier pages: a window of one key beside the query's own. */
+#define PKVI_STATE_WINDOW 2u
 
 struct pkvi_prefix_config {
     uint32_t page_tokens; /* power of two */
-    uint32_t n_groups;
+    uint32_t n_groups; /* state groups included: the last n_states */
+    uint32_t n_states;
     const struct pkvi_prefix_group *groups; /* copied */
     const char *policy;                     /* NULL = "lru-leaf"; must be an online policy */
     uint64_t key[2];                        /* never {0,0} */
@@ -70,13 +76,25 @@ typedef bool (*pkvi_publish_fn)(void *context, uint32_t logical, uint64_t *salt)
 /* Leading tokens of the sequence whose ids are known, or UINT64_MAX: it wants no more of them. */
 uint64_t pkvi_prefix_seq_known(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *seq);
 
+/* Where the pages of a sequence that publishes are. */
+struct pkvi_prefix_source {
+    const struct pkvi_table *tables;  /* one per group with pages */
+    const struct pkvi_states *states; /* NULL = there are no state groups */
+    uint64_t length;                  /* position of the states' live row */
+};
+
 /* Ids of committed tokens from position `first` on. Ignored if ids before them are missing. NULL =
- * they are missing themselves. tables[n_groups] hold the pages. `may` NULL = everything without
+ * they are missing themselves. States are published at the ends of pages, where place.c wants them
+ * and where the sequence has a checkpoint. `may` NULL = everything without
  * salt. Never fails: what needs memory that is refused is not published. O(1) without a finished
  * page. */
 void pkvi_prefix_publish(struct pkvi_prefix *prefix, struct pkvi_prefix_seq *seq,
-                         const struct pkvi_table *tables, uint64_t first, const int32_t *tokens,
-                         uint32_t n, pkvi_publish_fn may, void *context);
+                         const struct pkvi_prefix_source *source, uint64_t first,
+                         const int32_t *tokens, uint32_t n, pkvi_publish_fn may, void *context);
+/* Where a sequence of `length` tokens that is to get n_tokens should end its next step, so that a
+ * state worth publishing lies there (place.c). O(log n_tokens). */
+uint64_t pkvi_prefix_seq_stop(const struct pkvi_prefix *prefix, const struct pkvi_prefix_seq *seq,
+                              uint64_t length, uint64_t n_tokens);
 
 /* ---- matching ------------------------------------------------------------------------------- */
 

@@ -147,8 +147,21 @@ void pkvi_prefix_seq_truncate(struct pkvi_prefix *px, struct pkvi_prefix_seq *se
 struct publisher {
     struct pkvi_prefix *px;
     struct pkvi_prefix_seq *seq;
-    const struct pkvi_table *tables;
+    const struct pkvi_prefix_source *source;
+    bool states; /* of this step: also without a checkpoint */
 };
+
+/* What the sequence has to publish as its logical page in a group, or PKVI_NO_PAGE. */
+static uint32_t page_at(const struct publisher *p, uint32_t group, uint32_t logical)
+{
+    const struct pkvi_prefix *px = p->px;
+    const uint32_t n_paged = px->config.n_groups - px->config.n_states;
+    if (PKVI_LIKELY(group < n_paged)) return pkvi_table_page(&p->source->tables[group], logical);
+    const struct pkvi_states *states = p->source->states;
+    const uint64_t end = ((uint64_t)logical + 1) << px->page_shift;
+    if (p->states && end == p->source->length) return states->live[group - n_paged];
+    return pkvi_states_marked(states, px->config.n_states, end, group - n_paged);
+}
 
 /* The sequence computed what a node holds already. If nobody holds the node's page, the sequence's
  * own takes its place, so that one copy is enough; otherwise both stay, and no table changes. */
@@ -173,7 +186,7 @@ static bool fill_node(const struct publisher *p, uint32_t id, uint32_t logical, 
     bool room = true;
     *had = 0;
     for (uint32_t g = 0; g < px->config.n_groups && room; g++) {
-        uint32_t page = pkvi_table_page(&p->tables[g], logical);
+        const uint32_t page = page_at(p, g, logical);
         if (page == PKVI_NO_PAGE) continue;
         const bool owned = pkvi_pool_owner(px->groups[g].pool, page);
         if (pkvi_node_has(pkvi_node(&px->core, id), g)) {
@@ -185,6 +198,7 @@ static bool fill_node(const struct publisher *p, uint32_t id, uint32_t logical, 
         if (owned) continue;
         room = pkvi_quota_room(px, p->seq->space, g);
         if (room) pkvi_member_publish(px, id, g, page, p->seq);
+        room = room || (px->state_groups >> g & 1); /* the pages go on without */
     }
     pkvi_siblings_settle(&px->core, id);
     return room;
@@ -193,21 +207,21 @@ static bool fill_node(const struct publisher *p, uint32_t id, uint32_t logical, 
 /* Has the sequence a page there in any group? */
 static bool has_page(const struct publisher *p, uint32_t logical)
 {
-    for (uint32_t g = 0; g < p->px->config.n_groups; g++)
-        if (pkvi_table_page(&p->tables[g], logical) != PKVI_NO_PAGE) return true;
+    for (uint32_t g = 0; g < p->px->config.n_groups - p->px->config.n_states; g++)
+        if (pkvi_table_page(&p->source->tables[g], logical) != PKVI_NO_PAGE) return true;
     return false;
 }
 
 /* Pages up to the cursor may have been reclaimed although the sequence goes on: it has duplicates
  * of its own. They take the place of what is gone, so that what follows can be reached. O(1) unless
- * pages were taken from inside some chain since the last time. Where all groups have windows only what the sequence
- * still holds can come back, and counts. */
+ * pages were taken from inside some chain since the last time. Where all groups have windows only
+ * what the sequence still holds can come back, and counts. */
 static void restore_path(const struct publisher *p)
 {
     const struct pkvi_prefix *px = p->px;
     const bool holes = p->seq->holes_seen != px->n_holes;
     const bool windows_only = px->full_groups == 0;
-    const uint64_t wanted = windows_only ? px->all_groups : px->full_groups;
+    const uint64_t wanted = windows_only ? px->all_groups & ~px->state_groups : px->full_groups;
     uint32_t logical = p->seq->published, had;
     p->seq->holes_seen = px->n_holes;
     if (windows_only && !holes) return;
@@ -292,8 +306,8 @@ uint64_t pkvi_prefix_seq_known(struct pkvi_prefix *px, struct pkvi_prefix_seq *s
 }
 
 void pkvi_prefix_publish(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
-                         const struct pkvi_table *tables, uint64_t first, const int32_t *tokens,
-                         uint32_t n, pkvi_publish_fn may, void *context)
+                         const struct pkvi_prefix_source *source, uint64_t first,
+                         const int32_t *tokens, uint32_t n, pkvi_publish_fn may, void *context)
 {
     if (seq->broken || n == 0 || !tokens || first != known(px, seq)) return;
     /* The first tokens of all take the lock: from now on a drop of the namespace is about them. */
@@ -302,7 +316,8 @@ void pkvi_prefix_publish(struct pkvi_prefix *px, struct pkvi_prefix_seq *seq,
         seq->n_tail += n;
         return;
     }
-    struct publisher p = {.px = px, .seq = seq, .tables = tables};
+    const struct publisher p = {
+        .px = px, .seq = seq, .source = source, .states = pkvi_place_wanted(px, first, n)};
     pkvi_prefix_lock(px);
     px->now = px->config.clock(px->config.clock_user);
     pkvi_seq_leave_dropped(seq);

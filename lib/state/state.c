@@ -118,6 +118,13 @@ uint32_t pkvi_states_find(const struct pkvi_states *states, uint64_t position)
     return low < states->n_marks && states->marks[low] == position ? low : UINT32_MAX;
 }
 
+uint32_t pkvi_states_marked(const struct pkvi_states *states, uint32_t n, uint64_t position,
+                            uint32_t group)
+{
+    const uint32_t place = states->n_marks != 0 ? pkvi_states_find(states, position) : UINT32_MAX;
+    return place == UINT32_MAX ? PKVI_NO_PAGE : states->mark_rows[(size_t)place * n + group];
+}
+
 pkv_status pkvi_states_mark(const struct pkvi_state_set *set, struct pkvi_states *states,
                             uint64_t position)
 {

@@ -70,6 +70,9 @@ void pkvi_states_advance(const struct pkvi_state_set *set, struct pkvi_states *s
 
 /* Place of the checkpoint at a position, or UINT32_MAX. O(log checkpoints). */
 uint32_t pkvi_states_find(const struct pkvi_states *states, uint64_t position);
+/* The slot of one of n state groups of the checkpoint at a position, or PKVI_NO_PAGE. */
+uint32_t pkvi_states_marked(const struct pkvi_states *states, uint32_t n, uint64_t position,
+                            uint32_t group);
 /* Keeps the present state as the checkpoint at `position`, behind all others. There must be a
  * state. PKV_ENOMEM. Amortised O(groups). */
 pkv_status pkvi_states_mark(const struct pkvi_state_set *set, struct pkvi_states *states,

@@ -526,7 +526,6 @@ static void play_states(struct scenario *s)
     CHECK(pkv_config_init(&config, sizeof config) == PKV_OK);
     config.groups = groups;
     config.n_groups = 2;
-    config.prefix = 0;
     config.memory_limit = (uint64_t)8 << 20;
     config.debug = PKV_DEBUG_POISON | PKV_DEBUG_CHECKSUM;
     config.allocator = &s->allocator.vtable;
@@ -553,6 +552,8 @@ static void play_states(struct scenario *s)
     TRY(pkv_seq_drop_checkpoint(s->seqs[0], 8));
     uint64_t marks[8];
     TRY(pkv_seq_checkpoints(s->seqs[2], marks, 8, &n));
+    uint64_t stop;
+    TRY(pkv_seq_state_stop(s->seqs[2], 100, &stop));
     CHECK(n == 6 && marks[5] == 48);
     pkv_page slot;
     TRY(pkv_seq_state(s->seqs[0], 0, &slot));
@@ -560,7 +561,16 @@ static void play_states(struct scenario *s)
     pkv_state_info info = {.struct_size = sizeof info};
     TRY(pkv_cache_state_info(s->cache, 0, &info));
     CHECK(info.slots_used == 7); /* six checkpoints, of which two are states, and one state */
-    for (int i = 0; i < 3; i++)
+    int32_t tokens[32];
+    tokens_of(tokens, 32, 3);
+    TRY(pkv_seq_create(s->cache, &s->seqs[3]));
+    grow(s, s->seqs[3], tokens, 32);
+    TRY(pkv_seq_create(s->cache, &s->seqs[4]));
+    pkv_match match = {.struct_size = sizeof match};
+    TRY(pkv_prefix_match(s->cache, NULL, tokens, 32, &match));
+    CHECK(s->faulty || match.n_tokens == 32);
+    TRY(pkv_seq_attach(s->seqs[4], &match));
+    for (int i = 0; i < 5; i++)
         TRY(pkv_seq_destroy(s->seqs[i]));
     memset(s->seqs, 0, sizeof s->seqs);
     disarm(s);

@@ -300,6 +300,7 @@ void world_check_published(struct world *w, const struct world_seq *s)
     pkv_match match = {.struct_size = sizeof match};
     const uint32_t full = s->length / w->page_tokens * w->page_tokens;
     WORLD_CHECK(w, pkv_prefix_match(w->cache, &space, s->token, full, &match) == PKV_OK, "match");
+    if (w->n_states != 0) return; /* what is found ends with a state: test_state_prefix.c */
     WORLD_CHECK(w, match.n_tokens == full, "%llu of %u published tokens are found",
                 (unsigned long long)match.n_tokens, full);
 }

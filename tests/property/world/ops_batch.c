@@ -229,7 +229,7 @@ static bool ask(struct world *w, struct world_batch *b, bool *asked)
 static bool is_proof(const struct world *w)
 {
     const bool units = w->config.storage == PKV_STORAGE_HOST; /* several pages to a unit */
-    bool taken = w->armed || (units && w->n_groups > 1 && w->config.prefix);
+    bool taken = w->armed || (units && w->n_groups + w->n_states > 1 && w->config.prefix);
     for (int i = 0; i < WORLD_PREFIX_PINS; i++)
         taken = taken || w->prefix_pin[i] != 0;
     for (int i = 0; i < WORLD_MAGAZINES; i++)

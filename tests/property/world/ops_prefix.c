@@ -47,10 +47,10 @@ static void op_quota(struct world *w)
     WORLD_CHECK(w, listed == (n_nodes == 0 ? PKV_OK : PKV_ERANGE), "list of %u nodes", n_nodes);
     /* Pages that are in use stay beyond a smaller quota, and the counter does not tell groups
      * apart. */
-    const uint64_t most = quota.max * w->n_groups;
+    const uint64_t most = quota.max * (w->n_groups + w->n_states);
     if (quota.max == 0)
         w->quota_bound[which] = UINT64_MAX; /* a share: not all is found */
-    else if (w->n_groups == 1)
+    else if (w->n_groups + w->n_states == 1)
         w->quota_bound[which] = most > stats.pages ? most : stats.pages;
     else
         w->quota_bound[which] = most + stats.pages;
@@ -60,6 +60,14 @@ static void op_quota(struct world *w)
 static void op_reclaim(struct world *w)
 {
     if (!w->config.prefix) return;
+    if (w->n_states != 0 && world_once(w, 2)) {
+        uint64_t slots = 0;
+        const uint32_t state = w->n_groups + world_below(w, w->n_states);
+        WORLD_CHECK(w, pkv_prefix_reclaim(w->cache, state, 3, &slots) == PKV_OK && slots <= 3,
+                    "reclaim of states");
+        w->disturbed++;
+        return;
+    }
     const uint32_t g = world_below(w, w->n_groups);
     pkv_group_stats before = {.struct_size = sizeof before}, after = before;
     WORLD_CHECK(w, pkv_cache_group_stats(w->cache, g, &before) == PKV_OK, "stats");

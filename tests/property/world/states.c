@@ -7,7 +7,7 @@
 
 void world_choose_states(struct world *w)
 {
-    if (w->config.prefix || world_once(w, 3)) return;
+    if (!world_once(w, w->config.prefix ? 4 : 2)) return;
     w->n_states = 1 + world_below(w, WORLD_STATES);
     w->config.n_groups += w->n_states;
     for (uint32_t s = 0; s < w->n_states; s++) {
@@ -184,6 +184,11 @@ static void op_rewind(struct world *w)
     while (at > 0 && !s->mark[at])
         at--;
     WORLD_CHECK(w, pkv_cache_state_count(w->cache, &n) == PKV_OK && n == w->n_states, "count");
+    uint64_t stop;
+    WORLD_CHECK(w,
+                pkv_seq_state_stop(s->handle, s->length + 50u, &stop) == PKV_OK &&
+                    stop > s->length && stop <= s->length + 50u,
+                "a step should end elsewhere");
     if (at > 0) world_truncate(w, s, at);
 }
 

@@ -117,6 +117,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "pkv_batch_keep_states": (i32, (_BATCH, u32, u32)),
     "pkv_batch_states": (i32, (_BATCH, u32, u32, _P(u64), _BUF, u32, _P(u32))),
     "pkv_seq_state": (i32, (_SEQ, u32, _P(u64))),
+    "pkv_seq_state_stop": (i32, (_SEQ, u64, _P(u64))),
     "pkv_seq_checkpoint": (i32, (_SEQ,)),
     "pkv_seq_drop_checkpoint": (i32, (_SEQ, u64)),
     "pkv_seq_checkpoints": (i32, (_SEQ, _BUF, u32, _P(u32))),

@@ -245,7 +245,8 @@ class StateInfo(Struct):
         ("slots_used", u64),
         ("slots_free", u64),
         ("slots_total", u64),
-        ("reserved", u64 * 4),
+        ("slots_cached", u64),
+        ("reserved", u64 * 3),
     ]
 
 

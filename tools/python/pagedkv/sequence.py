@@ -105,6 +105,14 @@ class Sequence:
         """Keeps the first n_tokens only (speculative rollback)."""
         self.cache.check(lib.pkv_seq_truncate(self.handle, n_tokens), "pkv_seq_truncate")
 
+    def state_stop(self, n_tokens: int) -> int:
+        """Where the next step towards n_tokens (a prompt) should end, for the sake of states."""
+        stop = C.c_uint64()
+        self.cache.check(
+            lib.pkv_seq_state_stop(self.handle, n_tokens, C.byref(stop)), "pkv_seq_state_stop"
+        )
+        return stop.value
+
     def checkpoint(self) -> None:
         """Keeps the present recurrent state, so that :meth:`truncate` can come back to here."""
         self.cache.check(lib.pkv_seq_checkpoint(self.handle), "pkv_seq_checkpoint")
