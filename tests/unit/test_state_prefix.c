@@ -221,6 +221,42 @@ START_TEST(placer)
 }
 END_TEST
 
+/* 64 prompts of 2,200 tokens, one after another, that begin alike: how many find something, and how
+ * many tokens in all. */
+static uint32_t shared_prompts(uint32_t shared, uint64_t *hit_tokens)
+{
+    enum { PROMPT = 2200, PROMPTS = 64 };
+    static int32_t tokens[PROMPT];
+    pkv_cache *cache = open_cache(0);
+    uint32_t hits = 0;
+    *hit_tokens = 0;
+    for (int i = 0; i < PROMPTS; i++) {
+        for (int k = 0; k < PROMPT; k++)
+            tokens[k] = k < (int)shared ? k : (i + 1) * 10000 + k;
+        const pkv_match match = pkvt_match(cache, NULL, tokens, PROMPT - 1);
+        const pkv_seq seq = create(cache);
+        ck_assert_int_eq(pkv_seq_attach(seq, &match), PKV_OK);
+        hits += match.n_tokens != 0;
+        *hit_tokens += match.n_tokens;
+        prompt(seq, tokens, PROMPT);
+        pkvt_end(seq);
+    }
+    pkvt_close(cache);
+    return hits;
+}
+
+/* A cache that keeps one state per prompt, at the last end of a large block, has hits only if that
+ * happens to lie in what is shared. */
+START_TEST(shared_beginnings)
+{
+    uint64_t hit_tokens;
+    ck_assert_uint_eq(shared_prompts(1600, &hit_tokens), 63);
+    ck_assert_uint_eq(hit_tokens, 1168 + 62 * 1600);
+    ck_assert_uint_eq(shared_prompts(1500, &hit_tokens), 63);
+    ck_assert_uint_eq(hit_tokens, 1168 + 62 * 1488);
+}
+END_TEST
+
 START_TEST(reclaim)
 {
     pkv_cache *cache = open_cache(0);
@@ -319,6 +355,7 @@ Suite *pkvt_suite(void)
     tcase_add_test(tc, generation);
     tcase_add_test(tc, late_tokens);
     tcase_add_test(tc, placer);
+    tcase_add_test(tc, shared_beginnings);
     tcase_add_test(tc, reclaim);
     tcase_add_test(tc, short_of_slots);
     tcase_add_test(tc, quotas);

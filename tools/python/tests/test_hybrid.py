@@ -1,5 +1,5 @@
 """A hybrid model (two attention layers, six with a gated delta rule) on pages and states: forks,
-checkpoints, rollback of speculation and aborted steps give what computing everything anew gives,
+checkpoints, rollback of speculation, aborted steps, prefixes and preemption give what computing everything anew gives,
 bit for bit. Products are made token by token, so that rounding depends on nothing but the token."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STATE = (HEADS, DIM, DIM)
 class Hybrid:
     """Seeded weights; the cache holds everything that lasts."""
 
-    def __init__(self, storage_limit: int = 32 << 20) -> None:
+    def __init__(self, storage_limit: int = 32 << 20, prefix: int = 0) -> None:
         rng = np.random.default_rng(3)
         draw = lambda *shape: (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
         self.embed = draw(VOCAB, WIDTH)
@@ -29,7 +29,7 @@ class Hybrid:
                 pagedkv.Group(LAYERS.count("R"), 0, 0, state_bytes=4 * int(np.prod(STATE))),
             ],
             memory_limit=storage_limit,
-            prefix=0,
+            prefix=prefix,
             debug=3,
         )
         self.plan = self.cache.plan()
@@ -152,3 +152,49 @@ def test_checkpoints_and_preemption(model):
     base.drop_checkpoint(len(prompt))
     assert base.state() is not None
     base.close()
+
+
+def prefill(model: Hybrid, seq, tokens: list[int]) -> np.ndarray:
+    """The rest of a prompt, in steps that end where states are worth keeping."""
+    rows = []
+    while len(seq) < len(tokens):
+        stop = seq.state_stop(len(tokens))
+        rows.append(model.step([(seq, tokens[len(seq) : stop])]))
+    return np.concatenate(rows)
+
+
+def test_prefixes_and_preemption(model):
+    """Whatever states others left, and wherever a sequence is taken off and started again."""
+    known = 0
+    served = Hybrid(prefix=1)
+    system = text(90, 7)
+    for turn in range(9):
+        prompt = system[: 90 - 20 * (turn % 2)] + text(40, turn // 3)
+        answer = text(24, 100 + turn)
+        expected = anew(model, prompt + answer)
+        with served.cache.sequence() as seq:
+            seq.attach_prefix(prompt[:-1])
+            found = len(seq)
+            known += found
+            rows = prefill(served, seq, prompt)
+            assert np.array_equal(rows, expected[found : len(prompt)]), turn
+            for token in answer[:10]:
+                served.step([(seq, [token])])
+        # Preempted: all it had is what the index kept.
+        with served.cache.sequence() as seq:
+            seq.attach_prefix((prompt + answer)[:-1])
+            found = len(seq)
+            assert found >= (len(prompt) - 1) // 16 * 16
+            rows = prefill(served, seq, prompt + answer)
+            assert np.array_equal(rows, expected[found:]), turn
+            with seq.fork() as child:
+                served.step([(child, answer)], abort=True)
+                served.step([(child, answer[:4])], keep=4, accepted=[2])
+            assert np.array_equal(
+                served.step([(seq, answer)]), anew(model, prompt + 2 * answer)[-len(answer) :]
+            )
+        if turn % 4 == 3:
+            served.cache.prefix.reclaim(1, 2)
+        served.cache.verify()
+    assert known > 4 * 64
+    served.cache.close()
