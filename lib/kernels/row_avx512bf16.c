@@ -21,17 +21,5 @@ const pkvi_kernels pkvi_row_avx512bf16 = {
     .name = "avx512bf16",
     .features = PKVI_CPU_AVX2 | PKVI_CPU_AVX512 | PKVI_CPU_AVX512BF16,
     .attend = attend_bf16,
-    .write = write_rows,
-    .read = read_rows,
-    .seal = seal,
-    .unseal = unseal,
-    .digest = digest,
-    .score = score,
-    .merge = merge,
-    .finish = finish,
-    .merge_states = merge_states,
-    .convert = convert,
-    .dot = dot,
-    .turn = turn,
-    .exp2 = exp2_array,
+#include "row_functions.h"
 };

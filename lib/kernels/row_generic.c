@@ -9,17 +9,5 @@ const pkvi_kernels pkvi_row_generic = {
     .name = "generic",
     .features = 0,
     .attend = attend,
-    .write = write_rows,
-    .read = read_rows,
-    .seal = seal,
-    .unseal = unseal,
-    .digest = digest,
-    .score = score,
-    .merge = merge,
-    .finish = finish,
-    .merge_states = merge_states,
-    .convert = convert,
-    .dot = dot,
-    .turn = turn,
-    .exp2 = exp2_array,
+#include "row_functions.h"
 };

@@ -21,17 +21,5 @@ const pkvi_kernels pkvi_row_neonbf16 = {
     .name = "neonbf16",
     .features = PKVI_CPU_NEON | PKVI_CPU_NEON_BF16,
     .attend = attend_bf16,
-    .write = write_rows,
-    .read = read_rows,
-    .seal = seal,
-    .unseal = unseal,
-    .digest = digest,
-    .score = score,
-    .merge = merge,
-    .finish = finish,
-    .merge_states = merge_states,
-    .convert = convert,
-    .dot = dot,
-    .turn = turn,
-    .exp2 = exp2_array,
+#include "row_functions.h"
 };
