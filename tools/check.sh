@@ -96,6 +96,7 @@ test_static() {
     expect "layer-order" python3 tests/layers.py
     expect "nothing-unused" python3 tests/unused.py
     expect "no-circles" python3 tests/circles.py
+    expect "nothing-twice" python3 tests/alike.py
     expect "headers-self-contained" tests/abi/headers.sh
 }
 
