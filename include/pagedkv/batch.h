@@ -57,6 +57,43 @@ PKV_API pkv_status pkv_batch_commit(pkv_batch batch);
  * been asked for (pkv_batch_keep_states), else PKV_EDROPPED. */
 PKV_API pkv_status pkv_batch_commit_partial(pkv_batch batch, const uint32_t *accepted, uint32_t n);
 
+/* As commit, for entries that are trees (pkv_plan_set_tree): entry i keeps the n_kept[i] new tokens
+ * whose indices inside the entry stand next in `kept`, ascending: a path from a root to the last
+ * accepted node. They become its tokens in that order, with their ids; the others are rolled back
+ * before anything is sealed or published. What attention and the indices see afterwards is what a step
+ * with just these tokens had left, bit by bit, if each kept token's key was written for its place
+ * in the path (its depth in the tree).
+ *
+ * HOST storage: the library moves keys and values to their new slots and seals the pages that end up full
+ * once more; all layers must have been written. With other storages the host has done the copies of
+ * pkv_batch_path_copies before. That the path is one of the tree is the caller's to know. `n` must
+ * equal the number of entries; kept may be NULL if nothing is. PKV_EINVAL (indices not ascending or not
+ * below n_tokens, another n), PKV_ENOTSUP (state groups, and an entry that leaves tokens out),
+ * PKV_EDROPPED (state groups: as commit_partial), PKV_ESTATE without reserve: nothing changed, the batch
+ * stays open.
+ * O(commit + kept tokens that move x layers + pages behind the first of them). */
+PKV_API pkv_status pkv_batch_commit_paths(pkv_batch batch, const uint32_t *kept,
+                                          const uint32_t *n_kept, uint32_t n);
+
+/* Slots [src_slot, src_slot + n_tokens) of page src, copied to dst_slot of page dst, in all layers of
+ * the group. The two ranges may overlap: to be copied as if ascending, slot by slot. */
+typedef struct pkv_slot_copy {
+    uint32_t group;
+    uint32_t open; /* 1: open pages of a quantised group (pkv_batch_open_pages) */
+    pkv_page src, dst;
+    uint32_t src_slot, dst_slot, n_tokens;
+    uint32_t reserved[3];
+} pkv_slot_copy;
+
+/* What pkv_batch_commit_paths has to move in one entry and group, in the order in which it must be
+ * done, for hosts whose pages the library does not touch: after the step and before the commit. Open
+ * pages that end up full are quantised anew afterwards. Writes at most `capacity` copies and the
+ * total to *n; PKV_ERANGE if capacity is too small (nothing written but *n). copies may be NULL with
+ * capacity 0. Errors as pkv_batch_commit_paths. O(n_kept). */
+PKV_API pkv_status pkv_batch_path_copies(pkv_batch batch, uint32_t entry, uint32_t group,
+                                         const uint32_t *kept, uint32_t n_kept,
+                                         pkv_slot_copy *copies, uint32_t capacity, uint32_t *n);
+
 /* Ends a batch in any state as if it had never begun. The handle is stale afterwards. */
 PKV_API pkv_status pkv_batch_abort(pkv_batch batch);
 

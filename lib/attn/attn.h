@@ -210,4 +210,11 @@ void pkvi_transfer_unpack(const struct pkvi_attn_model *model, uint32_t group, c
 pkv_status pkvi_transfer_pack(const struct pkvi_attn_model *model, uint32_t group, void *part,
                               pkv_layout layout, const void *plain);
 
+/* ---- keeping a path of a tree (keep.c) ------------------------------------------------------ */
+
+/* Moves new tokens kept[i] of a reserved batch's entry to place i, i < n ascending, in one layer, and
+ * finishes (seal, digest) the pages that are full then. O(moved tokens + pages behind the first). */
+void pkvi_transfer_keep(const struct pkvi_attn_model *model, uint32_t group, uint32_t layer,
+                        const struct pkvi_attn_entry *entry, const uint32_t *kept, uint32_t n);
+
 #endif

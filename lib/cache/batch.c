@@ -344,7 +344,7 @@ static uint32_t seal(struct pkvi_seq *seq, uint64_t before, uint64_t after)
     return end - first;
 }
 
-static void advance(struct pkvi_batch *batch, const uint32_t *accepted)
+static void advance(struct pkvi_batch *batch)
 {
     struct pkv_cache *cache = batch->cache;
     const uint32_t shift = cache->page_shift;
@@ -354,13 +354,9 @@ static void advance(struct pkvi_batch *batch, const uint32_t *accepted)
         struct pkvi_entry *entry = &batch->entries[i];
         struct pkvi_seq *seq = entry->seq;
         const uint64_t before = seq->length;
-        uint32_t n = entry->n_tokens;
-        if (accepted && accepted[i] < n) {
-            n = accepted[i];
-            pkvi_unreserve_entry(batch, i, before + n);
-        }
-        entry->accepted = n;
+        const uint32_t n = entry->accepted;
         const uint64_t after = before + n;
+        if (n < entry->n_tokens) pkvi_unreserve_entry(batch, i, after);
         seq->length = after;
         tokens += n;
         if (before >> shift != after >> shift) sealed += seal(seq, before, after);
@@ -370,10 +366,10 @@ static void advance(struct pkvi_batch *batch, const uint32_t *accepted)
     if (sealed != 0) pkvi_count(&cache->stats, PKVI_COUNT_PAGES_SEALED, sealed * cache->n_groups);
 }
 
-static void commit(struct pkvi_batch *batch, const uint32_t *accepted)
+void pkvi_batch_commit(struct pkvi_batch *batch)
 {
     struct pkv_cache *cache = batch->cache;
-    advance(batch, accepted);
+    advance(batch);
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
         if (hooks && hooks->commit) hooks->commit(cache->hook_context[slot], batch);
@@ -394,12 +390,13 @@ pkv_status pkv_batch_commit(pkv_batch handle)
     struct pkvi_batch *batch;
     const pkv_status status = pkvi_batch_get_reserved(handle, "batch_commit", &batch);
     if (status != PKV_OK) return status;
-    commit(batch, NULL);
+    for (uint32_t i = 0; i < batch->n_entries; i++)
+        batch->entries[i].accepted = batch->entries[i].n_tokens;
+    pkvi_batch_commit(batch);
     return PKV_OK;
 }
 
-/* May the entry keep only its first tokens, as far as the modules are concerned? */
-static bool can_accept(const struct pkvi_batch *batch, uint32_t entry, uint32_t accepted)
+bool pkvi_batch_can_accept(const struct pkvi_batch *batch, uint32_t entry, uint32_t accepted)
 {
     const struct pkv_cache *cache = batch->cache;
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
@@ -427,12 +424,14 @@ pkv_status pkv_batch_commit_partial(pkv_batch handle, const uint32_t *accepted, 
                              "batch_commit_partial: entry %u has %u new tokens, not %u", i,
                              batch->entries[i].n_tokens, accepted[i]);
     for (uint32_t i = 0; i < n; i++)
-        if (!can_accept(batch, i, accepted[i]))
+        if (!pkvi_batch_can_accept(batch, i, accepted[i]))
             return pkvi_fail(
                 handle.cache, PKV_EDROPPED,
                 "batch_commit_partial: entry %u has no state after %u of its %u tokens", i,
                 accepted[i], batch->entries[i].n_tokens);
-    commit(batch, accepted);
+    for (uint32_t i = 0; i < n; i++)
+        batch->entries[i].accepted = accepted[i];
+    pkvi_batch_commit(batch);
     return PKV_OK;
 }
 

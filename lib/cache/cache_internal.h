@@ -371,6 +371,12 @@ void pkvi_seq_release_window(struct pkvi_seq *seq);
 /* After an unpin: releases pages [first_page, end_page) of window groups that only the pin kept. */
 void pkvi_seq_release_unpinned(struct pkvi_seq *seq, uint64_t first_page, uint64_t end_page);
 
+/* May the entry keep only its first tokens, as far as the modules are concerned? */
+bool pkvi_batch_can_accept(const struct pkvi_batch *batch, uint32_t entry, uint32_t accepted);
+
+/* The end of a reserved batch whose entries' `accepted` are set. */
+void pkvi_batch_commit(struct pkvi_batch *batch);
+
 /* batch.c: frees the arrays of all batches, open ones included (cache destroy); and of ended ones
  * kept for reuse (trim). */
 void pkvi_batches_destroy(struct pkv_cache *cache);

@@ -324,7 +324,15 @@ static void play_fork(struct scenario *s)
     const uint32_t depths[4] = {0, 1, 1, 1};
     TRY(pkv_plan_set_tree(plan, 1, 4, mask, depths));
     play_step(s, plan, batch);
-    TRY(pkv_batch_commit_partial(batch, (const uint32_t[]){1, 2, 0}, 3));
+    pkv_slot_copy copies[2];
+    uint32_t n_copies;
+    TRY(pkv_batch_path_copies(batch, 1, 0, (const uint32_t[]){0, 3}, 2, copies, 2, &n_copies));
+    CHECK(n_copies == 1);
+    TRY(pkv_batch_commit_paths(batch, (const uint32_t[]){0, 0, 3}, (const uint32_t[]){1, 2, 0}, 3));
+    TRY(pkv_batch_begin(s->cache, &batch));
+    TRY(pkv_batch_add(batch, s->seqs[4], NULL, 2));
+    TRY(pkv_batch_reserve(batch));
+    TRY(pkv_batch_commit_partial(batch, (const uint32_t[]){0}, 1));
     pkv_plan_destroy(plan);
     TRY(pkv_seq_truncate(s->seqs[3], 71));
     TRY(pkv_seq_pin(s->seqs[1], 0, 16));

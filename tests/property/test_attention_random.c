@@ -161,6 +161,22 @@ static void shuffle(uint64_t *random, uint32_t *order, uint32_t n)
     }
 }
 
+/* `accepted` new tokens of each entry, in the order given: ascending places, entry after entry. */
+static void paths(const struct step *s, const uint32_t *order, const uint32_t *accepted,
+                  uint64_t seed, uint32_t *kept)
+{
+    for (uint32_t i = 0; i < s->n; i++) {
+        const uint32_t e = order ? order[i] : i, n = s->entries[e].n;
+        uint64_t random = seed + e;
+        uint32_t wanted = accepted[i];
+        for (uint32_t at = 0; wanted > 0; at++) {
+            if (pkvt_below(&random, n - at) >= wanted) continue;
+            *kept++ = at;
+            wanted--;
+        }
+    }
+}
+
 static void one_step(ac_case *a, ac_case *b, pkv_plan *plan, pkv_plan *other, uint64_t *random)
 {
     static const pkv_dtype types[] = {PKV_DTYPE_F32, PKV_DTYPE_F16, PKV_DTYPE_BF16};
@@ -191,6 +207,10 @@ static void one_step(ac_case *a, ac_case *b, pkv_plan *plan, pkv_plan *other, ui
     run.nth = 1 + pkvt_below(random, 5);
     run.commit = true;
     run.accepted = partial ? moved : NULL;
+    const bool trees = partial && pkvt_below(random, 2);
+    const uint64_t seed = pkvt_random(random);
+    uint32_t *kept = malloc(SEQS * MOST_NEW * sizeof *kept);
+    if (trees) paths(s, order, moved, seed, run.kept = kept);
     pkv_plan *third = NULL;
     pkv_plan_options options = ac_options(b);
     options.cascade = pkvt_below(random, 3);
@@ -202,8 +222,10 @@ static void one_step(ac_case *a, ac_case *b, pkv_plan *plan, pkv_plan *other, ui
     ac_result_free(&back);
     ac_result_free(&elsewhere);
     run.accepted = partial ? accepted : NULL;
+    if (trees) paths(s, NULL, accepted, seed, kept);
     again = ac_step(a, plan, s->entries, s->n, &run);
     same(a, &first, &again, "commit");
+    free(kept);
     ac_result_free(&again);
     ac_result_free(&first);
     free_step(s);

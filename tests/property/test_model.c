@@ -17,6 +17,7 @@
 #include "random.h"
 
 #define HOST_REFS 8
+#define MOST_NEW 40 /* tokens of an entry */
 #define MODEL_STRIDE (MODEL_MAX_PAGES + 2)
 
 /* A block table that incremental exports keep. */
@@ -377,7 +378,7 @@ static void op_add(struct run *run)
     struct model_seq *seq = any_seq(run);
     if (batch == NULL || seq == NULL) return;
     const int number = (int)(batch - run->model.batch);
-    uint32_t n = below(run, 3) == 0 ? 1 + below(run, 40) : 1 + below(run, 3);
+    uint32_t n = below(run, 3) == 0 ? 1 + below(run, MOST_NEW) : 1 + below(run, 3);
     if (seq->length + n > MODEL_MAX_TOKENS) n = 0;
     const pkv_status status = pkv_batch_add(batch->handle, seq->handle, NULL, n);
     pkv_status expected = PKV_OK;
@@ -446,7 +447,7 @@ static void write_tokens(struct run *run, const struct model_batch *batch, int g
     uint64_t n = 0;
     for (int e = 0; e < batch->n_entries; e++)
         n += batch->n_tokens[e];
-    int64_t slots[MODEL_SEQS * 41];
+    int64_t slots[MODEL_SEQS * (MOST_NEW + 1)];
     const pkv_status status = pkv_export_slot_mapping(batch->handle, (uint32_t)g, slots, n);
     CHECK(run, status == PKV_OK, "%s", pkv_status_name(status));
     uint64_t at = 0;
@@ -574,6 +575,27 @@ static void op_reserve(struct run *run)
         compare(run, batch->seq[e]);
 }
 
+/* n random new tokens of an entry go to its first places: ids, and bytes by the library's list. */
+static void keep_path(struct run *run, struct model_batch *batch, int e, uint32_t *kept, uint32_t n)
+{
+    uint32_t got = 0;
+    for (uint32_t at = 0; got < n; at++)
+        if (below(run, batch->n_tokens[e] - at) < n - got) kept[got++] = at;
+    for (int g = 0; g < MODEL_GROUPS; g++) {
+        pkv_slot_copy copies[MOST_NEW];
+        uint32_t n_copies = 0;
+        const pkv_status status = pkv_batch_path_copies(batch->handle, (uint32_t)e, (uint32_t)g,
+                                                        kept, n, copies, MOST_NEW, &n_copies);
+        CHECK(run, status == PKV_OK, "%s", pkv_status_name(status));
+        for (uint32_t i = 0; i < n_copies; i++)
+            for (uint32_t t = 0; t < copies[i].n_tokens; t++)
+                *slot_of(run, g, copies[i].dst, copies[i].dst_slot + t) =
+                    *slot_of(run, g, copies[i].src, copies[i].src_slot + t);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        batch->token[e][i] = batch->token[e][kept[i]];
+}
+
 static void op_commit(struct run *run)
 {
     struct model_batch *batch = any_batch(run);
@@ -585,9 +607,18 @@ static void op_commit(struct run *run)
     const bool partial = below(run, 2) == 0;
     for (int e = 0; e < n; e++)
         accepted[e] = below(run, 2) == 0 ? batch->n_tokens[e] : below(run, batch->n_tokens[e] + 1);
-    const pkv_status status = partial
-                                  ? pkv_batch_commit_partial(batch->handle, accepted, (uint32_t)n)
-                                  : pkv_batch_commit(batch->handle);
+    uint32_t kept[MODEL_SEQS * MOST_NEW];
+    const bool paths =
+        partial && batch->reserved && run->storage == PKV_STORAGE_NONE && below(run, 2) == 0;
+    uint32_t *to = kept;
+    for (int e = 0; paths && e < n; e++) {
+        keep_path(run, batch, e, to, accepted[e]);
+        to += accepted[e];
+    }
+    const pkv_status status =
+        paths     ? pkv_batch_commit_paths(batch->handle, kept, accepted, (uint32_t)n)
+        : partial ? pkv_batch_commit_partial(batch->handle, accepted, (uint32_t)n)
+                  : pkv_batch_commit(batch->handle);
     CHECK(run, status == (batch->reserved ? PKV_OK : PKV_ESTATE), "%s", pkv_status_name(status));
     if (status != PKV_OK) return;
     run->dead_batch = batch->handle;

@@ -405,13 +405,14 @@ static void one_layer(ac_case *c, pkv_plan *plan, const ac_entry *entries, uint3
 
 static void enter_contents(ac_case *c, const ac_entry *entries, uint32_t n, const ac_run *run)
 {
-    const uint32_t *accepted = run->accepted;
+    const uint32_t *accepted = run->accepted, *kept = run->kept;
     for (uint32_t e = 0; e < n; e++) {
         ac_seq *s = &c->seqs[entries[e].seq];
         uint32_t take = accepted ? accepted[e] : entries[e].n;
         if (take == 0) continue;
         make_room(s, s->length + take);
-        memcpy(s->content + s->length, entries[e].content, take * sizeof *s->content);
+        for (uint32_t i = 0; i < take; i++)
+            s->content[s->length + i] = entries[e].content[kept ? *kept++ : i];
         memset(s->written + s->length, run->in ? run->in : PKV_DTYPE_F32, take);
         s->length += take;
     }
@@ -435,7 +436,9 @@ static ac_result run_step(ac_case *c, pkv_plan *plan, const ac_entry *entries, u
         OK(pkv_batch_abort(batch));
         return result;
     }
-    if (run->accepted)
+    if (run->kept)
+        OK(pkv_batch_commit_paths(batch, run->kept, run->accepted, n));
+    else if (run->accepted)
         OK(pkv_batch_commit_partial(batch, run->accepted, n));
     else
         OK(pkv_batch_commit(batch));

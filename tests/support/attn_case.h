@@ -65,6 +65,7 @@ typedef struct ac_run {
     bool padded;         /* strides with gaps, and token and head axes exchanged for q and out */
     bool commit;         /* else abort */
     uint32_t *accepted;  /* commit_partial, or NULL */
+    uint32_t *kept;      /* commit_paths: indices of the accepted, entry after entry; or NULL */
 } ac_run;
 
 /* What a step gives, [layer][row][q head]: out [..][dim_v] as floats, lse. Freed by the caller. */

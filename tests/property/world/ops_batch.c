@@ -307,12 +307,29 @@ static void commit_entry(struct world *w, struct world_entry *e, uint32_t accept
     world_check_published(w, s);
 }
 
+/* The first new tokens, named as paths: contents depend on all tokens before them, so a host that
+ * writes before it knows the path would have others. */
+static pkv_status commit_paths(struct world *w, const struct world_batch *b,
+                               const uint32_t *accepted)
+{
+    uint32_t kept[WORLD_SEQS * WORLD_STEP], n = 0, copies = 1;
+    for (int e = 0; e < b->n_entries; e++)
+        for (uint32_t i = 0; i < accepted[e]; i++)
+            kept[n++] = i;
+    WORLD_CHECK(w,
+                pkv_batch_path_copies(b->handle, 0, 0, kept, accepted[0], NULL, 0, &copies) ==
+                        PKV_OK &&
+                    copies == 0,
+                "%u copies for tokens that stay", copies);
+    return pkv_batch_commit_paths(b->handle, kept, accepted, (uint32_t)b->n_entries);
+}
+
 static void op_commit(struct world *w)
 {
     struct world_batch *b = any_batch(w, true);
     if (b == NULL) return;
     uint32_t accepted[WORLD_SEQS];
-    const bool partial = world_once(w, 3);
+    const bool partial = world_once(w, 3), paths = partial && world_once(w, 2);
     for (int e = 0; e < b->n_entries; e++)
         accepted[e] = partial ? world_below(w, b->entry[e].n + 1) : b->entry[e].n;
     bool there = true;
@@ -327,8 +344,9 @@ static void op_commit(struct world *w)
             if (!world_has_state(w, &b->entry[e], accepted[e])) accepted[e] = b->entry[e].n;
     }
     const pkv_status status =
-        partial ? pkv_batch_commit_partial(b->handle, accepted, (uint32_t)b->n_entries)
-                : pkv_batch_commit(b->handle);
+        paths     ? commit_paths(w, b, accepted)
+        : partial ? pkv_batch_commit_partial(b->handle, accepted, (uint32_t)b->n_entries)
+                  : pkv_batch_commit(b->handle);
     WORLD_CHECK(w, status == PKV_OK, "commit: %s", pkv_status_name(status));
     WORLD_CHECK(w, pkv_batch_commit(b->handle) == PKV_ESTALE, "committed twice");
     b->live = b->reserved = false;

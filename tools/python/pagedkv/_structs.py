@@ -287,6 +287,22 @@ class OpenPageStruct(Struct):
     ]
 
 
+class SlotCopyStruct(Struct):
+    """Slots that a kept path of a tree moves (``pkv_slot_copy``)."""
+
+    c_name = "pkv_slot_copy"
+    _fields_ = [
+        ("group", u32),
+        ("open", u32),
+        ("src", u64),
+        ("dst", u64),
+        ("src_slot", u32),
+        ("dst_slot", u32),
+        ("n_tokens", u32),
+        ("reserved", u32 * 3),
+    ]
+
+
 class BlockRow(Struct):
     c_name = "pkv_block_row"
     _fields_ = [("opaque", u64 * 4)]
@@ -641,6 +657,7 @@ STRUCTS: tuple[type[Struct], ...] = (
     SeqInfo,
     CopyStruct,
     OpenPageStruct,
+    SlotCopyStruct,
     StateInfo,
     BlockRow,
     BlockTableStruct,

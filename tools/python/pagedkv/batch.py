@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -124,6 +125,18 @@ class Batch:
         status = lib.pkv_batch_commit_partial(self.handle, counts.ctypes.data, len(counts))
         if status:
             self.cache.check(status, "pkv_batch_commit_partial")
+        self._ended()
+
+    def commit_paths(self, kept: Iterable[npt.ArrayLike]) -> None:
+        """As commit, but entry i keeps the new tokens whose ascending indices are kept[i]."""
+        paths = [integers(path, np.uint32, "kept") for path in kept]
+        counts = np.array([len(path) for path in paths], np.uint32)
+        flat = np.concatenate([np.empty(0, np.uint32), *paths])
+        status = lib.pkv_batch_commit_paths(
+            self.handle, flat.ctypes.data, counts.ctypes.data, len(counts)
+        )
+        if status:
+            self.cache.check(status, "pkv_batch_commit_paths")
         self._ended()
 
     def _ended(self) -> None:

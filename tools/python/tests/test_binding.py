@@ -227,6 +227,23 @@ def test_partial_commit(cache):
     assert (a.length, b.length) == (2, 0)
 
 
+def test_a_path_of_a_tree_is_kept(cache):
+    plan, a, b = cache.plan(), cache.sequence(), cache.sequence()
+    k, v = rows(8, KV), rows(8, KV)
+    with cache.batch() as batch:
+        batch.add(a, range(5))
+        batch.add(b, range(3))
+        batch.reserve()
+        plan.build(batch)
+        for layer in range(LAYERS):
+            plan.write(layer, k, v)
+        with pytest.raises(pagedkv.Error, match="ascend"):
+            batch.commit_paths([[3, 1], []])
+        batch.commit_paths([[0, 2, 4], []])
+    assert (a.length, b.length) == (3, 0)
+    assert (a.read(1, 0, 3)[0] == k[[0, 2, 4]]).all()
+
+
 def test_exports_agree(cache):
     plan, a, b = cache.plan(), cache.sequence(), cache.sequence()
     feed(cache, plan, a, range(40))
