@@ -180,6 +180,28 @@ class Prefix(Base):
         self.assertEqual(none["hit_tokens"], 0)
         self.assertEqual(none["computed_prompt_tokens"], 800)
 
+    def test_hybrids_find_states(self):
+        # 64 prompts of 2,200 tokens, one after another, that share 1,600 or 1,500 of them. States lie 16, 32, 64
+        # pages before a prompt's last page end, then where the second had pages and no state.
+        for shared, found in ((1600, 1600), (1500, 1488)):
+            n, unique = shared // 100, (2200 - shared) // 100
+            blocks = [list(range(n)) + [1000 * (k + 1) + j for j in range(unique)] for k in range(64)]
+            path = self.trace([(50 * k, 2200, 1) for k in range(64)], blocks, block=100)
+            r = self.serve(path, "--state-bytes", "1MiB", "--memory", "1GiB", "--verify", 7)
+            self.assertEqual(list(r), ["paged"])
+            self.assertEqual(r["paged"]["hit_tokens"], 1168 + 62 * found)
+            self.assertEqual(r["paged"]["completed"], 64)
+            none = self.serve(path, "--state-bytes", "1MiB", "--no-prefix", "--verify", 7)["paged"]
+            self.assertEqual(none["hit_tokens"], 0)
+
+    def test_hybrids_under_pressure(self):
+        rng = random.Random(SEED)
+        blocks = [list(range(rng.randrange(1, 9))) + [100 * (k + 1) + j for j in range(4)] for k in range(60)]
+        requests = [(rng.randrange(0, 100) / 100, 64 * len(b), rng.randrange(1, 60)) for b in blocks]
+        path = self.trace(requests, blocks, block=64)
+        for admission in ("safe", "watermark"):
+            self.serve(path, "--state-bytes", "512KiB", "--memory", "24MiB", "--admission", admission)
+
     def test_a_page_is_shared_in_part(self):
         # The second prompt is the beginning of the first and ends inside a page: all but its last
         # token, which the model must run on, is found.

@@ -53,6 +53,9 @@ static const cli_option options[] = {
     {"pressure", "LIST", CLI_CALL, offsetof(command, options), .call = set_pressure,
      .help = "changes of the limit, as in '60s:-50%,120s:+50%,5m:8GiB'; a percentage is of the "
              "limit at the start and is added to the current one"},
+    {"state-bytes", "SIZE", CLI_SIZE, offsetof(command, options.state_bytes),
+     .help = "a sequence's recurrent state over all layers of a hybrid model, as in 48MiB (default "
+             "0: it has none); contiguous reservations have no states, so nothing is compared"},
     {.kind = CLI_TITLE, .help = "Scheduler"},
     {"page-tokens", "N", CLI_CALL, offsetof(command, options.page_tokens),
      .call = parse_page_tokens, .help = "8, 16 (default), 32, 64 or 128"},
@@ -120,6 +123,7 @@ static int prepare(void *target, tool_error *err)
         model_parse(c->model_text, 0, &c->model, err) != 0 ||
         hardware_parse(c->hardware_text, &c->hardware, err) != 0 || check_policy(c, err) != 0)
         return -1;
+    if (c->options.state_bytes != 0) c->compare = "none";
     return set_compare(c, err);
 }
 

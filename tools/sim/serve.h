@@ -27,7 +27,8 @@ typedef struct serve_options {
     const model *model;
     const hardware *hardware;
     uint32_t page_tokens;
-    uint64_t memory; /* bytes */
+    uint64_t memory;      /* bytes */
+    uint64_t state_bytes; /* of one sequence, over all recurrent layers; 0 = the model has none */
     uint32_t max_seqs;
     uint32_t chunk;     /* prompt tokens per step, over all sequences */
     double watermark;   /* share of the limit that admission keeps free */
@@ -48,6 +49,7 @@ typedef struct serve_sequence {
     uint64_t length;    /* tokens whose keys and values are there */
     bool counted;       /* it had a step: its start is in the figures */
     uint32_t step;      /* new tokens in this step; 0 = sits out */
+    uint64_t stop;      /* a step of its prompt goes no further, if that is beyond length */
     int32_t *tokens;    /* target token ids, or NULL */
     pkv_seq seq;        /* the library's handle */
     pkv_match match;    /* what the last match found */
@@ -155,12 +157,12 @@ typedef struct serve_result {
     uint64_t followers;          /* waits for the pages of a leader */
     uint64_t steps, verified;
     double end; /* simulated seconds from the first arrival to the last completion */
-    uint64_t prompt_tokens, output_tokens; /* of completed requests */
+    uint64_t prompt_tokens, output_tokens;            /* of completed requests */
     uint64_t computed_tokens, computed_prompt_tokens; /* the first counts answers, too */
     uint64_t recomputed_tokens; /* of the first: at places that the request had reached before */
     uint64_t asked_tokens, hit_tokens; /* prompt tokens looked up, and found cached */
-    uint64_t skipped_tokens;           /* of the latter: at places it had not reached before, so that
-                                        * computed = final lengths + recomputed - skipped */
+    uint64_t skipped_tokens; /* of the latter: at places it had not reached before, so that
+                              * computed = final lengths + recomputed - skipped */
     stats_summary ttft, tpot, latency;
     uint64_t used_peak, metadata_peak;
     double used_mean, cached_mean, waste_mean, running_mean; /* time-weighted */

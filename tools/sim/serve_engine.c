@@ -55,7 +55,8 @@ static uint64_t plan_step(engine *e, uint64_t budget, size_t first, size_t *n_de
             s->step = 1;
             ++*n_decoding;
         } else {
-            uint64_t left = i < first ? 0 : s->target - s->length;
+            const uint64_t end = s->stop > s->length ? s->stop : s->target;
+            uint64_t left = i < first ? 0 : end - s->length;
             s->step = (uint32_t)(left < budget ? left : budget);
             budget -= s->step;
         }

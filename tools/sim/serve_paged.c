@@ -13,6 +13,7 @@ typedef struct paged {
     pkv_cache *cache;
     pkv_batch batch; /* between reserve and commit */
     uint64_t page_bytes[MODEL_MAX_GROUPS];
+    uint64_t slot_bytes; /* of a recurrent state; 0 = the model has none */
     uint32_t n_groups, page_tokens;
     uint64_t limit;
     uint64_t metadata; /* bytes, at the last sample */
@@ -45,7 +46,7 @@ static uint64_t bytes_alone(const paged *p, uint64_t n)
         if (window != 0 && held > window) held = window;
         bytes += (held + page - 1) / page * p->page_bytes[g];
     }
-    return bytes;
+    return bytes + 2 * p->slot_bytes; /* a step reads a state and writes another */
 }
 
 /* ---- figures -------------------------------------------------------------------------------- */
@@ -75,6 +76,13 @@ static int usage(serve_memory *m, serve_sequence *const *list, size_t n, serve_u
         u->used += group.pages_used * group.page_bytes;
         u->cached += group.pages_cached * group.page_bytes;
         if (g == 0) u->slots_held = group.pages_used * p->page_tokens;
+    }
+    if (p->slot_bytes != 0) {
+        pkv_state_info info = {.struct_size = sizeof info};
+        pkv_status status = pkv_cache_state_info(p->cache, 0, &info);
+        if (status != PKV_OK) return failed(p, "pkv_cache_state_info", status, err);
+        u->used += info.slots_used * p->slot_bytes;
+        u->cached += info.slots_cached * p->slot_bytes;
     }
     for (size_t i = 0; i < n; i++) {
         uint64_t over = list[i]->length % p->page_tokens;
@@ -110,7 +118,7 @@ static uint64_t bytes_to_come(const paged *p, const serve_sequence *s, uint64_t 
         }
         bytes += more * p->page_bytes[g];
     }
-    return bytes;
+    return bytes + 2 * p->slot_bytes;
 }
 
 /* Would its prompt find memory now, beside the prompts being computed? The safe rule alone would
@@ -150,7 +158,8 @@ static int probe(paged *p, const serve_sequence *s, uint64_t tokens, pkv_admit_o
 }
 
 /* May a sequence start, by the safe rule? Running requests end at different times, so their final
- * lengths may exceed what there is for them by a fifth: few then have to sit out, and not for long. */
+ * lengths may exceed what there is for them by a fifth: few then have to sit out, and not for long.
+ */
 static int bearable(paged *p, const serve_sequence *s, tool_error *err)
 {
     pkv_admit_outlook outlook;
@@ -183,12 +192,23 @@ static int close_sequence(paged *p, pkv_seq seq, tool_error *err)
     return status == PKV_OK ? 0 : failed(p, "pkv_seq_destroy", status, err);
 }
 
+/* Where the sequence's next step should end. */
+static int find_stop(paged *p, serve_sequence *s, tool_error *err)
+{
+    if (p->slot_bytes == 0) return 1;
+    pkv_status status = pkv_seq_state_stop(s->seq, s->target, &s->stop);
+    return status == PKV_OK ? 1 : failed(p, "pkv_seq_state_stop", status, err);
+}
+
 /* A new sequence with what the match found, and its claim if the rule wants one. */
 static int open_sequence(paged *p, serve_sequence *s, tool_error *err)
 {
     pkv_status status = pkv_seq_create(p->cache, &s->seq);
     if (status != PKV_OK) return failed(p, "pkv_seq_create", status, err);
-    const bool safe = p->options->admission == SERVE_SAFE, found = s->match.n_tokens > 0;
+    /* Also a match of no tokens tells where a state was missing. */
+    const bool matched = p->slot_bytes != 0 && s->match.struct_size != 0;
+    const bool safe = p->options->admission == SERVE_SAFE;
+    const bool found = s->match.n_tokens > 0 || matched;
     const uint64_t final = serve_final_length(s->request);
     const char *call = safe && found ? "pkv_admit_attach" : safe ? "pkv_admit" : "pkv_seq_attach";
     if (safe)
@@ -197,7 +217,7 @@ static int open_sequence(paged *p, serve_sequence *s, tool_error *err)
         status = pkv_seq_attach(s->seq, &s->match);
     if (status == PKV_OK) {
         s->length = s->match.n_tokens;
-        return 1;
+        return find_stop(p, s, err);
     }
     if (status == PKV_EUNSAFE) return close_sequence(p, s->seq, err);
     failed(p, call, status, err);
@@ -329,6 +349,8 @@ static int commit(serve_memory *m, serve_sequence *const *list, size_t n, tool_e
     if (status != PKV_OK) return failed(self(m), "pkv_batch_commit", status, err);
     for (size_t i = 0; i < n; i++)
         list[i]->length += list[i]->step;
+    for (size_t i = 0; i < n; i++)
+        if (find_stop(self(m), list[i], err) < 0) return -1;
     return 1;
 }
 
@@ -368,14 +390,15 @@ static int open_cache(paged *p, tool_error *err)
 {
     const serve_options *o = p->options;
     pkv_config config;
-    pkv_group_config groups[MODEL_MAX_GROUPS];
+    pkv_group_config groups[MODEL_MAX_GROUPS + 1];
     char text[256] = "";
     pkv_status status = pkv_config_init(&config, sizeof config);
     if (status != PKV_OK) return tool_fail(err, "pkv_config_init: %s", pkv_status_text(status));
-    memcpy(groups, o->model->groups, sizeof groups);
+    memcpy(groups, o->model->groups, sizeof o->model->groups);
+    groups[p->n_groups] = (pkv_group_config){.n_layers = 1, .state_bytes = o->state_bytes};
     config.page_tokens = o->page_tokens;
     config.groups = groups;
-    config.n_groups = o->model->n_groups;
+    config.n_groups = p->n_groups + (o->state_bytes != 0);
     config.storage = PKV_STORAGE_NONE;
     config.memory_limit = o->memory;
     config.max_sequences = o->max_seqs + 1;
@@ -391,6 +414,11 @@ static int open_cache(paged *p, tool_error *err)
         if (status != PKV_OK) return failed(p, "pkv_cache_group_info", status, err);
         p->page_bytes[g] = info.page_bytes;
     }
+    if (o->state_bytes == 0) return 0;
+    pkv_state_info info = {.struct_size = sizeof info};
+    status = pkv_cache_state_info(p->cache, 0, &info);
+    if (status != PKV_OK) return failed(p, "pkv_cache_state_info", status, err);
+    p->slot_bytes = info.slot_bytes;
     return 0;
 }
 
