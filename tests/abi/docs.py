@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the pages on threads and errors say of the headers is complete: docs/threading.md gives every
 public function exactly one class under the right header, docs/errors.md every code its value. Files
-and functions that any page names exist."""
+and functions that any page names exist, and so do options: in the tool of the command, else in any."""
 import pathlib
 import re
 import sys
@@ -57,5 +57,22 @@ for page in [*sorted(docs.glob("*.md")), top / "README.md"]:
             errors.append(f"{page.name}: there is no {name}")
     for name in sorted(set(re.findall(r"\bpkvi?_\w*[a-z0-9]\b(?![*…])", text)) - words):
         errors.append(f"{page.name}: there is no {name}")
+
+# An option is a word behind -- in the sources of its tool, or a string there (tools/common/cli.h).
+OPTION = r"(?<![\w-])--([a-z0-9][a-z0-9-]*)"
+options = {}
+for folder in ("sim", "bench", "run", "common"):
+    text = "".join(source.read_text() for source in (top / "tools" / folder).rglob("*.[ch]"))
+    options[folder] = set(re.findall(OPTION, text)) | set(re.findall(r'"([a-z0-9][a-z0-9-]*)"', text))
+scripts = [source.read_text() for folder in ("tools", "tests") for source in (top / folder).rglob("*")
+           if source.suffix in (".py", ".sh")]
+known = set().union(*options.values(), *(re.findall(OPTION, text) for text in scripts)) | {"strict"}  # mypy's
+for page in [*sorted(docs.glob("*.md")), top / "README.md", top / "tools/python/README.md"]:
+    text = page.read_text().replace("\\\n", " ")
+    for tool, rest in re.findall(r"(?<![/\w-])pkv-(sim|bench|run) ([^`\n|;&]*)", text):
+        errors += [f"{page.name}: pkv-{tool} has no --{name}" for name in re.findall(OPTION, rest)
+                   if name not in options[tool] | options["common"]]
+    errors += [f"{page.name}: nothing has an option --{name}"
+               for name in sorted(set(re.findall(OPTION, text)) - known)]
 print("\n".join(errors) or f"{len(declared)} functions, {len(codes)} codes")
 sys.exit(bool(errors))
