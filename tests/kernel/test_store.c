@@ -7,6 +7,10 @@
 #include <string.h>
 #include "suite.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 static const pkv_dtype dtypes[] = {PKV_DTYPE_F32, PKV_DTYPE_F16, PKV_DTYPE_BF16};
 
 static const pkvi_kernels *row_at(int i)
@@ -363,6 +367,28 @@ START_TEST(table_lists_and_finds)
 }
 END_TEST
 
+#if defined(__x86_64__)
+/* A row must not be chosen that the CPU, or the OS, cannot run: asked of the CPU itself. */
+START_TEST(features_are_what_cpuid_says)
+{
+    const uint32_t in_c = bit_FMA | bit_F16C | bit_AVX | bit_OSXSAVE;
+    const uint32_t in_b = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    uint32_t a, b, c, d, low, high, want = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d) && (c & in_c) == in_c) {
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        if ((low & 0x6) == 0x6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2)) {
+            want |= PKVI_CPU_AVX2;
+            if ((low & 0xe6) == 0xe6 && (b & in_b) == in_b) want |= PKVI_CPU_AVX512;
+            if ((want & PKVI_CPU_AVX512) && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) &&
+                (a & 1u << 5))
+                want |= PKVI_CPU_AVX512BF16;
+        }
+    }
+    ck_assert_uint_eq(pkvi_cpu_features(), want);
+}
+END_TEST
+#endif
+
 Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("kernel store");
@@ -372,6 +398,9 @@ Suite *pkvt_suite(void)
     tcase_add_test(tests, layout_places_every_element_once);
     tcase_add_test(tests, layout_rejects_and_tags);
     tcase_add_test(tests, table_lists_and_finds);
+#if defined(__x86_64__)
+    tcase_add_test(tests, features_are_what_cpuid_says);
+#endif
     tcase_add_loop_test(tests, rows_go_in_and_out, 0, n);
     tcase_add_loop_test(tests, digests_and_scores, 0, n);
     tcase_add_loop_test(tests, merged_states, 0, n);
