@@ -59,13 +59,20 @@ static int value_kind(const pkvi_layout *l)
     }
 }
 
+/* A vector of tokens, from slot s on, of channel d of a plain K tile. */
+VI vf key_of(int kind, const pkvi_layout *l, const char *tile, uint32_t d, uint32_t s)
+{
+    const bool pairs = kind == KIND_BF16;
+    const char *row = tile + (size_t)(pairs ? d / 2 * 2 : d) * l->k_row_bytes;
+    return load_value(kind, row + s * (kind == KIND_F16 ? 2 : 4), VL > l->page_tokens, d % 2);
+}
+
 /* Channel d of a K tile, all P tokens, as floats; x has room for PAD more. `scales` only for codes.
  * Flagged tokens come out as any number. */
 VI void channel_of(int kind, const pkvi_layout *l, const char *tile,
                    const struct key_scales *scales, uint32_t d, float *x)
 {
     const uint32_t P = l->page_tokens;
-    const bool half = VL > P;
     if (kind == KIND_K8 || kind == KIND_K4) {
         const vf scale = v_set1(scales->scale[d]), min = v_set1(scales->min[d]);
         const bool four = kind == KIND_K4;
@@ -74,10 +81,8 @@ VI void channel_of(int kind, const pkvi_layout *l, const char *tile,
             v_store(x + s, v_fma(key_codes(four, row + s, d % 2), scale, min));
         return;
     }
-    const bool pairs = kind == KIND_BF16;
-    const char *row = tile + (size_t)(pairs ? d / 2 * 2 : d) * l->k_row_bytes;
     for (uint32_t s = 0; s < P; s += VL)
-        v_store(x + s, load_value(kind, row + s * (kind == KIND_F16 ? 2 : 4), half, d % 2));
+        v_store(x + s, key_of(kind, l, tile, d, s));
 }
 
 static void channel_floats(const pkvi_layout *l, const char *tile, const struct key_scales *scales,

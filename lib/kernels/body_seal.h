@@ -7,24 +7,27 @@ enum { FIT = 16 }; /* channels or tokens whose scales are computed together */
 
 static const float LARGEST = 65504.0f; /* of a half */
 
-/* The neighbour of a finite half. */
-static uint16_t half_step(uint16_t h, bool up)
+/* The half `by` (1, 0 or -1) places above a finite one. By value they are integers with a sign. No
+ * branch: which way a number was rounded cannot be predicted. */
+static uint16_t half_step(uint16_t h, int by)
 {
-    if ((h & 0x7fff) == 0) return up ? 0x0001 : 0x8001;
-    const bool away = (h & 0x8000) ? !up : up;
-    return (uint16_t)(away ? h + 1 : h - 1);
+    const int place = (h & 0x8000 ? -(h & 0x7fff) : h) + by;
+    return (uint16_t)(place < 0 ? 0x8000 - place : place);
 }
 
 /* FIT floats (|x| <= 65504) to halves no smaller (up) or no larger than they, and back to floats.
  */
-static void halves_towards(uint16_t *h, float *x, bool up)
+VI void halves_towards(uint16_t *h, float *x, bool up)
 {
     float back[FIT];
-    convert(h, PKV_DTYPE_F16, x, PKV_DTYPE_F32, FIT);
-    convert(back, PKV_DTYPE_F32, h, PKV_DTYPE_F16, FIT);
+    for (int i = 0; i < FIT; i += VL) {
+        v_store_f16(h + i, v_load(x + i));
+        v_store(back + i, v_load_f16(h + i));
+    }
     for (int i = 0; i < FIT; i++)
-        if (up ? back[i] < x[i] : back[i] > x[i]) h[i] = half_step(h[i], up);
-    convert(x, PKV_DTYPE_F32, h, PKV_DTYPE_F16, FIT);
+        h[i] = half_step(h[i], up ? back[i] < x[i] : -(back[i] > x[i]));
+    for (int i = 0; i < FIT; i += VL)
+        v_store(x + i, v_load_f16(h + i));
 }
 
 /* Scales and minima of FIT ranges [lo, hi]; lo becomes the stored minimum, hi the inverse step. */
@@ -39,39 +42,66 @@ static void fit_ranges(float *lo, float *hi, float levels, uint16_t *scale, uint
         hi[i] = step[i] > 0 ? 1.0f / step[i] : 0.0f;
 }
 
-/* Codes of n floats in the range (codes has room for PAD more). */
-VI void encode(uint8_t *codes, const float *x, uint32_t n, float min, float inverse)
+/* Floats to become codes (x - min) * inverse; room for PAD more. */
+struct to_codes {
+    const float *x;
+    float min, inverse;
+};
+
+VI vf code_of(const struct to_codes *c, uint32_t i)
 {
-    const vf base = v_set1(min), by = v_set1(inverse);
-    for (uint32_t i = 0; i < n; i += VL)
-        v_store_bytes(codes + i, v_mul(v_sub(v_load(x + i), base), by));
+    return v_mul(v_sub(v_load(c->x + i), v_set1(c->min)), v_set1(c->inverse));
 }
 
-/* n codes of four bits into the low (odd: high) halves of bytes; even rows come first. */
-static void put_nibbles(uint8_t *row, const uint8_t *codes, uint32_t n, bool odd)
+/* n bytes of codes; with `high` of two rows of floats, which share bytes. */
+VI void encode(uint8_t *row, uint32_t n, const struct to_codes *low, const struct to_codes *high)
 {
-    for (uint32_t i = 0; i < n; i++)
-        row[i] = (uint8_t)(odd ? row[i] | codes[i] << 4 : codes[i]);
+    for (uint32_t i = 0; i < n; i += VL) {
+        vf code = code_of(low, i);
+        if (high) code = v_fma(v_round(code_of(high, i)), v_set1(16.0f), v_round(code));
+        if (i + VL <= n) {
+            v_store_bytes(row + i, code);
+        } else {
+            uint8_t bytes[VL];
+            v_store_bytes(bytes, code);
+            memcpy(row + i, bytes, n - i);
+        }
+    }
 }
 
-/* Range of n floats, n a multiple of 8. */
-static void range_of(const float *x, uint32_t n, float *lo, float *hi)
+/* Range of the numbers of a row of n floats, a multiple of 8, vector by vector; `odd` is not zero
+ * any more if some are not finite. */
+struct range {
+    vf low, high, odd;
+};
+
+VI void range_add(struct range *g, vf y, bool half)
 {
-    const bool half = n % VL != 0;
-    vf low = v_set1(-NEG_INF), high = v_set1(NEG_INF);
-    uint32_t i = 0;
-    for (; i + VL <= n; i += VL) {
-        const vf y = v_load(x + i);
-        low = v_min(y, low);
-        high = v_max(y, high);
-    }
-    if (half) {
-        const vf y = v_load(x + i);
-        low = v_min(v_keep_bits(y, 0xff, low), low);
-        high = v_max(v_keep_bits(y, 0xff, high), high);
-    }
-    *lo = -v_hmax(v_sub(v_zero(), low));
-    *hi = v_hmax(high);
+    g->low = v_min(half ? v_keep_bits(y, 0xff, g->low) : y, g->low);
+    g->high = v_max(half ? v_keep_bits(y, 0xff, g->high) : y, g->high);
+    g->odd = v_fma(half ? v_keep_bits(y, 0xff, v_zero()) : y, v_zero(), g->odd);
+}
+
+/* A row begins, with what was odd before. */
+VI struct range range_new(vf odd)
+{
+    return (struct range){v_set1(-NEG_INF), v_set1(NEG_INF), odd};
+}
+
+VI vf range_end(const struct range *g, float *lo, float *hi)
+{
+    *lo = -v_hmax(v_sub(v_zero(), g->low));
+    *hi = v_hmax(g->high);
+    return g->odd;
+}
+
+/* Are FIT ranges, found without anything odd, within +-limit? */
+static bool ranges_fit(const float *lo, const float *hi, vf odd, float limit)
+{
+    bool fit = v_hsum(odd) == 0.0f;
+    for (int i = 0; i < FIT; i++)
+        fit &= (lo[i] >= -limit) & (hi[i] <= limit);
+    return fit;
 }
 
 static bool representable(float x, float limit)
@@ -85,7 +115,6 @@ static uint32_t flag_keys(const pkvi_layout *open, const char *tile, uint8_t *fl
     const uint32_t P = open->page_tokens;
     float x[MAX_PAGE + PAD];
     uint32_t n = 0;
-    memset(flags, 0, P / 8);
     for (uint32_t d = 0; d < open->dim_k; d++) {
         channel_floats(open, tile, NULL, d, x);
         for (uint32_t t = 0; t < P; t++)
@@ -94,21 +123,6 @@ static uint32_t flag_keys(const pkvi_layout *open, const char *tile, uint8_t *fl
     for (uint32_t i = 0; i < P / 8; i++)
         n += (uint32_t)__builtin_popcount(flags[i]);
     return n;
-}
-
-/* May a tile of n_rows plain rows hold something that is not finite or above the limit? */
-static bool suspect(const pkvi_layout *l, bool keys, const char *tile, float limit)
-{
-    const pkv_dtype dtype = keys ? l->dtype_k : l->dtype_v;
-    const size_t n = (size_t)l->page_tokens * (keys ? l->dim_k : l->dim_v);
-    const size_t bytes = bytes_of(dtype);
-    vf bad = v_zero(), largest = v_zero();
-    for (size_t i = 0; i < n; i += VL) { /* a multiple of 64 elements in any order */
-        const vf x = load_as(dtype, tile + i * bytes);
-        bad = v_fma(x, v_zero(), bad);
-        largest = v_max(v_abs(x), largest);
-    }
-    return v_hsum(bad) != 0.0f || v_hmax(largest) > limit;
 }
 
 /* Flagged tokens take the value of one that is not, so that they do not widen the range. */
@@ -124,175 +138,214 @@ static void fill_flagged(float *x, uint32_t n, const uint8_t *flags)
         if (flags[t / 8] >> (t % 8) & 1) x[t] = fill;
 }
 
-/* n channels from d0 on; x are their tokens, with scale and minimum to come. */
-VI void seal_channels(int kind, bool four, const pkvi_layout *open, const char *from,
+/* n channels from d0 on. False, if there is something in them that halves cannot hold and no flags
+ * say where. */
+VI bool seal_channels(int kind, bool four, const pkvi_layout *open, const char *from,
                       const pkvi_layout *to, char *tile, const uint8_t *flags, uint32_t d0,
                       uint32_t n)
 {
     const uint32_t P = to->page_tokens;
     float x[FIT][MAX_PAGE + PAD], lo[FIT] = {0}, hi[FIT] = {0};
-    uint8_t codes[MAX_PAGE + PAD];
     uint16_t scale[FIT], min[FIT];
+    vf odd = v_zero();
     for (uint32_t i = 0; i < n; i++) {
-        channel_of(kind, open, from, NULL, d0 + i, x[i]);
-        if (flags) fill_flagged(x[i], P, flags);
-        range_of(x[i], P, &lo[i], &hi[i]);
-    }
-    fit_ranges(lo, hi, four ? 15.0f : 255.0f, scale, min);
-    for (uint32_t i = 0; i < n; i++) {
-        const uint32_t d = d0 + i;
-        uint8_t *row = (uint8_t *)tile + (size_t)(four ? d / 2 : d) * P;
-        if (!four && P >= VL) {
-            encode(row, x[i], P, lo[i], hi[i]);
-            continue;
+        struct range range = range_new(odd);
+        if (flags) {
+            channel_of(kind, open, from, NULL, d0 + i, x[i]);
+            fill_flagged(x[i], P, flags);
         }
-        encode(codes, x[i], P, lo[i], hi[i]);
-        if (four)
-            put_nibbles(row, codes, P, d % 2);
-        else
-            memcpy(row, codes, P);
+        for (uint32_t s = 0; s < P; s += VL) {
+            const vf y = flags ? v_load(x[i] + s) : key_of(kind, open, from, d0 + i, s);
+            if (!flags) v_store(x[i] + s, y);
+            range_add(&range, y, VL > P);
+        }
+        odd = range_end(&range, &lo[i], &hi[i]);
+    }
+    if (!ranges_fit(lo, hi, odd, LARGEST)) return false;
+    fit_ranges(lo, hi, four ? 15.0f : 255.0f, scale, min);
+    uint8_t *row = (uint8_t *)tile + (size_t)(four ? d0 / 2 : d0) * P;
+    for (uint32_t i = 0; i < n; i += four ? 2 : 1, row += P) {
+        const struct to_codes low = {x[i], lo[i], hi[i]};
+        if (four) {
+            const struct to_codes high = {x[i + 1], lo[i + 1], hi[i + 1]};
+            encode(row, P, &low, &high);
+        } else {
+            encode(row, P, &low, NULL);
+        }
     }
     memcpy(tile + to->k_scale + 2 * d0, scale, 2 * n);
     memcpy(tile + to->k_min + 2 * d0, min, 2 * n);
+    return true;
 }
 
-VI void seal_tile(int kind, const pkvi_layout *open, const char *from, const pkvi_layout *to,
-                  char *tile, const uint8_t *flags)
+/* Meanwhile sends for the head's values, whose groups of dims are read with strides. */
+VI bool seal_tile(int kind, const pkvi_layout *open, const char *from, const pkvi_layout *to,
+                  char *tile, const uint8_t *flags, const char *values)
 {
-    for (uint32_t d = 0; d < to->dim_k; d += FIT) {
+    bool sealed = true;
+    for (uint32_t d = 0; sealed && d < to->dim_k; d += FIT) {
         const uint32_t n = to->dim_k - d < FIT ? to->dim_k - d : FIT;
+        for (uint32_t at = d * open->k_row_bytes; at < (d + n) * open->k_row_bytes; at += 64)
+            v_prefetch(values + at);
         if (to->dtype_k == PKV_DTYPE_K4)
-            seal_channels(kind, true, open, from, to, tile, flags, d, n);
+            sealed = seal_channels(kind, true, open, from, to, tile, flags, d, n);
         else
-            seal_channels(kind, false, open, from, to, tile, flags, d, n);
+            sealed = seal_channels(kind, false, open, from, to, tile, flags, d, n);
+    }
+    return sealed;
+}
+
+static bool seal_key_tile(const pkvi_layout *open, const char *from, const pkvi_layout *to,
+                          char *tile, const uint8_t *flags, const char *values)
+{
+    switch (key_kind(open)) {
+    case KIND_F32:
+        return seal_tile(KIND_F32, open, from, to, tile, flags, values);
+    case KIND_F16:
+        return seal_tile(KIND_F16, open, from, to, tile, flags, values);
+    default:
+        return seal_tile(KIND_BF16, open, from, to, tile, flags, values);
     }
 }
 
 static uint32_t seal_keys(const pkvi_layout *open, const char *from, const pkvi_layout *to,
-                          char *tile, uint8_t *flags)
+                          char *tile, uint8_t *flags, const char *values)
 {
-    uint32_t flagged = 0;
     memset(flags, 0, to->page_tokens / 8);
-    if (suspect(open, true, from, LARGEST)) flagged = flag_keys(open, from, flags);
-    const uint8_t *fill = flagged > 0 ? flags : NULL;
-    switch (key_kind(open)) {
-    case KIND_F32:
-        seal_tile(KIND_F32, open, from, to, tile, fill);
-        break;
-    case KIND_F16:
-        seal_tile(KIND_F16, open, from, to, tile, fill);
-        break;
-    default:
-        seal_tile(KIND_BF16, open, from, to, tile, fill);
-    }
+    if (seal_key_tile(open, from, to, tile, NULL, values)) return 0;
+    const uint32_t flagged = flag_keys(open, from, flags);
+    seal_key_tile(open, from, to, tile, flags, values);
     return flagged;
 }
 
 static const uint16_t HALF_NAN = 0x7e00;
 
+/* A vector of dims of a token of a plain tile, from d on. */
+VI vf value_of(int kind, const pkvi_layout *l, const char *tile, uint32_t t, uint32_t d, bool half)
+{
+    const char *row = tile + (size_t)(kind == KIND_BF16 ? t / 2 * 2 : t) * l->v_row_bytes;
+    return load_value(kind, row + (size_t)d * (kind == KIND_F16 ? 2 : 4), half, t % 2);
+}
+
 /* V8: tokens [t0, t0 + FIT), or as many as the page has. */
-static uint32_t seal_values8(const pkvi_layout *open, const char *from, const pkvi_layout *to,
-                             char *tile, uint32_t t0, bool careful)
+VI uint32_t seal_tokens(int kind, const pkvi_layout *open, const char *from, const pkvi_layout *to,
+                        char *tile, uint32_t t0)
 {
     const uint32_t left = to->page_tokens - t0, n = left < FIT ? left : FIT, dims = to->dim_v;
-    float x[PKV_MAX_HEAD_DIM + V4_GROUP], lo, hi, step[FIT] = {0};
-    uint8_t codes[PKV_MAX_HEAD_DIM + PAD];
+    const float limit = 127 * LARGEST;
+    float x[PKV_MAX_HEAD_DIM + V4_GROUP], most[FIT] = {0};
     uint16_t scale[FIT];
     bool lost[FIT] = {false};
     uint32_t flagged = 0;
+    vf odd = v_zero();
     for (uint32_t i = 0; i < n; i++) {
-        token_floats(open, from, t0 + i, x);
-        for (uint32_t d = 0; careful && d < dims; d++)
-            lost[i] |= !representable(x[d], 127 * LARGEST);
-        flagged += lost[i];
-        range_of(x, dims, &lo, &hi);
-        if (!lost[i]) step[i] = (-lo > hi ? -lo : hi) / 127.0f;
-    }
-    halves_towards(scale, step, true);
-    for (uint32_t i = 0; i < n; i++) {
-        char *row = tile + (size_t)(t0 + i) * to->v_row_bytes;
-        token_floats(open, from, t0 + i, x);
-        encode(codes, x, dims, 0, step[i] > 0 ? 1.0f / step[i] : 0.0f);
-        if (lost[i]) {
-            memset(codes, 0, dims);
-            scale[i] = HALF_NAN;
+        vf largest = v_zero();
+        for (uint32_t d = 0; d < dims; d += VL) {
+            const vf y = value_of(kind, open, from, t0 + i, d, d + VL > dims);
+            largest = v_max(v_abs(y), largest);
+            odd = v_fma(y, v_zero(), odd);
         }
-        memcpy(row, codes, dims);
+        most[i] = v_hmax(largest);
+    }
+    if (!ranges_fit(most, most, odd, limit)) {
+        for (uint32_t i = 0; i < n; i++) {
+            token_of(kind, open, from, t0 + i, x);
+            for (uint32_t d = 0; d < dims; d++)
+                lost[i] |= !representable(x[d], limit);
+            flagged += lost[i];
+            if (lost[i]) most[i] = 0;
+        }
+    }
+    for (uint32_t i = 0; i < FIT; i++)
+        most[i] /= 127.0f;
+    halves_towards(scale, most, true);
+    for (uint32_t i = 0; i < n; i++) {
+        uint8_t *row = (uint8_t *)tile + (size_t)(t0 + i) * to->v_row_bytes;
+        if (lost[i]) {
+            scale[i] = HALF_NAN;
+            memset(row, 0, dims);
+            continue;
+        }
+        token_of(kind, open, from, t0 + i, x);
+        const struct to_codes codes = {x, 0, most[i] > 0 ? 1.0f / most[i] : 0.0f};
+        encode(row, dims, &codes, NULL);
     }
     memcpy(tile + to->v_scale + 2 * t0, scale, 2 * n);
     return flagged;
 }
 
-/* Dims [d, d + n) of a token of a plain tile; x has room for PAD more. */
-VI void dims_of(int kind, const pkvi_layout *l, const char *tile, uint32_t t, uint32_t d,
-                uint32_t n, float *x)
-{
-    const uint32_t bytes = kind == KIND_F16 ? 2 : 4;
-    const char *row = tile + (size_t)(kind == KIND_BF16 ? t / 2 * 2 : t) * l->v_row_bytes;
-    for (uint32_t i = 0; i < n; i += VL)
-        v_store(x + i, load_value(kind, row + (size_t)(d + i) * bytes, i + VL > n, t % 2));
-}
-
 /* V4: ranges [e0, e0 + FIT) of the page, tokens of one group of dims after the other, or as many as
  * there are. */
 VI uint32_t seal_groups(int kind, const pkvi_layout *open, const char *from, const pkvi_layout *to,
-                        char *tile, uint32_t e0, bool careful)
+                        char *tile, uint32_t e0)
 {
     const uint32_t P = to->page_tokens, dims = to->dim_v, all = P * to->v_groups;
+    const uint32_t shift = (uint32_t)__builtin_ctz(P);
     const uint32_t n = all - e0 < FIT ? all - e0 : FIT;
     float x[FIT][V4_GROUP + PAD], lo[FIT] = {0}, hi[FIT] = {0};
-    uint8_t codes[V4_GROUP + PAD];
     uint16_t scale[FIT], min[FIT];
     bool lost[FIT] = {false};
     uint32_t count[FIT], flagged = 0;
+    vf odd = v_zero();
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t t = (e0 + i) % P, d0 = (e0 + i) / P * V4_GROUP;
+        const uint32_t d0 = ((e0 + i) >> shift) * V4_GROUP;
         count[i] = dims - d0 < V4_GROUP ? dims - d0 : V4_GROUP;
-        dims_of(kind, open, from, t, d0, count[i], x[i]);
-        for (uint32_t d = 0; careful && d < count[i]; d++)
-            lost[i] |= !representable(x[i][d], LARGEST);
-        flagged += lost[i];
-        if (!lost[i]) range_of(x[i], count[i], &lo[i], &hi[i]);
+        struct range range = range_new(odd);
+        for (uint32_t d = 0; d < count[i]; d += VL) {
+            const bool half = d + VL > count[i];
+            const vf y = value_of(kind, open, from, (e0 + i) & (P - 1), d0 + d, half);
+            v_store(x[i] + d, y);
+            range_add(&range, y, half);
+        }
+        odd = range_end(&range, &lo[i], &hi[i]);
+    }
+    if (!ranges_fit(lo, hi, odd, LARGEST)) {
+        for (uint32_t i = 0; i < n; i++) {
+            for (uint32_t d = 0; d < count[i]; d++)
+                lost[i] |= !representable(x[i][d], LARGEST);
+            flagged += lost[i];
+            if (!lost[i]) continue;
+            memset(x[i], 0, sizeof x[i]);
+            lo[i] = hi[i] = 0;
+        }
     }
     fit_ranges(lo, hi, 15.0f, scale, min);
-    for (uint32_t i = 0; i < n; i++) {
-        const uint32_t t = (e0 + i) % P, d0 = (e0 + i) / P * V4_GROUP;
-        if (lost[i]) {
-            scale[i] = min[i] = HALF_NAN;
-            memset(codes, 0, sizeof codes);
-        } else {
-            encode(codes, x[i], count[i], lo[i], hi[i]);
-        }
-        put_nibbles((uint8_t *)tile + (size_t)(t / 2) * dims + d0, codes, count[i], t % 2);
+    for (uint32_t i = 0; i < n; i += 2) {
+        const uint32_t t = (e0 + i) & (P - 1), d0 = ((e0 + i) >> shift) * V4_GROUP;
+        const struct to_codes low = {x[i], lo[i], hi[i]}, high = {x[i + 1], lo[i + 1], hi[i + 1]};
+        encode((uint8_t *)tile + (size_t)(t / 2) * dims + d0, count[i], &low, &high);
     }
+    for (uint32_t i = 0; flagged > 0 && i < n; i++)
+        if (lost[i]) scale[i] = min[i] = HALF_NAN;
     memcpy(tile + to->v_scale + 2 * e0, scale, 2 * n);
     memcpy(tile + to->v_min + 2 * e0, min, 2 * n);
     return flagged;
 }
 
-static uint32_t seal_values4(const pkvi_layout *open, const char *from, const pkvi_layout *to,
-                             char *tile, bool careful)
+VI uint32_t seal_value_tile(int kind, const pkvi_layout *open, const char *from,
+                            const pkvi_layout *to, char *tile)
 {
     uint32_t flagged = 0;
-    const uint32_t all = to->page_tokens * to->v_groups;
-    const int kind = value_kind(open);
-    for (uint32_t e = 0; e < all; e += FIT)
-        flagged += kind == KIND_F32   ? seal_groups(KIND_F32, open, from, to, tile, e, careful)
-                   : kind == KIND_F16 ? seal_groups(KIND_F16, open, from, to, tile, e, careful)
-                                      : seal_groups(KIND_BF16, open, from, to, tile, e, careful);
+    if (to->dtype_v == PKV_DTYPE_V8)
+        for (uint32_t t = 0; t < to->page_tokens; t += FIT)
+            flagged += seal_tokens(kind, open, from, to, tile, t);
+    else
+        for (uint32_t e = 0; e < to->page_tokens * to->v_groups; e += FIT)
+            flagged += seal_groups(kind, open, from, to, tile, e);
     return flagged;
 }
 
 static uint32_t seal_values(const pkvi_layout *open, const char *from, const pkvi_layout *to,
                             char *tile)
 {
-    const bool eight = to->dtype_v == PKV_DTYPE_V8;
-    const bool careful = suspect(open, false, from, eight ? 127 * LARGEST : LARGEST);
-    uint32_t flagged = 0;
-    if (!eight) return seal_values4(open, from, to, tile, careful);
-    for (uint32_t t = 0; t < to->page_tokens; t += FIT)
-        flagged += seal_values8(open, from, to, tile, t, careful);
-    return flagged;
+    switch (value_kind(open)) {
+    case KIND_F32:
+        return seal_value_tile(KIND_F32, open, from, to, tile);
+    case KIND_F16:
+        return seal_value_tile(KIND_F16, open, from, to, tile);
+    default:
+        return seal_value_tile(KIND_BF16, open, from, to, tile);
+    }
 }
 
 /* Rows of floats into a tile of plain elements: the inverse of channel_floats and token_floats. Of
@@ -374,7 +427,8 @@ static uint32_t seal(const pkvi_layout *open, const void *open_part, const pkvi_
         char *v = (char *)sealed_part + sealed->v_offset + (size_t)h * sealed->v_head_bytes;
         if (pkvi_layout_k_coded(sealed))
             flagged += seal_keys(open, k_source(open, open_part, h), sealed, k,
-                                 (uint8_t *)(uintptr_t)key_flags(sealed, sealed_part, h));
+                                 (uint8_t *)(uintptr_t)key_flags(sealed, sealed_part, h),
+                                 v_source(open, open_part, h));
         else
             keys_to(open, open_part, h, sealed, k);
         if (pkvi_layout_v_coded(sealed))

@@ -1,5 +1,5 @@
-/* Pages in codes: what a seal stores, reads back, bounds and flags, for every row. Attention over
- * them is in test_attend.c. */
+/* Pages in codes: what a seal stores, reads back, bounds and flags, for every row, and attention
+ * over pages with unusual contents; over ordinary ones it is in test_attend.c. */
 #include "shape.h"
 
 #include <check.h>
@@ -449,6 +449,165 @@ START_TEST(codes_do_not_overlap)
 }
 END_TEST
 
+/* ---- attention over unusual pages --------------------------------------------------------------
+ */
+
+enum { PAGES = 5, ROWS = 7, BAD_PAGE = 2, BAD_DIM = 33 };
+
+/* Pages, queries, and what rows see: row r the slots [lo[r], hi[r]). */
+struct attended {
+    struct pages pages[PAGES];
+    uint32_t P, lo[ROWS], hi[ROWS];
+    float q[HEADS * ROWS * DK], o[HEADS * ROWS * DV], m[HEADS * ROWS], l[HEADS * ROWS];
+    float scale;
+    uint32_t bad; /* a slot with a key and a value that no half holds, of head 1; PAGES * P: none */
+};
+
+static double key_at(const struct attended *a, uint32_t h, uint32_t slot, uint32_t d)
+{
+    const struct pages *p = &a->pages[slot / a->P];
+    return pkvi_reference_k(&p->sealed, p->to, h, slot % a->P, d);
+}
+static double value_at(const struct attended *a, uint32_t h, uint32_t slot, uint32_t d)
+{
+    const struct pages *p = &a->pages[slot / a->P];
+    return pkvi_reference_v(&p->sealed, p->to, h, slot % a->P, d);
+}
+
+/* What rounding is relative to: V4 sums codes and minima apart. */
+static double value_size(const struct attended *a, uint32_t h, uint32_t slot, uint32_t d)
+{
+    const struct pages *p = &a->pages[slot / a->P];
+    const double v = fabs(value_at(a, h, slot, d));
+    if (p->sealed.dtype_v != PKV_DTYPE_V4) return v;
+    return v + 15 * step_of(&p->sealed, p->to, false, h, slot % a->P, d) * 2;
+}
+
+static void attended_new(struct attended *a, const pkvi_kernels *kernels, struct rng *rng,
+                         struct format format, source *value, bool poisoned)
+{
+    double most = 1e-30;
+    a->bad = poisoned ? BAD_PAGE * a->P + 3 : PAGES * a->P;
+    for (uint32_t i = 0; i < PAGES; i++) {
+        struct pages *p = &a->pages[i];
+        *p = pages_new(PKV_DTYPE_F16, format, a->P, 0);
+        fill(kernels, p, rng, value);
+        if (poisoned && i == BAD_PAGE) {
+            const float x[2] = {NAN, INFINITY};
+            if (pkvi_layout_k_coded(&p->sealed))
+                kernels->convert(p->from + pkvi_layout_k_at(&p->open, 1, 3, 7), PKV_DTYPE_F16,
+                                 &x[0], PKV_DTYPE_F32, 1);
+            kernels->convert(p->from + pkvi_layout_v_at(&p->open, 1, 3, BAD_DIM), PKV_DTYPE_F16,
+                             &x[1], PKV_DTYPE_F32, 1);
+        }
+        kernels->seal(&p->open, p->from, &p->sealed, p->to, 0, HEADS);
+    }
+    for (uint32_t i = 0; i < HEADS * ROWS * DK; i++)
+        a->q[i] = rng_normal(rng);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        a->lo[r] = r % 3 == 2 ? BAD_PAGE * a->P + 4 + r : r;
+        a->hi[r] = r % 3 == 1 ? BAD_PAGE * a->P + 3 : PAGES * a->P - r;
+    }
+    for (uint32_t slot = 0; slot < PAGES * a->P; slot++)
+        for (uint32_t d = 0; d < HEADS * DK; d++)
+            if (slot != a->bad) most = fmax(most, fabs(key_at(a, d / DK, slot, d % DK)));
+    a->scale = (float)(3 / (most * sqrt(DK)));
+}
+
+static void attended_run(struct attended *a, const pkvi_kernels *kernels)
+{
+    const pkvi_layout *l = &a->pages[0].sealed;
+    const void *parts[PAGES];
+    for (uint32_t i = 0; i < PAGES; i++)
+        parts[i] = a->pages[i].to;
+    void *scratch = must(aligned_alloc(64, pkvi_kernel_scratch(l, HEADS, ROWS)));
+    const pkvi_attend_job job = {.layout = l,
+                                 .parts = parts,
+                                 .n_pages = PAGES,
+                                 .head1 = HEADS,
+                                 .n_rows = ROWS,
+                                 .q = a->q,
+                                 .q_head_stride = ROWS * DK,
+                                 .lo = a->lo,
+                                 .hi = a->hi,
+                                 .scale = a->scale,
+                                 .o = a->o,
+                                 .o_head_stride = ROWS * DV,
+                                 .o_stride = DV,
+                                 .m = a->m,
+                                 .l = a->l,
+                                 .scratch = scratch};
+    kernels->attend(&job);
+    free(scratch);
+}
+
+/* One row of one head against double precision over the stored values. */
+static void attended_check(const struct attended *a, uint32_t h, uint32_t r)
+{
+    const struct format format = {a->pages[0].sealed.dtype_k, a->pages[0].sealed.dtype_v};
+    const float *q = a->q + (h * ROWS + r) * DK, *o = a->o + (h * ROWS + r) * DV;
+    const float l = a->l[h * ROWS + r];
+    const bool sees_bad = h == 1 && a->lo[r] <= a->bad && a->bad < a->hi[r];
+    const bool bad_key = pkvi_layout_k_coded(&a->pages[0].sealed);
+    double p[PAGES * 256], max = -INFINITY, sum = 0, size = 0;
+    if (sees_bad && bad_key) {
+        ck_assert(isnan(l));
+        return;
+    }
+    for (uint32_t t = a->lo[r]; t < a->hi[r]; t++) {
+        double dot = 0, terms = 0;
+        for (uint32_t d = 0; d < DK; d++) {
+            const struct pages *page = &a->pages[t / a->P];
+            const double k = key_at(a, h, t, d), x = (double)q[d];
+            const double wide =
+                bad_key ? 255 * step_of(&page->sealed, page->to, true, h, t % a->P, d) : 0;
+            dot += x * k;
+            terms += fabs(x) * (fabs(k) + 2 * wide);
+        }
+        p[t] = dot * (double)a->scale;
+        max = fmax(max, p[t]);
+        size = fmax(size, terms * (double)a->scale);
+    }
+    for (uint32_t t = a->lo[r]; t < a->hi[r]; t++)
+        sum += p[t] = exp(p[t] - max);
+    for (uint32_t d = 0; d < DV; d++) {
+        double want = 0, sizes = 0;
+        for (uint32_t t = a->lo[r]; t < a->hi[r]; t++) {
+            want += p[t] * value_at(a, h, t, d) / sum;
+            sizes += p[t] * value_size(a, h, t, d) / sum;
+        }
+        if (isnan(want)) { /* the value that no half holds, and what shares its scale */
+            ck_assert(sees_bad && (format.v != PKV_DTYPE_V4 || d / 32 == BAD_DIM / 32));
+            ck_assert(isnan(o[d]));
+            continue;
+        }
+        const double got = (double)o[d] / (double)l, error = fabs(got - want);
+        ck_assert_msg(error <= (1e-5 + 4e-7 * size) * sizes + 1e-35,
+                      "%s %s, P %u, row %u dim %u: %g, reference %g, sizes %g and %g",
+                      pkv_dtype_name(format.k), pkv_dtype_name(format.v), a->P, r, d, got, want,
+                      size, sizes);
+    }
+}
+
+START_TEST(unusual_pages_are_attended_exactly)
+{
+    const pkvi_kernels *kernels = pkvi_kernel_at((uint32_t)_i, 1);
+    struct rng rng = {77};
+    for (int f = N_PLAIN; f < N_FORMATS; f++)
+        for (size_t w = 0; w < 2 * sizeof sources / sizeof *sources; w++) {
+            struct attended a = {.P = page_sizes[(w + (size_t)f) % 6]};
+            attended_new(&a, kernels, &rng, formats[f], sources[w / 2], w % 2);
+            if (w % 2 && !pkvi_layout_v_coded(&a.pages[0].sealed)) continue;
+            attended_run(&a, kernels);
+            for (uint32_t h = 0; h < HEADS; h++)
+                for (uint32_t r = 0; r < ROWS; r++)
+                    attended_check(&a, h, r);
+            for (uint32_t i = 0; i < PAGES; i++)
+                pages_free(&a.pages[i]);
+        }
+}
+END_TEST
+
 Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("kernel sealed");
@@ -463,6 +622,7 @@ Suite *pkvt_suite(void)
     tcase_add_loop_test(tests, reads_back, 0, n);
     tcase_add_loop_test(tests, flags_what_it_cannot_hold, 0, n);
     tcase_add_loop_test(tests, bounds_and_sums, 0, n);
+    tcase_add_loop_test(tests, unusual_pages_are_attended_exactly, 0, n);
     suite_add_tcase(suite, tests);
     return suite;
 }
