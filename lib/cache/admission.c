@@ -42,13 +42,13 @@ static bool is_alone(const struct pkv_cache *cache, bool newcomer)
 static uint32_t stuck_after(struct pkv_cache *cache, const struct pkvi_batch *batch, uint32_t n)
 {
     uint32_t stuck = UINT32_MAX;
-    /* The third look is for one that is alone. */
-    for (int at = 0; at < (is_alone(cache, false) ? 3 : 2) && stuck != 0; at++) {
+    /* The last two looks are for one that is alone. */
+    for (int at = 0; at < (is_alone(cache, false) ? 4 : 2) && stuck != 0; at++) {
         struct pkvi_demand demand = {.cache = cache,
                                      .batch = batch,
                                      .n_entries = n,
-                                     .exact = at == 1,
-                                     .alone = at == 2};
+                                     .exact = at % 2 != 0,
+                                     .alone = at >= 2};
         const bool there = pkvi_demand_read(&demand);
         const uint32_t now = there ? pkvi_demand_stuck(&demand, NULL) : UINT32_MAX;
         stuck = pkvi_min_u32(stuck, now);
@@ -84,13 +84,10 @@ static bool is_safe(struct pkv_cache *cache, const struct pkvi_newcomer *newcome
 {
     uint32_t lacking[PKV_MAX_GROUPS] = {0};
     uint32_t n_stuck = 1;
-    for (int exact = 0; exact < 2 && n_stuck != 0; exact++) {
-        struct pkvi_demand demand = {.cache = cache, .newcomer = newcomer, .exact = exact != 0};
+    for (int at = 0; at < (is_alone(cache, newcomer != NULL) ? 4 : 2) && n_stuck != 0; at++) {
+        struct pkvi_demand demand = {
+            .cache = cache, .newcomer = newcomer, .exact = at % 2 != 0, .alone = at >= 2};
         n_stuck = look(&demand, outlook, lacking);
-    }
-    if (n_stuck != 0 && is_alone(cache, newcomer != NULL)) {
-        struct pkvi_demand demand = {.cache = cache, .newcomer = newcomer, .alone = true};
-        n_stuck = look(&demand, outlook, NULL);
     }
     for (uint32_t g = 0; missing && g < cache->n_groups; g++)
         missing[g] = n_stuck != 0 ? lacking[g] : 0;

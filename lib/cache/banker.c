@@ -133,6 +133,9 @@ static void end(struct pkvi_bank *bank, struct pkvi_holder *holder, uint64_t *to
         bank->free[g] += holder->back[g];
         bank->free[g] -= holder->units[g] * bank->per_unit[g];
         bank->stock += holder->units[g] * bank->unit_bytes[g];
+        const uint64_t paid = bank->debt < bank->stock ? bank->debt : bank->stock;
+        bank->debt -= paid;
+        bank->stock -= paid;
         if (bank->cap[g] <= UINT64_MAX - holder->back[g]) bank->cap[g] += holder->back[g];
         total[g] -= holder->need[g];
     }

@@ -17,6 +17,8 @@
 struct pkvi_bank {
     uint32_t n_groups;
     uint64_t stock;                      /* bytes that may go to any group */
+    uint64_t debt;                       /* bytes that are held beyond what there is: what comes back
+                                          * pays them first; stock is 0 until then */
     uint64_t free[PKV_MAX_GROUPS];       /* pages that only this group can use */
     uint64_t cap[PKV_MAX_GROUPS];        /* pages the group may take at all (max_pages) */
     uint64_t keep[PKV_MAX_GROUPS];       /* pages that must be left whenever some are handed out */

@@ -4,31 +4,36 @@
 
 #include "cache/open_pages.h"
 
-/* Metadata that the first pages bring along and every further one (tests/unit/test_admit.c holds it
- * against what there is), without and with a prefix index. */
-enum { FIRST_ARRAYS = 20 << 10, FIRST_NODES = 92 << 10, PAGE_METADATA = 88, NODE_METADATA = 200 };
+/* Metadata beside what an empty cache has: first arrays of every kind, and per page its words, its
+ * places in tables and counters (arrays that grow by doubling), and its node of the prefix index
+ * (tests/unit/test_admit.c holds it against what there is). */
+enum {
+    FIRST_ARRAYS = 192 << 10,
+    STATE_ARRAYS = 20 << 10, /* per group of recurrent states */
+    PAGE_METADATA = 88,
+    NODE_METADATA = 200,
+    NODES_HELD = 320 /* as metadata_to_come counts them: with those that stay for their children */
+};
 
 /* What metadata comes to when the one sequence has all its pages. */
 static uint64_t metadata_of_one(const struct pkvi_demand *demand)
 {
     const struct pkv_cache *cache = demand->cache;
-    const bool prefix = cache->hooks[PKVI_HOOK_PREFIX] != NULL;
     uint64_t pages = 0;
     for (uint32_t g = 0; g < cache->n_groups; g++)
         pages += demand->total[g];
     const uint64_t now = atomic_load_explicit(&cache->budget.metadata, memory_order_relaxed);
-    const uint64_t first = cache->empty_metadata + (1u + cache->states.n) * (uint64_t)FIRST_ARRAYS +
-                           (prefix ? FIRST_NODES : 0u);
-    return pkvi_max_u64(now, first) + pages * (PAGE_METADATA + (prefix ? NODE_METADATA : 0u));
+    const uint64_t per_page =
+        PAGE_METADATA + (cache->hooks[PKVI_HOOK_PREFIX] ? NODE_METADATA : 0u);
+    const uint64_t first =
+        cache->empty_metadata + FIRST_ARRAYS + cache->states.n * (uint64_t)STATE_ARRAYS;
+    return pkvi_max_u64(now, first) + pages * per_page;
 }
 
-/* What metadata may come to while the cache is full of the smallest pages: what an empty cache has,
- * first arrays of every kind, and per page its words, its places in tables and counters (arrays that
- * grow by doubling), and its node of the prefix index. Promised to nobody as pages, and the same
- * whatever has happened: so a state that is safe stays safe when metadata grows. */
+/* What metadata may come to while the cache is full of the smallest pages. Promised to nobody as
+ * pages, and the same whatever has happened: so a state that is safe stays safe when metadata grows. */
 static uint64_t metadata_to_come(const struct pkvi_demand *demand, uint64_t limit)
 {
-    enum { ARRAYS = 192 << 10, NODES_HELD = 320 };
     const struct pkv_cache *cache = demand->cache;
     uint64_t smallest = UINT64_MAX;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
@@ -37,7 +42,7 @@ static uint64_t metadata_to_come(const struct pkvi_demand *demand, uint64_t limi
     }
     const uint64_t per_page =
         PAGE_METADATA + (cache->hooks[PKVI_HOOK_PREFIX] ? NODES_HELD : 0u);
-    const uint64_t bytes = cache->empty_metadata + ARRAYS + limit / smallest * per_page;
+    const uint64_t bytes = cache->empty_metadata + FIRST_ARRAYS + limit / smallest * per_page;
     return pkvi_min_u64(limit / 8, bytes);
 }
 
@@ -75,6 +80,7 @@ static void read_bank(struct pkvi_demand *demand)
     const uint64_t bound = pkvi_min_u64(pkvi_budget_for_pages(&cache->budget),
                                         pkvi_budget_beside(limit, metadata));
     bank->stock = bound > used ? bound - used : 0;
+    bank->debt = used > bound ? used - bound : 0; /* one that was alone may have gone beyond */
 }
 
 /* ---- pages that come back ----------------------------------------------------------------------
