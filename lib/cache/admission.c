@@ -109,15 +109,16 @@ static pkv_status check_claim(struct pkv_cache *cache, const char *caller,
     return PKV_OK;
 }
 
-/* What a sequence needs that begins with n_tokens tokens in `pages` pages per group. */
+/* What a sequence needs that begins with n_tokens tokens: pages, and a copy of the last one if that is
+ * shared in part, beside all that a window keeps. */
 static void imagine(const struct pkv_cache *cache, struct pkvi_newcomer *newcomer, uint64_t claim,
                     uint64_t n_tokens)
 {
-    const uint64_t whole = n_tokens < claim ? n_tokens >> cache->page_shift /* a partial one is copied */
-                                            : pkvi_pages_for(cache, n_tokens);
-    const uint64_t pages = pkvi_pages_for(cache, claim) - whole;
+    const bool copies = n_tokens < claim && (n_tokens & (cache->page_tokens - 1u)) != 0;
+    const uint64_t pages = pkvi_pages_for(cache, claim) - pkvi_pages_for(cache, n_tokens);
     for (uint32_t g = 0; g < cache->n_groups; g++)
-        newcomer->need[g] = pkvi_min_u64(pages, pkvi_ticket_most_held(cache, NULL, g));
+        newcomer->need[g] =
+            pkvi_min_u64(pages, pkvi_ticket_most_held(cache, NULL, g)) + (copies ? 1u : 0u);
 }
 
 pkv_status pkv_admit_probe(pkv_cache *cache, uint64_t max_tokens, uint64_t shared_tokens,
