@@ -370,6 +370,8 @@ void pkvi_batch_commit(struct pkvi_batch *batch)
 {
     struct pkv_cache *cache = batch->cache;
     advance(batch);
+    /* A page that was new may be a tail now, and somebody may have got hold of it meanwhile. */
+    pkvi_tickets_changed_by(batch);
     for (int slot = 0; slot < PKVI_HOOK_SLOTS; slot++) {
         const struct pkvi_hooks *hooks = cache->hooks[slot];
         if (hooks && hooks->commit) hooks->commit(cache->hook_context[slot], batch);

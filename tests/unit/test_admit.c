@@ -227,6 +227,31 @@ START_TEST(pins_of_admitted_sequences_are_asked_about)
 }
 END_TEST
 
+/* Between reserve and commit a host takes a reference on the new page: the commit makes it a tail that
+ * the next step must copy, which the ticket did not count while the page was only reserved. */
+START_TEST(a_new_tail_may_be_shared)
+{
+    open_cache(64, 0);
+    pkv_seq seq = create();
+    ck_assert_int_eq(pkv_admit(seq, 20 * P), PKV_OK);
+    pkv_batch batch;
+    ck_assert_int_eq(pkv_batch_begin(cache, &batch), PKV_OK);
+    ck_assert_int_eq(pkv_batch_add(batch, seq, NULL, 1), PKV_OK);
+    ck_assert_int_eq(pkv_batch_reserve(batch), PKV_OK);
+    pkv_page page;
+    ck_assert_int_eq(pkv_seq_pages(seq, 0, 0, 1, &page), PKV_OK);
+    ck_assert_int_eq(pkv_page_ref(cache, 0, 1, &page), PKV_OK);
+    uint32_t safe, missing;
+    ck_assert_int_eq(pkv_admit_probe(cache, P, 0, &safe, &missing, 1), PKV_OK);
+    ck_assert_int_eq(pkv_batch_commit(batch), PKV_OK);
+    char text[200];
+    ck_assert_int_eq(pkv_cache_verify(cache, text, sizeof text), PKV_OK);
+    ck_assert_int_eq(pkv_page_unref(cache, 0, 1, &page), PKV_OK);
+    ck_assert_int_eq(pkv_seq_destroy(seq), PKV_OK);
+    close_cache();
+}
+END_TEST
+
 Suite *pkvt_suite(void)
 {
     Suite *suite = suite_create("admit");
@@ -237,6 +262,7 @@ Suite *pkvt_suite(void)
     tcase_add_test(tests, a_refusal_changes_nothing);
     tcase_add_test(tests, one_alone_may_have_everything);
     tcase_add_test(tests, pins_of_admitted_sequences_are_asked_about);
+    tcase_add_test(tests, a_new_tail_may_be_shared);
     suite_add_tcase(suite, tests);
     return suite;
 }
