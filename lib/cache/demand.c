@@ -422,13 +422,14 @@ static uint64_t take_from_stock(struct pkvi_bank *bank, uint64_t bytes)
 
 /* States, likewise: every admitted sequence keeps one of its own, and one more slot per group stays
  * free for steps, so that any sequence can take a token: the slot it read comes back at the commit.
- * Returns bytes that are missing; adds the step's own to demand->open_bytes. */
-static uint64_t set_states_aside(struct pkvi_demand *demand)
+ * Returns how much is missing of that; adds what the step takes beyond to demand->open_bytes, all that it
+ * takes to *own; *there becomes false if a group has not so many slots. */
+static uint64_t set_states_aside(struct pkvi_demand *demand, uint64_t *own, bool *there)
 {
     struct pkv_cache *cache = demand->cache;
     const struct pkvi_admission *admission = cache->admission;
     if (cache->states.n == 0) return 0;
-    uint64_t stay = demand->newcomer != NULL, step = 0, lacking = 0;
+    uint64_t stay = demand->newcomer != NULL, step = 0, rows = 0, lacking = 0;
     for (uint32_t i = 0; i < admission->n; i++)
         stay += !pkvi_states_own(&cache->states, pkvi_states_of(admission->seqs[i]));
     for (uint32_t i = 0; i < demand->n_entries; i++) {
@@ -436,30 +437,36 @@ static uint64_t set_states_aside(struct pkvi_demand *demand)
         const bool stays = !pkvi_states_own(&cache->states, pkvi_states_of(entry->seq));
         stay += stays && entry->seq->claim == 0;
         step += pkvi_state_rows(entry) - stays;
+        rows += pkvi_state_rows(entry);
     }
     const uint64_t spare = admission->n != 0 || demand->newcomer;
     for (uint32_t s = 0; s < cache->states.n; s++) {
         struct pkvi_pool *pool = &cache->states.groups[s].pool;
         struct pkvi_pool_census census;
         pkvi_pool_census(pool, demand->exact, &census);
+        if (rows > census.cap) *there = false;
         if (stay + pkvi_max_u64(spare, step) > census.cap) lacking++;
         if (cache->storage == PKV_STORAGE_EXTERNAL) continue;
+        *own += open_bytes(pool, rows);
         lacking += take_from_stock(&demand->bank, open_bytes(pool, stay + spare));
         demand->open_bytes += open_bytes(pool, step > spare ? step - spare : 0);
     }
     return lacking;
 }
 
-/* Sets open pages and states aside. False if the step's are not there. */
+/* Sets open pages and states aside. False if the step's own are not there: whether admitted sequences
+ * lack theirs is another question (short_of_open), which may have the same answer without the step. */
 static bool set_open_aside(struct pkvi_demand *demand)
 {
     const struct pkv_cache *cache = demand->cache;
     const struct pkvi_admission *admission = cache->admission;
     demand->open_bytes = 0;
-    uint64_t lacking = set_states_aside(demand);
+    bool there = true;
+    const uint64_t stock = demand->bank.stock;
+    uint64_t own = 0, lacking = set_states_aside(demand, &own, &there);
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         if (!cache->groups[g].quantised) continue;
-        uint64_t stay = demand->newcomer != NULL, step = 0;
+        uint64_t stay = demand->newcomer != NULL, step = 0, pages = 0;
         for (uint32_t i = 0; i < admission->n; i++) {
             const struct pkvi_seq *seq = admission->seqs[i];
             stay += seq->length < seq->claim && !pkvi_open_is_own(seq, g);
@@ -471,12 +478,14 @@ static bool set_open_aside(struct pkvi_demand *demand)
             const bool stays = needed != 0 && (counted || entry->seq->claim == 0);
             stay += stays && !counted;
             step += needed - stays;
+            pages += needed;
         }
+        own += open_bytes(&cache->groups[g].open_pool, pages);
         lacking += take_from_stock(&demand->bank, open_bytes(&cache->groups[g].open_pool, stay));
         demand->open_bytes += open_bytes(&cache->groups[g].open_pool, step);
     }
     demand->short_of_open = lacking != 0;
-    return lacking + take_from_stock(&demand->bank, demand->open_bytes) == 0;
+    return take_from_stock(&demand->bank, demand->open_bytes) == 0 && there && own <= stock;
 }
 
 bool pkvi_demand_read(struct pkvi_demand *demand)

@@ -94,10 +94,12 @@ uint32_t pkvi_cache_missing(struct pkv_cache *cache, uint32_t group, uint32_t n,
 
 bool pkvi_cache_reclaim_for(struct pkv_cache *cache, struct pkvi_pool *pool, uint32_t n)
 {
-    const uint64_t units = pkvi_ceil_div_u64(n, pkvi_pool_unit_pages(pool));
-    const uint64_t wanted = units * pkvi_pool_unit_bytes(pool);
-    const uint64_t available = pkvi_regions_available(&cache->regions);
-    const uint64_t bytes = wanted > available ? wanted - available : 1;
+    /* Of what the pool has no free page for; a part of a unit may be there already. */
+    const uint64_t unit_bytes = pkvi_pool_unit_bytes(pool);
+    const uint64_t units =
+        pkvi_ceil_div_u64(pkvi_pool_missing(pool, n), pkvi_pool_unit_pages(pool));
+    const uint64_t there = pkvi_regions_available(&cache->regions) % unit_bytes;
+    const uint64_t bytes = units != 0 ? units * unit_bytes - there : 1;
     uint64_t cached = 0;
     for (uint32_t g = 0; g < cache->n_groups; g++)
         cached += pkvi_pool_cached(&cache->groups[g].pool) * cache->groups[g].page_bytes;
