@@ -25,19 +25,22 @@ pkv_status pkv_export_csr(pkv_batch handle, uint32_t group, int32_t *indptr, int
     if (status != PKV_OK) return status;
     struct pkv_cache *cache = handle.cache;
     if (!n_indices) return pkvi_fail(cache, PKV_EINVAL, "export_csr: n_indices is NULL");
-    if (!indptr || (!last_page_len && batch->n_entries != 0) || (!indices && *n_indices != 0))
-        return pkvi_fail(cache, PKV_EINVAL,
-                         "export_csr: indptr, indices or last_page_len is NULL");
+    const uint32_t capacity = *n_indices;
+    if (!indices && capacity != 0)
+        return pkvi_fail(cache, PKV_EINVAL, "export_csr: indices is NULL");
     uint64_t total = 0;
     for (uint32_t i = 0; i < batch->n_entries; i++)
         total += batch->entries[i].seq->tables[group].resident;
     if (total > INT32_MAX)
         return pkvi_fail(cache, PKV_ERANGE, "export_csr: more than 2^31 - 1 indices");
-    const uint32_t capacity = *n_indices;
-    *n_indices = (uint32_t)total;
-    if (capacity < total)
+    if (capacity < total) {
+        *n_indices = (uint32_t)total;
         return pkvi_fail(cache, PKV_ERANGE, "export_csr: room for %u of %llu indices", capacity,
                          (unsigned long long)total);
+    }
+    if (!indptr || (!last_page_len && batch->n_entries != 0))
+        return pkvi_fail(cache, PKV_EINVAL, "export_csr: indptr or last_page_len is NULL");
+    *n_indices = (uint32_t)total;
     const uint32_t mask = cache->page_tokens - 1;
     uint32_t at = 0;
     for (uint32_t i = 0; i < batch->n_entries; i++) {

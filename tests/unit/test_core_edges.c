@@ -195,6 +195,9 @@ START_TEST(failing_calls_write_nothing)
     ck_assert_int_eq(pkv_export_csr(reserved, 0, scratch, scratch + 8, &room, scratch + 40),
                      PKV_ERANGE);
     ck_assert_uint_eq(room, 4);
+    room = 0; /* asked for alone, too */
+    ck_assert_int_eq(pkv_export_csr(reserved, 0, NULL, NULL, &room, NULL), PKV_ERANGE);
+    ck_assert_uint_eq(room, 4);
     ck_assert_int_eq(pkv_batch_abort(reserved), PKV_OK);
     ck_assert_int_eq(pkv_batch_abort(open), PKV_OK);
     close_cache();
