@@ -262,7 +262,7 @@ VI void pv_rest(int kind, int rows, struct pv_block *b, uint32_t dims, uint32_t 
     if (vec < dims / VL) pv_core(kind, rows, 1, false, b, vec++);
     if (VL == 16 && dims % VL != 0) pv_core(kind, rows, 1, true, b, vec);
     b->p += (uint32_t)rows * pv_p_stride(kind);
-    b->base += rows;
+    if (b->base) b->base += rows; /* codes only */
     b->o += (size_t)rows * b->o_stride;
 }
 
