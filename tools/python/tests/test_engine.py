@@ -192,8 +192,8 @@ def test_preemption_with_followers(llama, monkeypatch):
     room = len(prompts[-1]) // 16 + 20
     groups_of = paged.groups_of
 
-    def bounded(config, dtype):
-        return [dataclasses.replace(group, max_pages=room) for group in groups_of(config, dtype)]
+    def bounded(*formats):
+        return [dataclasses.replace(group, max_pages=room) for group in groups_of(*formats)]
 
     monkeypatch.setattr(paged, "groups_of", bounded)
     with PagedStore(llama.config, memory=64 << 20) as store:
