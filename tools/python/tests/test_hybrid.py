@@ -1,6 +1,8 @@
-"""A hybrid model (two attention layers, six with a gated delta rule) on pages and states: forks,
-checkpoints, rollback of speculation, aborted steps, prefixes and preemption give what computing everything anew gives,
-bit for bit. Products are made token by token, so that rounding depends on nothing but the token."""
+"""A hybrid model (two attention layers, six with a gated delta rule) on pages and states.
+
+Forks, checkpoints, rollback of speculation, aborted steps, prefixes and preemption give what
+computing everything anew gives, bit for bit. Products are made token by token, so that rounding
+depends on nothing but the token."""
 
 from __future__ import annotations
 
