@@ -237,7 +237,7 @@ def test_a_path_of_a_tree_is_kept(cache):
         plan.build(batch)
         for layer in range(LAYERS):
             plan.write(layer, k, v)
-        with pytest.raises(pagedkv.Error, match="ascend"):
+        with pytest.raises(pagedkv.PagedKVError, match="ascend"):
             batch.commit_paths([[3, 1], []])
         batch.commit_paths([[0, 2, 4], []])
     assert (a.length, b.length) == (3, 0)
